@@ -1,0 +1,160 @@
+"""From any source to one that can be trained on: a zip of PNGs of one size and one kind of channels.
+
+Images may differ in size and channels. Each is resized by its shorter side, with an antialiased filter, and
+its centre is kept. All become grey if all were grey, else RGB; transparent parts become white.
+"""
+
+import errno
+import os
+import zipfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from PIL import Image, ImageOps
+
+from onefold.data.decode import Shape, channels_text, over_white, to_image
+from onefold.data.layout import natural
+from onefold.data.listing import Listing, Unreadable
+from onefold.data.parallel import Progress, each
+from onefold.data.source import list_source
+from onefold.errors import UserError
+
+Result = TypeVar("Result")
+
+# One date for all entries, so that the same images make the same file.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` wrote.
+
+    written: images in the zip, each of `image_shape` (H, W, C).
+    enlarged: how many of them were smaller than that, and so are blurred.
+    skipped: names of the images that could not be read.
+    """
+
+    path: Path
+    image_shape: Shape
+    written: int
+    enlarged: int
+    skipped: tuple[str, ...]
+
+
+def convert(
+    source: str | Path,
+    out_zip: str | Path,
+    size: int | tuple[int, int],
+    *,
+    unreadable: Literal["refuse", "skip"] = "refuse",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write the images of `source` to the zip `out_zip`, each of `size`: a side or (height, width).
+
+    The zip has a folder per class, in the order of the classes; a class without images vanishes. It appears
+    when it is complete; until then, and after a failure, `out_zip` is as it was before.
+
+    `unreadable` "skip" leaves out what cannot be decoded. `progress` is told of the images that are done.
+
+    Raises UserError when the source cannot be opened or holds other channels than grey, RGB and RGBA, when an
+    image cannot be read, when `out_zip` is there already (unless `overwrite`), and when it cannot be written.
+    """
+    out = Path(out_zip).expanduser()
+    height, width = (size, size) if isinstance(size, int) else size
+    _check(out, height, width, overwrite)
+    listing = list_source(source)
+
+    def attempt(function: Callable[[int], Result], index: int) -> Result | None:
+        try:
+            return function(index)
+        except Unreadable:
+            if unreadable == "skip":
+                return None
+            raise
+
+    everything = range(len(listing))
+    shapes = list(each(lambda index: attempt(listing.shape, index), everything))
+    channels = {shape[2] for shape in shapes if shape is not None}
+    for other in channels - {1, 3, 4}:
+        raise UserError(f"{listing.source}: images have {channels_text(other)}; only grey, RGB and RGBA convert")
+    mode = "L" if channels == {1} else "RGB"
+    folders = class_folders(listing.class_names)
+
+    def render(index: int) -> tuple[bytes, bool] | None:
+        return attempt(lambda k: _png(listing, k, mode, width, height), index)
+
+    readable = [index for index in everything if shapes[index] is not None]
+    written, enlarged = 0, 0
+    skipped = [listing.names[index] for index in everything if shapes[index] is None]
+    with _complete(out) as archive:
+        for index, result in zip(readable, each(render, readable, progress), strict=True):
+            if result is None:
+                skipped.append(listing.names[index])
+                continue
+            png, small = result
+            folder = folders[listing.labels[index]] + "/" if folders else ""
+            archive.writestr(zipfile.ZipInfo(f"{folder}{index:08d}.png", _DATE), png)
+            written += 1
+            enlarged += small
+        if written == 0:
+            raise UserError(f"{listing.source}: none of its {len(listing)} images can be read; check the files")
+    return Conversion(out, (height, width, 1 if mode == "L" else 3), written, enlarged, tuple(skipped))
+
+
+def class_folders(class_names: tuple[str, ...]) -> list[str]:
+    """Make a folder name for each class that sorts to its number, so that labels survive the conversion.
+
+    Mostly that is the class's own name. Names that would be hidden, nested, alike or sorted differently are
+    changed or numbered.
+    """
+    folders = [name.replace("/", "_").replace("\\", "_").strip() for name in class_names]
+    folders = [f"_{name}" if name.startswith((".", "__MACOSX")) or not name else name for name in folders]
+    if len(set(folders)) == len(folders) and sorted(folders, key=natural) == folders:
+        return folders
+    return [f"{number:05d} {name}" for number, name in enumerate(folders)]
+
+
+def _check(out: Path, height: int, width: int, overwrite: bool) -> None:
+    if height < 1 or width < 1:
+        raise UserError(f"--size {height}×{width}: must be at least 1 pixel; give the side of the new images")
+    if out.suffix.lower() != ".zip":
+        raise UserError(f"{out}: the result is a zip file; give it a name that ends in .zip")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another name, or replace it with --overwrite")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: its folder does not exist; make it first: mkdir -p {out.parent}")
+
+
+def _png(listing: Listing, index: int, mode: str, width: int, height: int) -> tuple[bytes, bool]:
+    """Resize and crop one image; give its PNG, and whether it had to be enlarged."""
+    image = to_image(listing.image(index))
+    if image.mode == "RGBA":
+        image = over_white(image)
+    if image.mode != mode:
+        image = image.convert(mode)
+    small = image.width < width or image.height < height
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+    file = BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue(), small
+
+
+@contextmanager
+def _complete(out: Path) -> Generator[zipfile.ZipFile]:
+    """Open a zip that takes its name only when all went well. Raises UserError when it cannot be written."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            yield archive
+        temporary.replace(out)
+    except OSError as error:
+        cure = "free some, or write elsewhere" if error.errno == errno.ENOSPC else "write elsewhere"
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); {cure}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,123 @@
+"""Batches for training, without end, in the order that `order.py` defines.
+
+A small data set is read into memory once; a large one is decoded batch by batch, by threads that work ahead.
+Either way, and for any number of threads, the batches are the same.
+"""
+
+from collections.abc import Sequence
+from itertools import count
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from onefold.data.dataset import Dataset
+from onefold.data.order import indices as order
+from onefold.data.parallel import Progress, each, ordered
+from onefold.errors import UserError
+
+Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Images, uint8 (B, C, H, W), and labels, int64 (B,)."""
+
+_MEMORY = 1 << 30
+
+
+class Loader:
+    """An endless iterator of batches; `seen` is the position of the next image, from which to resume.
+
+    Close it, or use it in a `with` statement, to end its threads at once; dropping it ends them too.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch: int,
+        seed: int,
+        start: int = 0,
+        workers: int = 0,
+        in_memory: bool | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Begin at image position `start` of the order given by `seed`, with `batch` images at a time.
+
+        `in_memory` None means: read all images now if they take at most 1 GiB. `progress` is told of that
+        reading. Otherwise `workers` threads decode ahead; 0 decodes when asked.
+
+        Raises UserError when an image cannot be read: here if in memory, else from the iteration.
+        """
+        if batch < 1 or start < 0 or workers < 0:
+            raise UserError(f"batch {batch}, start {start}, workers {workers}: batch must be at least 1, the others 0")
+        self.seen = start
+        self._batch = batch
+        length = len(dataset)
+        if in_memory is None:
+            in_memory = length * int(np.prod(dataset.image_shape)) <= _MEMORY
+        memory = read_all(dataset, progress=progress) if in_memory else None
+
+        # It must not hold `self`: then dropping the loader would not end its threads.
+        def read(position: int) -> Batch:
+            chosen = order(length, seed, position, batch)
+            if memory is None:
+                return _read(dataset, chosen)
+            images, labels = memory
+            where = torch.from_numpy(chosen)
+            return images[where], labels[where]
+
+        # Gathering a batch from memory is quicker than handing it from one thread to another.
+        self._batches = ordered(read, count(start, batch), workers=0 if in_memory else workers)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.seen += self._batch
+        return batch
+
+    def close(self) -> None:
+        """End the threads. There are no batches afterwards."""
+        self._batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_all(
+    dataset: Dataset,
+    indices: Sequence[int] | NDArray[np.int64] | None = None,
+    progress: Progress | None = None,
+) -> Batch:
+    """Read all images, or those at `indices`: uint8 (n, C, H, W) and labels int64 (n,).
+
+    Raises UserError with the name of the first image that cannot be read.
+    """
+    chosen = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
+    images = _room(dataset, len(chosen))
+
+    def fill(place: int) -> None:
+        images[place] = dataset[int(chosen[place])][0].transpose(2, 0, 1)
+
+    for _ in each(fill, range(len(chosen)), progress):
+        pass
+    return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
+
+
+def _read(dataset: Dataset, chosen: NDArray[np.int64]) -> Batch:
+    """Read one batch in the thread that calls."""
+    images = _room(dataset, len(chosen))
+    for place, index in enumerate(chosen.tolist()):
+        images[place] = dataset[index][0].transpose(2, 0, 1)
+    return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
+
+
+def _room(dataset: Dataset, images: int) -> NDArray[np.uint8]:
+    height, width, channels = dataset.image_shape
+    return np.empty((images, channels, height, width), dtype=np.uint8)

@@ -1,0 +1,52 @@
+"""From what a person writes to a data set: `open_dataset`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from onefold.data.dataset import Dataset
+from onefold.data.digits import DIGITS, list_digits
+from onefold.data.folder import list_folder
+from onefold.data.listing import Listing
+from onefold.data.npz import list_npz
+from onefold.data.parquet import list_parquet
+from onefold.data.pictures import Pictures
+from onefold.data.zip import list_zip
+from onefold.errors import UserError
+
+_READERS: dict[str, Callable[[str, Path], Listing]] = {
+    ".zip": list_zip,
+    ".npz": list_npz,
+    ".parquet": list_parquet,
+}
+_KNOWN = "an image folder, a .zip, .npz or .parquet file, or one of the words digits and digits:test"
+
+
+def open_dataset(source: str | Path, *, unreadable: Literal["refuse", "skip"] = "refuse") -> Dataset:
+    """Open a data set: "digits", "digits:test", or the path of an image folder, .zip, .npz or .parquet file.
+
+    Size, channels and classes are read from the data. A folder named digits is opened as "./digits".
+
+    `unreadable` says what becomes of images that cannot be decoded. "refuse" raises UserError with the name
+    of the first one that is met, here or when it is read. "skip" decodes every image once, now, and leaves
+    those out; `skipped` names them.
+
+    Raises UserError, on one line, when the source is not a data set or its images differ in size or channels.
+    """
+    return Pictures(list_source(source), unreadable)
+
+
+def list_source(source: str | Path) -> Listing:
+    """List the images of a source, whatever their sizes. Raises UserError when it is not a source."""
+    # A Path means a file; as text it must not turn into the name of an embedded set.
+    name = f"./{source}" if isinstance(source, Path) and str(source) in DIGITS else str(source)
+    if name in DIGITS:
+        return list_digits(name)
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_KNOWN}")
+    if path.is_dir():
+        return list_folder(name, path)
+    if path.suffix.lower() not in _READERS:
+        raise UserError(f"{name}: not a kind of file that holds a data set; give {_KNOWN}")
+    return _READERS[path.suffix.lower()](name, path)

@@ -1,0 +1,87 @@
+"""A zip of images, laid out like a folder of images.
+
+The table of contents is read once; after that an image is two positioned reads (`pread`) on one descriptor.
+They share no file offset, so any number of threads, and processes forked after opening, read at once and
+without a lock. That is also several times faster than `zipfile`.
+"""
+
+import os
+import struct
+import threading
+import weakref
+import zipfile
+import zlib
+from pathlib import Path
+
+from onefold.data.decode import is_image
+from onefold.data.layout import arrange
+from onefold.data.listing import FileListing
+from onefold.errors import UserError
+
+# The fixed part of an entry's own header: its name and an extra field follow, then the data.
+_HEADER = struct.Struct("<4s22xHH")
+_ENCRYPTED = 0x1
+
+
+def list_zip(source: str, path: Path) -> FileListing:
+    """List the images in a zip; one folder around all of them is tolerated.
+
+    Raises UserError when it is not a zip, holds no image or mixes both layouts.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if is_image(entry.filename)]
+        file = _File(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{source}: not a whole zip file ({error}); copy or pack it again") from error
+    except OSError as error:
+        raise UserError(f"{source}: cannot be opened ({error.strerror}); check the file") from error
+    order, labels, class_names = arrange(source, [entry.filename for entry in entries], packed=True)
+    entries = [entries[k] for k in order]
+
+    def read(index: int, limit: int | None = None) -> bytes:
+        return _read(file, entries[index], limit)
+
+    return FileListing(source, [entry.filename for entry in entries], labels, class_names, read)
+
+
+def _read(file: "_File", entry: zipfile.ZipInfo, limit: int | None) -> bytes:
+    """Give an entry's content, or its first `limit` bytes. Raises ValueError or zlib.error when broken."""
+    if entry.flag_bits & _ENCRYPTED:
+        raise ValueError("encrypted; pack it without a password")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"zip compression method {entry.compress_type}; pack it as stored or deflated")
+    signature, name_length, extra_length = _HEADER.unpack(file.read(entry.header_offset, _HEADER.size))
+    if signature != b"PK\x03\x04":
+        raise ValueError("the zip file is damaged here")
+    start = entry.header_offset + _HEADER.size + name_length + extra_length
+    stored = entry.compress_size if limit is None else min(entry.compress_size, limit)
+    data = file.read(start, stored)
+    if entry.compress_type == zipfile.ZIP_DEFLATED:
+        # Never more than announced, so that a small hostile file cannot fill the memory (0 means no bound).
+        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit or max(entry.file_size, 1))
+    if limit is None and zlib.crc32(data) != entry.CRC:
+        raise ValueError("its checksum does not match; the zip file is damaged")
+    return data
+
+
+class _File:
+    """A file that any thread reads at any place; closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        weakref.finalize(self, os.close, descriptor)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Give `size` bytes from `offset`. Raises ValueError when the file ends before."""
+        if hasattr(os, "pread"):
+            data = os.pread(self._descriptor, size, offset)
+        else:  # Windows: seek and read must not be torn apart
+            with self._lock:
+                os.lseek(self._descriptor, offset, os.SEEK_SET)
+                data = os.read(self._descriptor, size)
+        if len(data) < size:
+            raise ValueError("the zip file is cut short")
+        return data

@@ -1,0 +1,132 @@
+"""Features by a foreign network from a TorchScript or ONNX file: InceptionV3, DINOv2, CLIP and their kind.
+
+    images uint8 (n, C, H, W) → resized to size × size → (x/255 − mean)/std → network → (n, d)
+
+The resize rule is the antialiased bicubic one of Pillow, in float, clamped to 0…255 and not rounded,
+whatever the image's proportions; grey images become three equal channels. Another rule gives other numbers
+(Parmar et al. 2022, arXiv:2104.11222), so it is in the record, beside the file's SHA-256.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import file_digest
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onefold.errors import UserError
+from onefold.metrics.images import check_images, in_batches
+
+Channels = float | Sequence[float]
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ForeignNetwork:
+    """A feature extractor around `run`, a function of float images (B, 3, size, size) that gives (B, d)."""
+
+    name: str
+    sha256: str
+    run: Run
+    size: int
+    mean: Tensor
+    std: Tensor
+    width: int = 0
+    classes: int = 0
+
+    @property
+    def resize(self) -> str:
+        """The resize rule, for a record."""
+        return f"bicubic, antialiased, to {self.size} × {self.size}"
+
+    def features(self, images: Tensor, batch: int = 64) -> Tensor:
+        """Features (n, d) float32 of images (n, C, H, W) uint8, C = 1 or 3; errors for other images.
+
+        `batch` is a matter of memory only.
+        """
+        grey = images.shape[1:2] == (1,)
+        check_images(images, (1 if grey else 3, None, None))
+        return in_batches(lambda part: self.run(self.prepare(part)), images, batch)
+
+    def predict(self, images: Tensor, batch: int = 64) -> Tensor:
+        """Raises `UserError`: it gives features and no classes."""
+        raise UserError(f"{self.name}: gives features and no classes; train a classifier for class accuracy")
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Uint8 images (B, C, H, W) as the network takes them: float32 (B, 3, size, size) on the CPU."""
+        x = images.cpu().float().expand(-1, 3, -1, -1)
+        if x.shape[2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 255)
+        return (x / 255 - self.mean) / self.std
+
+
+def foreign_network(path: Path, sha256: str, run: Run, size: int, mean: Channels, std: Channels) -> ForeignNetwork:
+    """Wrap `run` and try it on two images, so that a file that does not fit fails now and not hours later.
+
+    Raises `UserError` if it fails or does not give (2, d).
+    """
+    scale, shift = (torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (std, mean))
+    network = ForeignNetwork(path.name, sha256, run, size, shift, scale)
+    try:
+        features = network.features(torch.zeros(2, 3, size, size, dtype=torch.uint8))
+    except Exception as error:  # whatever a foreign program raises
+        fault = f"fails on 2 × 3 × {size} × {size} images ({_line(error)})"
+        raise UserError(f"{path}: {fault}; give its input size, and export it with any batch size") from None
+    if features.ndim != 2 or len(features) != 2:
+        shape = tuple(features.shape)
+        raise UserError(f"{path}: gives {shape} for 2 images, not (2, d); export the pooled features")
+    return replace(network, width=features.shape[1])
+
+
+def torchscript(path: Path, device: str) -> Run:
+    """The function in a TorchScript file. Raises `UserError` if it is none."""
+    try:
+        with warnings.catch_warnings():
+            # PyTorch advises those who write such files to move on; this one is already written.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            network = torch.jit.load(str(path), map_location=device).eval()
+    except RuntimeError:
+        raise UserError(f"{path}: is no TorchScript file; write it with torch.jit.trace(...).save") from None
+
+    def run(x: Tensor) -> Tensor:
+        return network(x.to(device))
+
+    return run
+
+
+def onnx(path: Path, device: str) -> Run:
+    """The function in an ONNX file: one input, and the features as first output.
+
+    Raises `UserError` if onnxruntime is not installed or cannot open the file.
+    """
+    try:
+        onnxruntime = import_module("onnxruntime")
+    except ImportError:
+        raise UserError(f"{path}: needs onnxruntime; pip install 'onefold[onnx]'") from None
+    gpu = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=[*gpu, "CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each way to fail
+        raise UserError(f"{path}: onnxruntime cannot open it ({_line(error)}); export it again") from None
+    name = session.get_inputs()[0].name
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+    return run
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _line(error: Exception) -> str:
+    """The last line of a message: TorchScript puts the cause there, below its traceback."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()

@@ -1,0 +1,122 @@
+"""A record of measured numbers, with the protocol that they were measured by.
+
+A number without its protocol compares with nothing (Parmar et al. 2022, arXiv:2104.11222). A record is a
+nested dict of plain values, for example
+
+    {"frechet_distance": 1.7, "kid": 0.002, "kid_error": 0.001, "precision": 0.8, "recall": 0.7,
+     "class_accuracy": 0.97, "reconstruction": {"psnr": 31.2, "ssim": 0.98},
+     "latent": {"effective_rank": 11.9, "std": 1.0}, "images_per_second": 210.0,
+     "protocol": {"data": "digits", "split": "test", ...}}
+
+and a file of it is JSON, written in one piece: a reader finds the old one or the new one, never a half.
+"""
+
+import json
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from onefold.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How the numbers of a record were measured; None is what does not apply."""
+
+    data: str
+    """Source of the real images."""
+    data_sha256: str
+    split: str
+    extractor: str
+    """Name of the feature extractor; `resize` and `extractor_sha256` are its own too."""
+    extractor_sha256: str
+    resize: str
+    real_images: int
+    generated_images: int
+    few_images: bool
+    """Whether one of both is below twice the number of features, too few for the Fréchet distance."""
+    kid_subset: int | None = None
+    neighbours: int | None = None
+    """The k of precision and recall."""
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    ema: float | None = None
+    precision: str = "float32"
+    """In which the network computed."""
+    label_mode: str | None = None
+    """Where the labels of generated images come from."""
+    seed: int = 0
+    version: str = ""
+    """Of the package."""
+
+
+class Record(dict[str, Any]):
+    """Numbers by name, nested, and under "protocol" how they were measured."""
+
+    @classmethod
+    def of(cls, protocol: Protocol, **numbers: Any) -> "Record":
+        """A record of numbers (or dicts of numbers) measured by this protocol."""
+        return cls(numbers, protocol=asdict(protocol))
+
+    def numbers(self) -> dict[str, float]:
+        """Every number by its dotted name, such as "reconstruction.psnr", without the protocol."""
+        return dict(_numbers({key: value for key, value in self.items() if key != "protocol"}))
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, whole or not at all; makes the folder.
+
+        Raises `UserError` for NaN, infinity, or values that JSON does not know.
+        """
+        path = Path(path)
+        bad = [name for name, value in self.numbers().items() if not math.isfinite(value)]
+        if bad:
+            raise UserError(f"{path}: {bad[0]} is not a finite number; leave it out or look for its cause")
+        try:
+            text = json.dumps(self, indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: is not JSON ({error}); use plain numbers and text") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with unfinished.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Record":
+        """Read what `write` wrote. Raises `UserError` if the file is missing or no record."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; give a record that an evaluation wrote") from None
+        except (OSError, ValueError):
+            raise UserError(f"{path}: is no JSON; give a record that an evaluation wrote") from None
+        if not isinstance(content, dict) or not isinstance(content.get("protocol"), dict):
+            raise UserError(f"{path}: holds no protocol; give a record that an evaluation wrote")
+        return cls(content)
+
+
+def comparable(a: Mapping[str, Any], b: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
+    """Names of the protocol fields in which two records differ: empty if their numbers may be compared.
+
+    `free` names the fields that the comparison is about, such as "steps". A field that only one record has
+    differs.
+    """
+    p, q = a["protocol"], b["protocol"]
+    return [name for name in {**p, **q} if name not in free and p.get(name, ...) != q.get(name, ...)]
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(cast(Mapping[str, Any], value), f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + key, value

@@ -1,0 +1,213 @@
+"""Diffusion as self-distillation (DSD): the objective that trains encoder, denoiser and decoder together.
+
+With z = E(x) from the online network, z* from the target encoder, z_t = t·z + (1−t)·ε and ẑ = f(z_t, t, y):
+
+    L = λ_rec · ρ(D(z) − x)  +  λ_den · E_t w(t) · ‖ẑ − z*‖²  [ + λ_per · d(D(z), x) ]
+
+All terms are means over numbers, so that the weights do not depend on sizes. What keeps the latents from collapsing
+are the switches of this file, each of which can be set to what the paper shows to fail:
+
+    target     ema: z* from an EMA of the network · stopped: sg(z) · gradient: z itself (naive: the loss can be lowered
+               by shrinking the latents)
+    loss       clean: on ẑ · velocity: on v = (ẑ − z_t)/(1−t) against z* − ε
+    through    whether the loss reaches the encoder through z_t
+
+Reference: Wang & Zhang, Diffusion as Self-Distillation, 2025 (arXiv 2511.14716). Several draws for each encoding and
+the noised decoder input follow UNITE (arXiv 2603.22283).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from onefold.errors import UserError
+from onefold.network import OneFold
+from onefold.paths import Linear, TimeDistribution, noised, per_token
+
+__all__ = ["Draws", "Losses", "SelfDistillation", "draw", "self_distillation"]
+
+
+@dataclass(frozen=True)
+class SelfDistillation:
+    """Switches of the objective; the defaults are those that `docs/ablations.md` finds best."""
+
+    target: Literal["ema", "stopped", "gradient"] = "ema"
+    loss: Literal["clean", "velocity"] = "clean"
+    through: bool = False
+    """Whether the denoising loss reaches the online encoder through z_t."""
+    draws: int = 1
+    """Pairs (t, ε) for each encoding; their losses are averaged."""
+    time: TimeDistribution = field(default_factory=TimeDistribution)
+    weighting: Literal["uniform", "min_snr"] = "uniform"
+    """w(t): 1, or min(t²/(1−t)², 5) (Hang et al., 2023)."""
+    reconstruction: Literal["l1", "l2", "charbonnier"] = "l2"
+    reconstruction_weight: float = 1.0
+    denoising_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    """Weight of the distance between image and reconstruction in the features of the target network's encoder."""
+    decoder_noise: float = 0.0
+    """Share of the images whose latents are noised before decoding, to a time uniform in [`decoder_noise_from`, 1]."""
+    decoder_noise_from: float = 0.7
+    label_dropout: float = 0.1
+    """Share of labels replaced by "no class", for classifier-free guidance."""
+    flip: bool = False
+    """Mirror each image left to right with probability ½."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise UserError(f"objective.draws: {self.draws} is not positive; give at least 1")
+        for name in ("decoder_noise", "decoder_noise_from", "label_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"objective.{name}: {getattr(self, name)} is not within 0 to 1")
+
+
+class Draws(NamedTuple):
+    """All the randomness of one batch of B images; n is the number of draws for each image.
+
+    Drawn apart from the loss, so that the loss is a plain function: a batch cut into micro-batches has the same
+    gradient as the whole, and finite differences can test it.
+    """
+
+    mirrored: Bool[Tensor, " B"]
+    t: Float[Tensor, "B n"]
+    eps: Float[Tensor, "B n N D"]
+    unlabelled: Bool[Tensor, "B n"]
+    decoder_t: Float[Tensor, " B"]
+    decoder_eps: Float[Tensor, "B N D"]
+
+    def part(self, start: int, stop: int) -> "Draws":
+        """The draws of images `start` to `stop`."""
+        return Draws(*(value[start:stop] for value in self))
+
+
+def draw(objective: SelfDistillation, batch: int, latent_shape: tuple[int, int], generator: torch.Generator) -> Draws:
+    """Draw for `batch` images with latents of shape (N, D), on the generator's device.
+
+    The times of a batch are stratified: see `TimeDistribution.sample`.
+    """
+    n, device = objective.draws, generator.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    noisy = uniform(batch) < objective.decoder_noise
+    decoder_t = objective.decoder_noise_from + (1 - objective.decoder_noise_from) * uniform(batch)
+    return Draws(
+        mirrored=(uniform(batch) < 0.5) & objective.flip,
+        t=objective.time.sample(batch * n, generator).view(batch, n),
+        eps=normal(batch, n, *latent_shape),
+        unlabelled=uniform(batch, n) < objective.label_dropout,
+        decoder_t=torch.where(noisy, decoder_t, 1.0),
+        decoder_eps=normal(batch, *latent_shape),
+    )
+
+
+class Losses(NamedTuple):
+    """The loss to minimise, its unweighted parts by name (detached), and the online latents (detached)."""
+
+    total: Float[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]]
+    z: Float[Tensor, "B N D"]
+
+
+def self_distillation(
+    network: OneFold,
+    target: OneFold,
+    x: Float[Tensor, "B C H W"],
+    y: Int64[Tensor, " B"],
+    draws: Draws,
+    objective: SelfDistillation,
+) -> Losses:
+    """The DSD loss of one batch.
+
+    Args:
+        network: The online network, which receives the gradient.
+        target: The EMA network; read for `target="ema"` and the perceptual term, never given a gradient.
+        x: Images in [−1, 1].
+        y: Labels 0…K−1 (ignored by an unconditional network).
+        draws: The batch's randomness.
+        objective: The switches.
+    """
+    x = torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+    z = network.encode(x)
+    z_target = _target_latents(target, x, z, objective)
+
+    n = draws.t.shape[1]
+    t, eps = draws.t.flatten(), draws.eps.flatten(0, 1)
+    source = z if objective.through else z.detach()
+    z_t = noised(Linear(), source.repeat_interleave(n, 0), eps, per_token(t))
+    labels = torch.where(draws.unlabelled, network.config.classes, y[:, None]).flatten()
+    decoder_z = noised(Linear(), z, draws.decoder_eps, per_token(draws.decoder_t))
+
+    x_hat, z_hat = network.decode_and_denoise(decoder_z, z_t, t, labels if network.config.classes else None)
+
+    parts = {
+        "reconstruction": reconstruction_error(x_hat, x, objective.reconstruction),
+        "denoising": denoising_error(z_hat, z_t, z_target.repeat_interleave(n, 0), eps, t, objective),
+    }
+    total = objective.reconstruction_weight * parts["reconstruction"]
+    total = total + objective.denoising_weight * parts["denoising"]
+    if objective.perceptual_weight:
+        parts["perceptual"] = perceptual_error(target, x_hat, x)
+        total = total + objective.perceptual_weight * parts["perceptual"]
+    return Losses(total, {name: part.detach() for name, part in parts.items()}, z.detach())
+
+
+def _target_latents(target: OneFold, x: Tensor, z: Tensor, objective: SelfDistillation) -> Tensor:
+    if objective.target == "gradient":
+        return z
+    if objective.target == "stopped":
+        return z.detach()
+    with torch.no_grad():
+        return target.encode(x)
+
+
+def reconstruction_error(x_hat: Tensor, x: Tensor, kind: Literal["l1", "l2", "charbonnier"]) -> Float[Tensor, ""]:
+    """Mean over all numbers of |e|, e² or √(e² + 10⁻⁶) with e = x̂ − x."""
+    error = x_hat - x
+    if kind == "l1":
+        return error.abs().mean()
+    if kind == "l2":
+        return error.square().mean()
+    return (error.square() + 1e-6).sqrt().mean()
+
+
+def denoising_error(
+    z_hat: Tensor, z_t: Tensor, z_target: Tensor, eps: Tensor, t: Tensor, objective: SelfDistillation
+) -> Float[Tensor, ""]:
+    """Weighted mean square error of the clean latent, or of the velocity, against the target.
+
+    The error of the velocity is (ẑ − z_t)/(1−t) − (z* − ε). Its divisor is kept at 0.05 or more (as in Li & He, 2025,
+    arXiv 2511.13720), for both terms alike, so that its minimum stays where it is.
+    """
+    at = per_token(t)
+    if objective.loss == "clean":
+        error = z_hat - z_target
+    else:
+        error = (z_hat - z_t - (1 - at) * (z_target - eps)) / (1 - at).clamp(min=0.05)
+    weight = torch.ones_like(at)
+    if objective.weighting == "min_snr":
+        weight = (at / (1 - at).clamp(min=1e-4)).square().clamp(max=5.0)
+    return (weight * error.square()).mean()
+
+
+def perceptual_error(target: OneFold, x_hat: Tensor, x: Tensor) -> Float[Tensor, ""]:
+    """Mean square distance of unit-length tokens in the hidden layers of the target network's encoder.
+
+    The gradient passes through the features of x̂ to x̂, but not into the target network's weights, which do not
+    require one.
+    """
+    with torch.no_grad():
+        expected = target.features(x)
+    distances = [
+        (F.normalize(seen, dim=-1) - F.normalize(wanted, dim=-1)).square().sum(-1).mean()
+        for seen, wanted in zip(target.features(x_hat), expected, strict=True)
+    ]
+    return torch.stack(distances).mean()

@@ -1,0 +1,150 @@
+"""Paths between noise and data, and what can be converted into what along them.
+
+A path gives z_t = α(t)·z + σ(t)·ε for t in [0, 1]; t = 0 is noise, t = 1 is data. Every denoiser returns the clean
+latent ẑ = E[z | z_t]; the rest follows:
+
+    noise      ε̂ = (z_t − α ẑ) / σ
+    velocity   v = α′ ẑ + σ′ ε̂            dz_t/dt along the probability-flow ODE
+    score      ∇ log p_t(z_t) = −ε̂ / σ    = (α ẑ − z_t) / σ²
+
+On the linear path, α = t and σ = 1 − t, these are (ẑ − z_t)/(1 − t) for the velocity and (t ẑ − z_t)/(1 − t)² for
+the score. Times t are tensors that broadcast against z_t; σ = 0 at t = 1, where none of the three is defined.
+
+References: Lipman et al., 2023 (linear); Song et al., 2021 (variance preserving, variance exploding).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "Linear",
+    "Path",
+    "TimeDistribution",
+    "VarianceExploding",
+    "VariancePreserving",
+    "clean_from_velocity",
+    "noise",
+    "noised",
+    "per_token",
+    "score",
+    "shift_time",
+    "velocity",
+]
+
+
+class Path(Protocol):
+    """Coefficients of a path and their derivatives in t."""
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(α(t), σ(t))."""
+        ...
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(α′(t), σ′(t))."""
+        ...
+
+
+class Linear:
+    """α = t, σ = 1 − t: the path that onefold trains on."""
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t, 1 - t
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), -torch.ones_like(t)
+
+
+class VariancePreserving:
+    """α = sin(πt/2), σ = cos(πt/2): α² + σ² = 1."""
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = math.pi / 2 * t
+        return angle.sin(), angle.cos()
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = math.pi / 2 * t
+        return math.pi / 2 * angle.cos(), -math.pi / 2 * angle.sin()
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    """α = 1, σ falls geometrically from `sigma_max` at t = 0 to `sigma_min` at t = 1."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), self.sigma_max * (self.sigma_min / self.sigma_max) ** t
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        _, sigma = self.coefficients(t)
+        return torch.zeros_like(t), math.log(self.sigma_min / self.sigma_max) * sigma
+
+
+def noised(path: Path, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """z_t = α z + σ ε."""
+    alpha, sigma = path.coefficients(t)
+    return alpha * z + sigma * eps
+
+
+def noise(path: Path, z_hat: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """ε̂ from the clean latent."""
+    alpha, sigma = path.coefficients(t)
+    return (z_t - alpha * z_hat) / sigma
+
+
+def velocity(path: Path, z_hat: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """V from the clean latent."""
+    d_alpha, d_sigma = path.derivatives(t)
+    return d_alpha * z_hat + d_sigma * noise(path, z_hat, z_t, t)
+
+
+def clean_from_velocity(path: Path, v: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """ẑ from the velocity: solve v = α′ ẑ + σ′ (z_t − α ẑ)/σ."""
+    alpha, sigma = path.coefficients(t)
+    d_alpha, d_sigma = path.derivatives(t)
+    return (sigma * v - d_sigma * z_t) / (sigma * d_alpha - d_sigma * alpha)
+
+
+def score(path: Path, z_hat: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """∇ log p_t(z_t) from the clean latent."""
+    alpha, sigma = path.coefficients(t)
+    return (alpha * z_hat - z_t) / sigma**2
+
+
+def per_token(t: Float[Tensor, " B"]) -> Float[Tensor, "B 1 1"]:
+    """Times (B,) in the shape that broadcasts against latents (B, N, D)."""
+    return t[:, None, None]
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """Bend [0, 1] onto itself: shift < 1 moves times towards noise, > 1 towards data (Esser et al., 2024)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+@dataclass(frozen=True)
+class TimeDistribution:
+    """Distribution of training times: uniform, or logistic(mean + std·normal), then shifted."""
+
+    kind: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+
+    def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+        """`n` times on the generator's device, stratified: the k-th falls into the k-th of n equal quantiles.
+
+        Stratification (Kingma et al., 2021) leaves each time's marginal distribution as it is, once the times are
+        matched with images at random, and removes most of the noise that the times bring into the loss.
+        """
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        u = (order + torch.rand(n, generator=generator, device=generator.device)) / n
+        if self.kind == "logit_normal":
+            u = u.double().clamp(1e-7, 1 - 1e-7)
+            u = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)).float()
+        return shift_time(u, self.shift)

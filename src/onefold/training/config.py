@@ -1,0 +1,107 @@
+"""The configuration of a run: frozen dataclasses, all of it written into the run's `config.json`.
+
+Every length and interval is counted in images seen, so that changing the batch changes nothing else.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from onefold import settings
+from onefold.errors import UserError
+from onefold.network import NetworkConfig
+from onefold.objectives.self_distillation import SelfDistillation
+from onefold.sampling import Sampler
+
+__all__ = ["Config", "DataConfig", "TrainingConfig"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from."""
+
+    source: str = "digits"
+    """`digits`, or the path of an image folder, .zip, .npz or .parquet file."""
+    test: str | None = None
+    """Images for evaluation alone. Without it, `holdout` of the source is set apart from training."""
+    holdout: float = 0.05
+    unreadable: Literal["refuse", "skip"] = "refuse"
+    workers: int = 2
+    """Threads that decode images of a source too large for memory."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise UserError(f"data.holdout: {self.holdout} is not between 0 and 1; 0.05 sets 5 % apart for evaluation")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the network is trained."""
+
+    images: int = 64_000
+    """Length of the run."""
+    batch: int = 64
+    """Images for each optimiser step, however they are split up."""
+    micro_batch: int | None = None
+    """Images for each forward and backward pass; smaller ones need less memory. None: the whole batch."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    """AdamW's."""
+    muon_rate: float = 0.02
+    """Muon's, for the matrices of the trunk's blocks."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup: int = 4_000
+    decay: float = 0.5
+    """Share of the run, at its end, over which the learning rate falls."""
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    final_rate: float = 0.0
+    """What the learning rate falls to, as a share of its peak."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient; longer ones are scaled down to it."""
+    ema_half_lives: tuple[int, ...] = (4_000,)
+    """An average of the weights for each. The first is the objective's target; the last is the published model."""
+    ema_ramp: float = 0.1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; norms, losses, parameters and averages are float32 in any case."""
+    compile: bool = False
+    """Compile the trunk with torch.compile; needs a C++ compiler and some minutes the first time."""
+    device: str = "auto"
+    seed: int = 0
+    log_every: int = 3_200
+    sample_every: int = 16_000
+    checkpoint_every: int = 16_000
+    keep_last: int = 2
+    """Checkpoints to keep; older ones are deleted …"""
+    keep_every: int = 0
+    """… but for those at multiples of this many images (0: none)."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "log_every", "sample_every", "checkpoint_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name}: {getattr(self, name)} is not positive; give at least 1")
+        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
+            raise UserError(f"training.micro_batch: {self.micro_batch} is not within 1 to the batch, {self.batch}")
+        if not self.ema_half_lives or min(self.ema_half_lives) < 1:
+            raise UserError("training.ema_half_lives: give at least one positive number of images")
+        for name in ("learning_rate", "muon_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"training.{name}: {getattr(self, name)} is not positive")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"training.seed: {self.seed} is out of range; give an integer from 0 to about 9e18")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run, wholly. `onefold.recipe(name)` makes one; `with_changes` adapts it."""
+
+    recipe: str = "digits"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: SelfDistillation = field(default_factory=SelfDistillation)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampler: Sampler = field(default_factory=Sampler)
+    """What `sample` and `evaluate` use unless told otherwise."""
+
+    def with_changes(self, changes: dict[str, Any]) -> Self:
+        """A copy with changed settings, e.g. {"training.batch": 32}; unknown names raise a UserError."""
+        return settings.override(self, changes)

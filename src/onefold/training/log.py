@@ -1,0 +1,90 @@
+"""What a run tells: one JSON object per line in `log.jsonl`, and a progress bar for who watches.
+
+The log is a pure record of the run: when a run resumes at an earlier checkpoint, lines beyond it are cut off, so that
+the file reads as if there had been no interruption (but for the times).
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+__all__ = ["ImageProgress", "RunLog", "peak_memory"]
+
+
+class RunLog:
+    """Append-only `log.jsonl` of a run folder."""
+
+    def __init__(self, path: Path, *, images: int) -> None:
+        """Open for a run that stands at `images`; what an abandoned continuation logged beyond it is removed."""
+        self.path = path
+        kept = [line for line in _lines(path) if line["images"] <= images]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:  # the last line of a killed process may be cut short
+            continue
+    return lines
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's peak allocation on CUDA, else the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "– images/s")
+
+
+class ImageProgress:
+    """A progress bar with images/s and time left; silent when `quiet` or when nobody watches a terminal."""
+
+    def __init__(self, title: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,}/{task.total:,}"),
+            _Speed(),
+            TimeRemainingColumn(),
+            TextColumn("left  {task.fields[note]}"),
+        )
+        hidden = quiet or not sys.stderr.isatty()
+        self._progress = Progress(*columns, disable=hidden, speed_estimate_period=20)
+        self._task = self._progress.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, note: str | None = None) -> None:
+        self._progress.update(self._task, completed=done, **({} if note is None else {"note": note}))
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._progress.console.print(line, highlight=False)

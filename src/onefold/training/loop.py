@@ -1,0 +1,258 @@
+"""The training loop, to be read from top to bottom.
+
+    data → x, y → loss and gradient → finite? → clip → optimizers → averages → log, pictures, checkpoint
+
+`training_step` is all that changes the weights; `train` prepares a run and owns its files.
+"""
+
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onefold.data import Dataset, Loader, read_all
+from onefold.errors import TrainingAborted, UserError
+from onefold.objectives.self_distillation import draw, self_distillation
+from onefold.pixels import to_float
+from onefold.training import ema
+from onefold.training import state as states
+from onefold.training.config import Config
+from onefold.training.engine import Interruption, autocast, choose_precision, resolve_device
+from onefold.training.grids import save_grids
+from onefold.training.log import ImageProgress, RunLog, peak_memory
+from onefold.training.optimizer import rate_factor, set_rates
+from onefold.training.run import Run, create_folder, load_run, open_data
+from onefold.training.state import TrainingState
+
+__all__ = ["Interrupted", "train", "training_step"]
+
+SKIPS_IN_ROW = 10
+"""After so many steps in a row without a finite gradient, the present weights are given up."""
+
+
+class Interrupted(Exception):
+    """A signal ended the training; everything is saved. `signal` is its number."""
+
+    def __init__(self, signal: int, line: str) -> None:
+        super().__init__(line)
+        self.signal = signal
+
+
+def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
+    """One optimiser step on images x (B, C, H, W) in [−1, 1] with labels y (B,).
+
+    A step whose gradient is not finite changes nothing but the counters. Returns the parts of the loss and the norm
+    of the gradient before clipping, still on the device.
+    """
+    training, counters = config.training, state.counters
+    set_rates(state.optimizers, counters.images, training)
+    parts = backward(state, x, y, config)
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
+    counters.images += len(x)
+    if torch.isfinite(norm):
+        counters.skipped_in_row = 0
+        for optimizer in state.optimizers:
+            optimizer.step()
+        for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
+            survival = ema.decay(half_life, training.ema_ramp, counters.images, len(x))
+            ema.update(average, state.network, survival)
+    else:
+        counters.skipped += 1
+        counters.skipped_in_row += 1
+    state.network.zero_grad()
+    return {**parts, "gradient_norm": norm}
+
+
+def backward(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
+    """Add the gradient of the mean loss of a batch, micro-batch by micro-batch; returns the parts of the loss."""
+    shape = (config.network.tokens, config.network.latent_channels)
+    draws = draw(config.objective, len(x), shape, state.generator(config.training.seed, x.device))
+    micro = config.training.micro_batch or len(x)
+    parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
+    for start in range(0, len(x), micro):
+        stop = min(start + micro, len(x))
+        share = (stop - start) / len(x)
+        with autocast(config.training, x.device):
+            losses = self_distillation(
+                state.network,
+                state.averages[0],
+                x[start:stop],
+                y[start:stop],
+                draws.part(start, stop),
+                config.objective,
+            )
+        (share * losses.total).backward()
+        for name, value in losses.parts.items():
+            parts[name] = parts[name] + share * value
+    return dict(parts)
+
+
+def train(config: Config | None, out: str | Path | None = None, *, resume: bool = False, quiet: bool = False) -> Run:
+    """Train one network; returns the finished run.
+
+    Args:
+        config: A recipe's configuration. The network's image size, channels and classes are those of the data:
+            `recipes.fitted` sets them. Not needed to resume.
+        out: The run's folder; default `runs/<recipe>`.
+        resume: Continue the run in `out` from its newest complete checkpoint, with its own configuration.
+        quiet: No progress bar.
+
+    Raises:
+        UserError: settings, data or a folder that cannot be used.
+        TrainingAborted: gradients that stay non-finite.
+        Interrupted: SIGTERM or Ctrl-C came; a checkpoint has been written.
+    """
+    folder = Path(out) if out else Path("runs") / (config.recipe if config else "")
+    if resume:
+        config = load_run(folder).config
+    elif config is None:
+        raise UserError("config: nothing to train; give a configuration, or a run to resume")
+    device = resolve_device(config.training.device)
+    config = _with_precision(config, device)
+    data, test = open_data(config.data)
+    _check_fit(config, data)
+    run = Run(folder, config) if resume else create_folder(folder, config)
+    state = _newest_state(run, device)
+    if config.training.compile:
+        state.compile()
+    training, counters = config.training, state.counters
+    with (
+        Interruption() as interruption,
+        ImageProgress("training", training.images, done=counters.images, quiet=quiet) as progress,
+    ):
+        _train_on(run, state, data, test, device, interruption, progress)
+    return run
+
+
+def _train_on(
+    run: Run,
+    state: TrainingState,
+    data: Dataset,
+    test: Dataset,
+    device: torch.device,
+    interruption: Interruption,
+    progress: ImageProgress,
+) -> None:
+    """Steps, and after each what is due: log, pictures, checkpoint, stop."""
+    config, training = run.config, run.config.training
+    log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
+    shown, _ = read_all(test, np.arange(min(len(test), 30)))
+    shown = shown.to(device)
+    loader = _loader(data, config, state, progress)
+    window = Window()
+    while state.counters.images < training.images:
+        x, y = next(loader)
+        window.begin()
+        values = training_step(state, to_float(x.to(device)), y.to(device), config)
+        window.end(values, len(x), state)
+        progress.update(state.counters.images)
+        if state.counters.skipped_in_row >= SKIPS_IN_ROW:
+            state = _rolled_back(run, state, device, progress)
+            loader.close()
+            loader = _loader(data, config, state, progress)
+        images, finished = state.counters.images, state.counters.images >= training.images
+
+        def due(every: int, images: int = images, finished: bool = finished) -> bool:
+            return finished or images // every > (images - training.batch) // every
+
+        if due(training.log_every):
+            line = {"images": images, **window.means(), "peak_memory": peak_memory(device)}
+            line |= {"rate_factor": rate_factor(images, training), "skipped": state.counters.skipped}
+            log.write(line)
+            progress.update(images, note=window.note())
+            window = Window()
+        if due(training.sample_every):
+            save_grids(state.published, shown, run.folder, images, config.sampler)
+        if due(training.checkpoint_every) or interruption.signal:
+            states.save(state, config, run.folder)
+        if interruption.signal and not finished:
+            loader.close()
+            where = f"stopped at {images:,} of {training.images:,} images, saved; go on with --resume"
+            raise Interrupted(interruption.signal, f"{run.folder}: {where}")
+    loader.close()
+
+
+class Window:
+    """Means over the steps since the last log line; skipped steps do not enter them."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.images = 0
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def begin(self) -> None:
+        self._start = time.perf_counter()
+
+    def end(self, values: dict[str, Tensor], images: int, state: TrainingState) -> None:
+        if state.counters.skipped_in_row == 0:
+            self.steps += 1
+            for name, value in values.items():
+                self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.images += images
+        self.seconds += time.perf_counter() - self._start
+
+    def means(self) -> dict[str, float | None]:
+        """Mean of each value (null if every step was skipped) and the speed, without pictures and checkpoints."""
+        means = {name: value.item() / self.steps for name, value in self.sums.items()} if self.steps else {}
+        return {**means, "images_per_second": self.images / self.seconds if self.seconds else None}
+
+    def note(self) -> str:
+        return "  ".join(f"{name} {value.item() / self.steps:.4f}" for name, value in self.sums.items())
+
+
+def _loader(data: Dataset, config: Config, state: TrainingState, progress: ImageProgress) -> Loader:
+    training, workers = config.training, config.data.workers
+    start = state.counters.images
+    return Loader(data, batch=training.batch, seed=training.seed, start=start, workers=workers)
+
+
+def _with_precision(config: Config, device: torch.device) -> Config:
+    """The configuration with `precision="auto"` decided; a resumed run has decided already."""
+    if config.training.precision != "auto":
+        return config
+    return replace(config, training=replace(config.training, precision=choose_precision(device)))
+
+
+def _check_fit(config: Config, data: Dataset) -> None:
+    network, (height, width, channels) = config.network, data.image_shape
+    if (*network.image_size, network.channels) != (height, width, channels):
+        raise UserError(
+            f"{config.data.source}: images of {height}×{width}×{channels}, but the network is built for "
+            f"{network.image_size[0]}×{network.image_size[1]}×{network.channels}; fit the recipe to the data, or "
+            f"convert the images with `onefold data convert`"
+        )
+    if network.classes not in (0, data.classes):
+        raise UserError(
+            f"{config.data.source}: {data.classes} classes, but network.classes is {network.classes}; "
+            f"set it to {data.classes}, or to 0 to ignore the classes"
+        )
+
+
+def _newest_state(run: Run, device: torch.device) -> TrainingState:
+    found = states.checkpoints(run.folder)
+    if not found:
+        return TrainingState.fresh(run.config, device)
+    return states.load(run.config, found[-1], device)
+
+
+def _rolled_back(run: Run, state: TrainingState, device: torch.device, progress: ImageProgress) -> TrainingState:
+    """The state of the newest checkpoint, with other random numbers ahead; once in a run.
+
+    Raises:
+        TrainingAborted: it happened before, or there is no checkpoint.
+    """
+    trouble = f"{run.folder}: {SKIPS_IN_ROW} steps in a row had no finite gradient at {state.counters.images:,} images"
+    cure = "lower training.learning_rate or use --training.precision float32"
+    if state.counters.rollbacks or not states.checkpoints(run.folder):
+        raise TrainingAborted(f"{trouble}; the newest good checkpoint is kept; {cure}")
+    skipped = state.counters.skipped
+    state = _newest_state(run, device)
+    state.counters.rollbacks, state.counters.skipped = 1, skipped
+    progress.say(f"{trouble}; back to {state.counters.images:,} images, with other noise")
+    return state

@@ -1,0 +1,102 @@
+"""Optimisers and their schedule, a pure function of the images seen.
+
+AdamW serves every parameter, or, with `optimizer="muon"`, those that are not matrices inside the trunk's blocks. Muon
+(Jordan et al., 2024) moves each such matrix along the nearest orthogonal matrix to its momentum, computed by five
+Newton-Schulz iterations. Matrices of one shape are stacked and iterated together, which makes small networks cheap.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from onefold.network import OneFold
+from onefold.training.config import TrainingConfig
+
+__all__ = ["Muon", "build_optimizers", "orthogonalised", "rate_factor", "set_rates"]
+
+
+def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """The orthogonal factors U Vᵀ of a stack of matrices (k, m, n) = U S Vᵀ, singular values within about 0.7 to 1.2.
+
+    The quintic iteration X ← aX + (bA + cA²)X with A = XXᵀ has the coefficients of the original Muon.
+    """
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else matrices.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x if wide else x.mT
+
+
+class Muon(Optimizer):
+    """Nesterov momentum, orthogonalised, scaled by max(1, rows/columns)^½; decoupled weight decay."""
+
+    def __init__(self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for shape, params in by_shape.items():
+                self._step_stack(params, group, scale=max(1.0, shape[0] / shape[1]) ** 0.5)
+
+    def _step_stack(self, params: list[nn.Parameter], group: dict[str, Any], scale: float) -> None:
+        gradients = [p.grad for p in params if p.grad is not None]
+        momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+        updates = orthogonalised(nesterov).unbind()
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, updates, alpha=-group["lr"] * scale)
+
+
+def build_optimizers(network: OneFold, config: TrainingConfig) -> list[Optimizer]:
+    """AdamW alone, or AdamW and Muon. Vectors, embeddings and offsets have no weight decay."""
+    matrices = [p for p in network.trunk.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
+    by_muon = {id(p) for p in matrices} if config.optimizer == "muon" else set[int]()
+    rest = [(name, p) for name, p in network.named_parameters() if id(p) not in by_muon]
+
+    def decays(name: str, p: Tensor) -> bool:
+        return p.ndim == 2 and not name.endswith("offset") and not name.startswith(("roles", "labels"))
+
+    groups = [
+        {"params": [p for name, p in rest if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in rest if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    optimizers: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)]
+    if by_muon:
+        optimizers.append(Muon(matrices, lr=config.muon_rate, weight_decay=config.weight_decay))
+    return optimizers
+
+
+def rate_factor(images: int, config: TrainingConfig) -> float:
+    """The learning rate's factor after `images` images: linear warm-up, constant, then decay to `final_rate`.
+
+    The decay takes the last `decay` share of the run and is linear or follows half a cosine.
+    """
+    warm = min(1.0, (images + config.batch) / config.warmup) if config.warmup else 1.0
+    decay_images = config.decay * config.images
+    left = min(1.0, max(0.0, (config.images - images) / decay_images)) if decay_images else 1.0
+    if config.decay_shape == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return warm * (config.final_rate + (1 - config.final_rate) * left)
+
+
+def set_rates(optimizers: list[Optimizer], images: int, config: TrainingConfig) -> float:
+    """Set the rates for the step that starts at `images`; returns the factor."""
+    factor = rate_factor(images, config)
+    for optimizer in optimizers:
+        base = config.muon_rate if isinstance(optimizer, Muon) else config.learning_rate
+        for group in optimizer.param_groups:
+            group["lr"] = base * factor
+    return factor

@@ -1,0 +1,114 @@
+"""A run: the folder that a training fills, and what can be read back from it."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onefold import __version__, settings
+from onefold.data import Dataset, holdout, open_dataset
+from onefold.errors import UserError
+from onefold.network import OneFold
+from onefold.training.config import Config, DataConfig
+
+__all__ = ["Run", "create_folder", "load_run", "open_data"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. `config`, `history` and `network` are read from its files."""
+
+    folder: Path
+    config: Config
+
+    @cached_property
+    def network(self) -> OneFold:
+        """The published average, ready for use. Raises UserError before the first checkpoint."""
+        if not (self.folder / "model" / "model.safetensors").is_file():
+            raise UserError(
+                f"{self.folder}: no model yet; train it on with `onefold train … --out {self.folder} --resume`"
+            )
+        return OneFold.from_pretrained(self.folder / "model")
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of the log so far."""
+        path = self.folder / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        UserError: not a run's folder, or a configuration that this version cannot read.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run (no config.json); give the folder that `onefold train --out` made")
+    text = path.read_text()
+    try:
+        described = json.loads(text)["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
+    return Run(folder, settings.from_json(Config, json.dumps(described), str(path)))
+
+
+def create_folder(folder: Path, config: Config) -> Run:
+    """Make the folder of a new run and write its configuration.
+
+    Raises:
+        UserError: the folder holds a run or other files already, or cannot be made.
+    """
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder}: holds a run already; continue it with --resume or choose another --out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is not an empty folder; choose another --out")
+    described = {
+        "onefold": __version__,
+        "commit": _git_commit(),
+        "config": json.loads(settings.to_json(config)),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    return Run(folder, config)
+
+
+def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
+    """The images to train on, and those that training never sees.
+
+    Raises:
+        UserError: data that cannot be read, or test images unlike the training images.
+    """
+    train = open_dataset(data.source, unreadable=data.unreadable)
+    if data.test is None:
+        return holdout(train, data.holdout)
+    test = open_dataset(data.test, unreadable=data.unreadable)
+    if test.image_shape != train.image_shape or test.classes != train.classes:
+        raise UserError(
+            f"{data.test}: {test.image_shape} with {test.classes} classes does not match "
+            f"{data.source}: {train.image_shape} with {train.classes}"
+        )
+    return train, test
+
+
+def _git_commit() -> str | None:
+    """The commit of the working tree that onefold is run from, if it is one."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,221 @@
+"""The state of a training and its files: exact to the bit, all or nothing.
+
+A checkpoint is `checkpoints/<images>/` with the network, its averages and the optimizers (safetensors), counters
+(`state.json`) and, last, `COMPLETE`, which lists the size of every file. It is written into a temporary folder, flushed to
+the disk and renamed, so that a process killed at any moment leaves either a whole checkpoint or one that is seen to be
+none. Random numbers need no state: those of a step come from a generator seeded with (seed, images, rollbacks), the
+order of the data is a function of (seed, images).
+"""
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from onefold import settings
+from onefold.errors import UserError
+from onefold.network import OneFold
+from onefold.training import ema
+from onefold.training.config import Config
+from onefold.training.optimizer import build_optimizers
+
+__all__ = ["Counters", "TrainingState", "checkpoints", "load", "save"]
+
+FORMAT = "onefold checkpoint 1"
+
+
+@dataclass
+class Counters:
+    """What is counted along a run."""
+
+    images: int = 0
+    """Images seen, the run's clock."""
+    skipped: int = 0
+    """Steps skipped because the loss or its gradient was not finite."""
+    skipped_in_row: int = 0
+    rollbacks: int = 0
+    """Returns to an earlier checkpoint after too many skipped steps in a row."""
+
+
+@dataclass
+class TrainingState:
+    """Everything that a step reads and changes."""
+
+    network: OneFold
+    averages: list[OneFold]
+    optimizers: list[Optimizer]
+    counters: Counters = field(default_factory=Counters)
+
+    @classmethod
+    def fresh(cls, config: Config, device: torch.device) -> "TrainingState":
+        """Random weights from the run's seed, drawn on the CPU and so the same for every device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            network = OneFold(config.network).to(device)
+        averages = [ema.average_of(network) for _ in config.training.ema_half_lives]
+        return cls(network, averages, build_optimizers(network, config.training))
+
+    @property
+    def published(self) -> OneFold:
+        """The average that is saved as the run's model, sampled and evaluated."""
+        return self.averages[-1]
+
+    def compile(self) -> None:
+        """Compile the trunks of the network and of the objective's target in place; their names stay as they are."""
+        self.network.trunk.compile()
+        self.averages[0].trunk.compile()
+
+    def generator(self, seed: int, device: torch.device) -> torch.Generator:
+        """The source of the next step's random numbers."""
+        key = np.random.SeedSequence([seed, self.counters.images, self.counters.rollbacks])
+        return torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints below a run folder, oldest first; half-written ones are passed over."""
+    found = (folder / "checkpoints").glob("[0-9]*")
+    return sorted((path for path in found if is_complete(path)), key=lambda path: int(path.name))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether `COMPLETE` is there and every file has the size that it names."""
+    try:
+        sizes = json.loads((path / "COMPLETE").read_text())
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def save(state: TrainingState, config: Config, folder: Path) -> Path:
+    """Write a checkpoint of `state` below the run folder, publish its model and delete what is not to be kept.
+
+    Raises:
+        UserError: the disk is full or not writable; earlier checkpoints are as they were.
+    """
+    final = folder / "checkpoints" / f"{state.counters.images:09d}"
+    temporary = folder / "checkpoints" / f".writing-{final.name}"
+    try:
+        _write(state, config, temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        sizes = {path.name: path.stat().st_size for path in sorted(final.iterdir())}
+        (final / "COMPLETE").write_text(json.dumps(sizes))
+        _flush(final)
+        _publish(state, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "no space left on the disk" if full else str(error).splitlines()[0]
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({reason}); earlier ones are whole: mend this and go on "
+            "with --resume"
+        ) from error
+    _prune(config, folder)
+    return final
+
+
+def load(config: Config, path: Path, device: torch.device) -> TrainingState:
+    """The state saved in a checkpoint folder.
+
+    Raises:
+        UserError: a checkpoint that is incomplete, damaged, or of another configuration.
+    """
+    if not is_complete(path):
+        raise UserError(f"{path}: the checkpoint is incomplete; delete it to go on from the one before")
+    state = TrainingState.fresh(config, device)
+    try:
+        described = json.loads((path / "state.json").read_text())
+        if described["format"] != FORMAT:
+            raise UserError(f"{path}: written as {described['format']!r}, this version reads {FORMAT!r}")
+        if described["network"] != json.loads(settings.to_json(config.network)):
+            raise UserError(f"{path}: belongs to another network than this run's config.json describes")
+        state.network.load_state_dict(load_file(path / "network.safetensors", device=str(device)))
+        for k, average in enumerate(state.averages):
+            average.load_state_dict(load_file(path / f"average-{k}.safetensors", device=str(device)))
+        _set_optimizer_tensors(state.optimizers, load_file(path / "optimizer.safetensors", device=str(device)))
+        state.counters = Counters(**described["counters"])
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a checkpoint of this run ({reason}); delete it or choose another run") from error
+    return state
+
+
+def _write(state: TrainingState, config: Config, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_file(_tensors(state.network), folder / "network.safetensors")
+    for k, average in enumerate(state.averages):
+        save_file(_tensors(average), folder / f"average-{k}.safetensors")
+    save_file(_optimizer_tensors(state.optimizers), folder / "optimizer.safetensors")
+    described = {
+        "format": FORMAT,
+        "counters": asdict(state.counters),
+        "network": json.loads(settings.to_json(config.network)),
+    }
+    (folder / "state.json").write_text(json.dumps(described, indent=2))
+    _flush(folder)
+
+
+def _publish(state: TrainingState, folder: Path) -> None:
+    """Replace `model/` by the published average; both files are exchanged whole."""
+    temporary, final = folder / ".writing-model", folder / "model"
+    shutil.rmtree(temporary, ignore_errors=True)
+    state.published.save_pretrained(temporary)
+    _flush(temporary)
+    final.mkdir(exist_ok=True)
+    for path in temporary.iterdir():
+        path.replace(final / path.name)
+    temporary.rmdir()
+
+
+def _prune(config: Config, folder: Path) -> None:
+    training = config.training
+    for path in checkpoints(folder)[: -training.keep_last]:
+        if not (training.keep_every and int(path.name) % training.keep_every == 0):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _tensors(network: OneFold) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in network.state_dict().items()}
+
+
+def _optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """State tensors by "optimizer.parameter.name"; hyperparameters are the configuration's, not the state's."""
+    tensors: dict[str, Tensor] = {}
+    for k, optimizer in enumerate(optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                tensors[f"{k}.{index}.{name}"] = value.contiguous()
+    return tensors
+
+
+def _set_optimizer_tensors(optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
+    for k, optimizer in enumerate(optimizers):
+        states: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            number, index, name = key.split(".")
+            if int(number) == k:
+                states.setdefault(int(index), {})[name] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": states, "param_groups": groups})

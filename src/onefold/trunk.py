@@ -1,0 +1,152 @@
+"""The trunk: one transformer that serves every role of the network.
+
+A token sequence `h` (B, N, W) passes L pre-norm blocks
+
+    h ← h + g₁ · attention((1 + s₁) · norm(h) + b₁)
+    h ← h + g₂ ·   swiglu((1 + s₂) · norm(h) + b₂)
+
+with RMS norms, normalised queries and keys, and rotary positions in two dimensions. The six modulation
+vectors (b₁, s₁, g₁ − 1, b₂, s₂, g₂ − 1) come from a conditioning vector through **one** linear map shared by
+all blocks, plus a learned offset of each block: conditioning costs 6·W² parameters once and 6·W for each block,
+instead of 6·W² for each block (adaLN-single; Chen et al., PixArt-α, 2023).
+
+Residual branches end in zero-initialised projections, so that the untrained trunk is the identity.
+
+References: rotary positions: Su et al., 2021; SwiGLU: Shazeer, 2020; query-key norm: Henry et al., 2020.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Modulation", "Trunk", "hidden_width", "rotary_table"]
+
+
+def hidden_width(width: int) -> int:
+    """Width of the SwiGLU's hidden layer: 8/3 of the trunk's, to the nearest multiple of 128 (at least 128)."""
+    return max(128, 128 * round(8 * width / 3 / 128))
+
+
+def rotary_table(rows: int, columns: int, head_width: int, *, base: float = 100.0) -> Float[Tensor, "2 N half"]:
+    """Cosines and sines of the rotary positions of a grid of tokens in row-major order.
+
+    The first half of the rotated pairs turns with the row, the second with the column; frequencies fall
+    geometrically from 1 to 1/`base` radians per token. `head_width` is a multiple of 4.
+    """
+    frequencies = base ** -torch.linspace(0, 1, head_width // 4, dtype=torch.float64)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = torch.cat([p.reshape(-1, 1).double() * frequencies for p in (row, column)], dim=1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotate(x: Float[Tensor, "B heads N head"], table: Float[Tensor, "2 N half"]) -> Float[Tensor, "B heads N head"]:
+    """Turn the pairs (x_i, x_{i + half}) by the angles of `table`."""
+    cos, sin = table[0], table[1]
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def _zero(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight)
+    return linear
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens, with query-key norm and rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.project_in = nn.Linear(width, 3 * width, bias=False)
+        self.project_out = _zero(nn.Linear(width, width, bias=False))
+        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
+        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+
+    def forward(self, h: Float[Tensor, "B N W"], table: Tensor) -> Float[Tensor, "B N W"]:
+        q, k, v = self.project_in(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q = rotate(self.norm_q(q.float()), table)
+        k = rotate(self.norm_k(k.float()), table)
+        # Under bf16 autocast a GPU attends in bf16; on a CPU the fused backward pass is many times slower in
+        # bf16 than in float32, so attention stays in float32 there while the matrix products around it do not.
+        dtype = v.dtype if v.is_cuda else torch.float32
+        with torch.autocast(v.device.type, enabled=False):
+            out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype))
+        return self.project_out(out.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer: W₃(silu(W₁h) · W₂h)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project_in = nn.Linear(width, 2 * hidden_width(width), bias=False)
+        self.project_out = _zero(nn.Linear(hidden_width(width), width, bias=False))
+
+    def forward(self, h: Float[Tensor, "B N W"]) -> Float[Tensor, "B N W"]:
+        gate, value = self.project_in(h).chunk(2, dim=-1)
+        return self.project_out(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.swiglu = SwiGLU(width)
+        self.norm_attention = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm_swiglu = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.offset = nn.Parameter(torch.zeros(6, width))
+
+    def forward(
+        self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"], table: Tensor
+    ) -> Float[Tensor, "B N W"]:
+        b1, s1, g1, b2, s2, g2 = (modulation + self.offset).unsqueeze(2).unbind(1)
+        h = h + (1 + g1) * self.attention(torch.addcmul(b1, 1 + s1, self.norm_attention(h)), table)
+        return h + (1 + g2) * self.swiglu(torch.addcmul(b2, 1 + s2, self.norm_swiglu(h)))
+
+
+class Trunk(nn.Module):
+    """L blocks over the tokens of a `rows` × `columns` grid; tokens in, tokens out, both of width W."""
+
+    table: Tensor
+
+    def __init__(self, width: int, depth: int, heads: int, rows: int, columns: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.register_buffer("table", rotary_table(rows, columns, width // heads), persistent=False)
+
+    def forward(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> Float[Tensor, "B N W"]:
+        for block in self.blocks:
+            h = block(h, modulation, self.table)
+        return self.norm(h)
+
+    def hidden(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> list[Float[Tensor, "B N W"]]:
+        """The tokens after each block."""
+        states: list[Tensor] = []
+        for block in self.blocks:
+            h = block(h, modulation, self.table)
+            states.append(h)
+        return states
+
+
+class Modulation(nn.Module):
+    """From a conditioning vector (B, W) to the six modulation vectors (B, 6, W) that all blocks share."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, width)
+        self.out = _zero(nn.Linear(width, 6 * width))
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, condition: Float[Tensor, "B W"]) -> Float[Tensor, "B 6 W"]:
+        return self.out(F.silu(self.hidden(F.silu(condition)))).unflatten(1, (6, -1))
+
+
+def fourier_features(t: Float[Tensor, " B"], count: int) -> Float[Tensor, "B count"]:
+    """Sines and cosines of π·f·t for `count`/2 frequencies f that rise geometrically from 1/2 to 500."""
+    frequencies = torch.logspace(math.log10(0.5), math.log10(500.0), count // 2, device=t.device)
+    angles = math.pi * t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -1,0 +1,166 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_images import cut, noise, png
+from onefold.data import open_dataset
+from onefold.data.listing import Unreadable
+from onefold.errors import UserError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def npz(tmp_path: Path, *unnamed: np.ndarray, **named: np.ndarray) -> Path:
+    np.savez(tmp_path / "set.npz", *unnamed, **named)
+    return tmp_path / "set.npz"
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 5), (7, 4, 5, 1), (7, 4, 5, 3), (7, 6, 5, 4), (7, 8, 8, 12)])
+def test_npz_gives_back_its_arrays(tmp_path: Path, shape: tuple[int, ...]):
+    images = noise(*shape)
+    source = npz(tmp_path, images=images, labels=np.array([5, -3, 5, 10, 5, -3, 10]))
+    ds = open_dataset(source)
+    assert ds.image_shape == (*shape[1:3], shape[3] if len(shape) == 4 else 1)
+    assert (ds.source, len(ds), ds.class_names) == (str(source), 7, ("-3", "5", "10"))
+    assert ds.labels.tolist() == [1, 0, 1, 2, 1, 0, 2]
+    for k in range(7):
+        image, label = ds[k]
+        assert np.array_equal(image, images[k].reshape(ds.image_shape))
+        assert label == ds.labels[k]
+
+
+def test_npz_by_other_names(tmp_path: Path):
+    images, labels = noise(3, 4, 4, 3), np.array(["b", "a", "b"])
+    assert open_dataset(npz(tmp_path, x=images, y=labels)).class_names == ("a", "b")
+    assert open_dataset(npz(tmp_path, images, labels)).labels.tolist() == [1, 0, 1]
+    ds = open_dataset(npz(tmp_path, images))
+    assert (ds.classes, ds[2][1], ds.labels.tolist()) == (0, 0, [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"images": np.zeros((3, 4, 4, 3))}, "images are float64; store them as uint8"),
+        ({"images": noise(3, 4)}, r"shape \(3, 4\); store them as \(n, H, W, C\)"),
+        ({"images": noise(3, 3, 32, 32)}, "channels first"),
+        ({"images": noise(0, 4, 4, 3)}, "holds no images"),
+        ({"images": noise(3, 4, 4), "labels": np.zeros(2, dtype=int)}, "3 images but 2 labels"),
+        ({"images": noise(3, 4, 4), "labels": np.zeros(3)}, "labels must be one integer or word"),
+        ({"pixels": noise(3, 4, 4)}, r"no array named images \(found: pixels\)"),
+        ({"images": np.array([{}, {}])}, "not a .npz file of plain arrays"),
+    ],
+)
+def test_npz_errors(tmp_path: Path, arrays: dict[str, np.ndarray], text: str):
+    source = npz(tmp_path, **arrays)
+    with pytest.raises(UserError, match=text) as error:
+        open_dataset(source)
+    assert str(error.value).startswith(f"{source}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"no npz", b"PK\x03\x04 broken"])
+def test_npz_that_is_none(tmp_path: Path, data: bytes):
+    (tmp_path / "set.npz").write_bytes(data)
+    with pytest.raises(UserError, match=r"not a \.npz file of plain arrays"):
+        open_dataset(tmp_path / "set.npz")
+
+
+def test_npz_that_holds_a_plain_npy(tmp_path: Path):
+    with (tmp_path / "set.npz").open("wb") as file:
+        np.save(file, noise(3, 4, 4))
+    with pytest.raises(UserError, match=r"not a \.npz file of plain arrays"):
+        open_dataset(tmp_path / "set.npz")
+
+
+def parquet(tmp_path: Path, columns: dict[str, object], metadata: dict[str, str] | None = None) -> Path:
+    table = pa.table(columns)
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "set.parquet", row_group_size=2)
+    return tmp_path / "set.parquet"
+
+
+def hub(names: list[str]) -> dict[str, str]:
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
+FILES = [png(seed=k) for k in range(5)]
+
+
+@pytest.mark.parametrize("name", ["image", "img"])
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "struct"])
+def test_parquet_gives_back_its_images(tmp_path: Path, name: str, kind: str):
+    column = (
+        pa.array([{"bytes": data, "path": f"{k}.png"} for k, data in enumerate(FILES)])
+        if kind == "struct"
+        else pa.array(FILES, type=getattr(pa, kind)())
+    )
+    ds = open_dataset(parquet(tmp_path, {"id": list(range(5)), name: column, "label": [3, 1, 3, 1, 7]}))
+    assert (len(ds), ds.image_shape, ds.class_names) == (5, (6, 5, 3), ("1", "3", "7"))
+    assert ds.labels.tolist() == [1, 0, 1, 0, 2]
+    for k in range(5):
+        assert np.array_equal(ds[k][0], noise(6, 5, 3, seed=k))
+
+
+def test_parquet_keeps_the_hubs_class_names_and_numbers(tmp_path: Path):
+    names = ["zebra", "ant", "unused"]
+    ds = open_dataset(parquet(tmp_path, {"image": FILES, "label": [1, 0, 1, 1, 0]}, hub(names)))
+    assert ds.class_names == tuple(names)
+    assert ds.labels.tolist() == [1, 0, 1, 1, 0]
+
+
+def test_parquet_without_labels(tmp_path: Path):
+    assert open_dataset(parquet(tmp_path, {"image": FILES})).classes == 0
+    ds = open_dataset(parquet(tmp_path, {"image": FILES, "label": [-1] * 5}, hub(["a", "b"])))
+    assert (ds.classes, ds.labels.tolist()) == (0, [0] * 5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ({"image": ["a.png"]}, "column image holds string; store each image's file as bytes"),
+        ({"picture": [b"?"]}, r"no column image \(found: picture\)"),
+        ({"image": FILES[:2], "label": [1, None]}, "row 1 has no label"),
+        ({"image": FILES[:2], "label": [1.5, 2.5]}, "labels must be one integer or word"),
+        ({"image": pa.array([], type=pa.binary())}, "holds no images"),
+        ({"image": [FILES[0], png(9, 9)]}, "row 1 is 9×9 RGB but row 0 is 5×6 RGB"),
+    ],
+)
+def test_parquet_errors(tmp_path: Path, columns: dict[str, object], text: str):
+    source = parquet(tmp_path, columns)
+    with pytest.raises(UserError, match=text) as error:
+        open_dataset(source)
+    assert str(error.value).startswith(f"{source}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_labels_outside_the_hubs_names(tmp_path: Path):
+    with pytest.raises(UserError, match="row 1 has label 2, but there are 2 classes"):
+        open_dataset(parquet(tmp_path, {"image": FILES[:2], "label": [0, 2]}, hub(["a", "b"])))
+
+
+def test_parquet_with_unreadable_rows(tmp_path: Path):
+    images = [{"bytes": FILES[0]}, {"bytes": None}, {"bytes": cut(FILES[1])}, {"bytes": FILES[2]}]
+    source = parquet(tmp_path, {"image": images, "label": [0, 1, 0, 1]})
+    with pytest.raises(Unreadable, match=r"row 1 cannot be read \(the row holds no bytes"):
+        open_dataset(source)
+    ds = open_dataset(source, unreadable="skip")
+    assert ds.skipped == ("row 1", "row 2")
+    assert ds.labels.tolist() == [0, 1]
+    assert np.array_equal(ds[1][0], noise(6, 5, 3, seed=2))
+
+
+def test_parquet_that_is_none(tmp_path: Path):
+    (tmp_path / "set.parquet").write_bytes(b"no table")
+    with pytest.raises(UserError, match="not a whole parquet file"):
+        open_dataset(tmp_path / "set.parquet")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = parquet(tmp_path, {"image": FILES})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'onefold\[parquet\]'"):
+        open_dataset(source)
