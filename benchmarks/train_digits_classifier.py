@@ -34,15 +34,13 @@ def report(classifier: Classifier) -> None:
     train, train_labels = read_all(open_dataset("digits"))
     test, test_labels = read_all(open_dataset("digits:test"))
     generator = torch.Generator().manual_seed(0)
-    print(f"accuracy  training {class_accuracy(classifier, train, train_labels):.4f}")
+    print(f"training images: accuracy {class_accuracy(classifier, train, train_labels):.4f}")
     for noise in (0, 0.1, 0.2, 0.4):
         bad = test + 127.5 * noise * torch.randn(test.shape, generator=generator)
         bad = bad.round().clamp(0, 255).to(torch.uint8)
         distance = frechet_distance(classifier.features(train), classifier.features(bad))
         accuracy = class_accuracy(classifier, bad, test_labels)
-        print(
-            f"accuracy  test with noise {noise}: {accuracy:.4f}, Fréchet distance to training {distance:.3f}"
-        )
+        print(f"accuracy  test with noise {noise}: {accuracy:.4f}, Fréchet distance to training {distance:.3f}")
     for name, images in (("training", train), ("all", torch.cat([train, test]))):
         features = classifier.features(images)
         half = len(features) // 2

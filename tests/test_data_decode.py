@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_images import cut, encode, noise, png
 from onefold.data.decode import decode, header_shape, is_image, over_white
@@ -109,6 +109,11 @@ def test_bytes_decode_alike_from_header_and_whole(tail: bytes, keep: int):
     except Exception:
         return
     assert pixels.shape == header_shape(data)
+
+
+def test_other_formats_are_not_even_tried():
+    with pytest.raises(UnidentifiedImageError):
+        decode(encode(noise(4, 4), "GIF"))
 
 
 def test_the_head_of_a_file_tells_its_shape():

@@ -203,7 +203,9 @@ class OneFold(nn.Module):
             steps: Intervals of the solver's time grid; 1 is one-step generation.
             guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
             seed: Seed of the first image.
-            solver, shift, guidance_interval: see `sampling.Sampler`.
+            solver: See `sampling.Sampler`, as for the next two.
+            shift: Bends the time grid.
+            guidance_interval: Times within which guidance acts.
             batch: Images per call of the network.
 
         Raises:

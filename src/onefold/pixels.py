@@ -47,19 +47,11 @@ def grid(
 
 
 def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[str, object] | None = None) -> None:
-    """Write one image with text metadata. More than four channels: the first three are shown."""
+    """Write one image with text metadata. Two channels: the first is shown; more than four: the first three."""
     info = PngInfo()
     for key, value in (metadata or {}).items():
         info.add_text(key, str(value))
     channels = image.shape[2]
-    shown = (
-        image[..., 0]
-        if channels == 1
-        else image
-        if channels in (3, 4)
-        else image[..., : 1 if channels == 2 else 3].squeeze(-1)
-        if channels == 2
-        else image[..., :3]
-    )
+    shown = image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(shown)).save(path, pnginfo=info)

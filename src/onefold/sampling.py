@@ -8,6 +8,7 @@ Image k owns the seed `seed + k`, and its noise is drawn from that seed alone on
 batch size, order or device, up to the rounding of the network's arithmetic.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -99,7 +100,7 @@ def solve(
         return z_hat, velocity(path, z_hat, z, per_token(at))
 
     z = eps
-    for now, then in zip(times[:-2], times[1:-1], strict=True):
+    for now, then in itertools.pairwise(times[:-1]):
         _, v = denoise_at(z, now)
         ahead = z + (then - now) * v
         if sampler.solver == "heun":

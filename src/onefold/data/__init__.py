@@ -6,9 +6,9 @@ from onefold.data.inspect import Inspection, Values, describe, inspect
 from onefold.data.listing import Unreadable
 from onefold.data.loader import Loader, read_all
 from onefold.data.order import indices
-from onefold.data.pixels import to_float, to_uint8
 from onefold.data.sheet import contact_sheet
 from onefold.data.source import open_dataset
+from onefold.pixels import to_float, to_uint8
 
 __all__ = [
     "Conversion",

@@ -10,11 +10,11 @@ from pathlib import PurePosixPath
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Pixels: TypeAlias = NDArray[np.uint8]
-"""One image, uint8 (H, W, C)."""
+Pixels: TypeAlias = UInt8[np.ndarray, "H W C"]
+"""One image."""
 
 Shape: TypeAlias = tuple[int, int, int]
 """(H, W, C)."""
@@ -52,7 +52,6 @@ def decode(data: bytes) -> Pixels:
     """
     with Image.open(BytesIO(data), formats=_FORMATS) as image:
         mode = _mode(image)
-        image.load()
         upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
         if upright.mode == "P" and "transparency" in upright.info:
             upright = over_white(upright.convert("RGBA"))

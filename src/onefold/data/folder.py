@@ -22,7 +22,7 @@ def list_folder(source: str, path: Path) -> FileListing:
     order, labels, class_names = arrange(source, found)
     names = [found[k] for k in order]
 
-    def read(index: int, limit: int | None = None) -> bytes:
+    def read(index: int, limit: int | None) -> bytes:
         with (path / names[index]).open("rb") as file:
             return file.read(-1 if limit is None else limit)
 

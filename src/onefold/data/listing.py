@@ -7,9 +7,9 @@ files may be broken. `open_dataset` builds a data set on it, `inspect` reports o
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,10 +75,8 @@ class Listing(ABC):
         return total.hexdigest()
 
 
-class ReadBytes(Protocol):
-    """Reads file `index`, or only its first `limit` bytes. Safe to call from many threads."""
-
-    def __call__(self, index: int, limit: int | None = None) -> bytes: ...
+ReadBytes: TypeAlias = Callable[[int, int | None], bytes]
+"""Called with (index, limit): reads that file, or only its first `limit` bytes. Safe in many threads."""
 
 
 class FileListing(Listing):
@@ -114,12 +112,12 @@ class FileListing(Listing):
 
     def content(self, index: int) -> bytes:
         try:
-            return self._read(index)
+            return self._read(index, None)
         except Exception as error:
             raise Unreadable(self.source, self.names[index], reason(error)) from error
 
     def _bytes(self, index: int) -> bytes:
-        data = self._read(index)
+        data = self._read(index, None)
         if not data:
             raise ValueError("the file is empty")
         return data

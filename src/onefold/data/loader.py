@@ -7,19 +7,21 @@ Either way, and for any number of threads, the batches are the same.
 from collections.abc import Sequence
 from itertools import count
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
+from torch import Tensor
 
 from onefold.data.dataset import Dataset
 from onefold.data.order import indices as order
 from onefold.data.parallel import Progress, each, ordered
 from onefold.errors import UserError
 
-Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-"""Images, uint8 (B, C, H, W), and labels, int64 (B,)."""
+Batch: TypeAlias = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, "B"]]
+"""Images and labels."""
 
 _MEMORY = 1 << 30
 
@@ -69,7 +71,7 @@ class Loader:
         # Gathering a batch from memory is quicker than handing it from one thread to another.
         self._batches = ordered(read, count(start, batch), workers=0 if in_memory else workers)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
@@ -81,7 +83,7 @@ class Loader:
         """End the threads. There are no batches afterwards."""
         self._batches.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Loader":
         return self
 
     def __exit__(

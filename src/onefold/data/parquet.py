@@ -26,7 +26,7 @@ def list_parquet(source: str, path: Path) -> FileListing:
     column = table.column("image" if "image" in table.column_names else "img")
     labels, class_names = _labels(source, table)
 
-    def read(index: int, limit: int | None = None) -> bytes:
+    def read(index: int, limit: int | None) -> bytes:
         value = column[index].as_py()
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:

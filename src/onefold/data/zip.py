@@ -39,7 +39,7 @@ def list_zip(source: str, path: Path) -> FileListing:
     order, labels, class_names = arrange(source, [entry.filename for entry in entries], packed=True)
     entries = [entries[k] for k in order]
 
-    def read(index: int, limit: int | None = None) -> bytes:
+    def read(index: int, limit: int | None) -> bytes:
         return _read(file, entries[index], limit)
 
     return FileListing(source, [entry.filename for entry in entries], labels, class_names, read)

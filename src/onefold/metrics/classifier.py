@@ -5,8 +5,9 @@
 
 Trained on the data set itself it needs no download, fits any number of channels and any size, and knows
 what matters in these images. The stem strides by up to 4, each stage halves the side and doubles the
-channels, the last is about 4×4; so the cost grows slowly with the image. Group normalisation makes no
-difference between training and use and mixes no images.
+channels, the last is about 4×4; so the cost grows slowly with the image. Batch normalisation uses the
+statistics of the training data, whatever mode the module is in when features are taken: images never mix,
+and brightness and contrast, which normalisation within an image would hide, remain visible.
 
 Shapes: images (n, C, H, W) uint8; features (n, width) float32 ≥ 0; logits (n, K).
 """
@@ -62,7 +63,7 @@ class Classifier(nn.Module):
         stride, reach = config.stride, max(1, config.stride // 2)
         layers: list[nn.Module] = [
             nn.Conv2d(config.shape[0], config.widths[0], stride + 2 * reach, stride, reach),
-            _norm(config.widths[0]),
+            nn.BatchNorm2d(config.widths[0]),
             nn.ReLU(),
         ]
         for before, after in zip(config.widths, config.widths[1:], strict=False):
@@ -106,11 +107,13 @@ class Classifier(nn.Module):
         Raises `UserError` if the images are not uint8 or not of the shape that the classifier was made for.
         """
         check_images(images, self.config.shape)
+        self.eval()
         return in_batches(lambda part: self._pool(self._input(part)), images, batch)
 
     def logits(self, images: Tensor, batch: int = 256) -> Tensor:
         """Logits (n, K) float32 of images (n, C, H, W) uint8; errors as `features`."""
         check_images(images, self.config.shape)
+        self.eval()
         return in_batches(lambda part: self(self._input(part)), images, batch)
 
     def predict(self, images: Tensor, batch: int = 256) -> Tensor:
@@ -169,8 +172,4 @@ class Residual(nn.Module):
 
 def _convolution(before: int, after: int, stride: int) -> nn.Sequential:
     convolution = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-    return nn.Sequential(convolution, _norm(after), nn.ReLU())
-
-
-def _norm(width: int) -> nn.Module:
-    return nn.GroupNorm(max(1, width // 16), width)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())

@@ -17,7 +17,6 @@ Shapes: images (n, C, H, W) uint8, labels (n,) int64 in 0…K−1.
 Reference: Gidaris et al. 2018, arXiv:1803.07728, for rotations.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -56,15 +55,15 @@ def train_classifier(
     n = len(images)
     epochs = epochs or min(200, max(4, 250_000 // n))
     batch = max(2, min(250, n // 10))
-    steps = epochs * math.ceil(n / batch)
+    steps = epochs * (n // batch)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = Classifier(config).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=WEIGHT_DECAY)
     generator = torch.Generator().manual_seed(seed)
-    order = (part for _ in range(epochs) for part in torch.randperm(n, generator=generator).split(batch))
-    seen = 0
+    whole = n - n % batch  # what is left over of an epoch waits for another order
+    order = (i for _ in range(epochs) for i in torch.randperm(n, generator=generator)[:whole].split(batch))
     for step, index in enumerate(order):
         x = images[index].cpu().float() / 127.5 - 1
         x, y = (x, labels[index]) if labels is not None else pretext_task(x, config.pretext, generator)
@@ -74,9 +73,8 @@ def train_classifier(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seen += len(index)
         if progress:
-            progress(seen, epochs * n, loss.item())
+            progress((step + 1) * batch, steps * batch, loss.item())
     return classifier.freeze()
 
 

@@ -44,7 +44,7 @@ class ForeignNetwork:
         return f"bicubic, antialiased, to {self.size} × {self.size}"
 
     def features(self, images: Tensor, batch: int = 64) -> Tensor:
-        """Features (n, d) float32 of images (n, C, H, W) uint8, C = 1 or 3; errors for other images.
+        """Features (n, d) float32 of images (n, C, H, W) uint8, C = 1 or 3; raises `UserError` for others.
 
         `batch` is a matter of memory only.
         """

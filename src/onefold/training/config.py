@@ -4,7 +4,9 @@ Every length and interval is counted in images seen, so that changing the batch 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from tyro.conf import Suppress
 
 from onefold import settings
 from onefold.errors import UserError
@@ -94,7 +96,8 @@ class TrainingConfig:
 class Config:
     """A run, wholly. `onefold.recipe(name)` makes one; `with_changes` adapts it."""
 
-    recipe: str = "digits"
+    recipe: Annotated[str, Suppress] = "digits"
+    """Name of the recipe that it comes from."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: SelfDistillation = field(default_factory=SelfDistillation)
     data: DataConfig = field(default_factory=DataConfig)

@@ -6,7 +6,6 @@ faster than float32 ones on a CPU with matrix units, and slower on one without.
 
 import signal
 import time
-from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
@@ -56,13 +55,13 @@ def _seconds_of_product(a: torch.Tensor) -> float:
     return min(times)
 
 
-def autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[None]:
+def autocast(training: TrainingConfig, device: torch.device) -> torch.autocast:
     """The context in which losses are computed. Norms, losses and attention on a CPU stay in float32 inside it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
 
 
 class Interruption:
-    """Turns SIGTERM and Ctrl-C into a request, so that the loop can save before it stops. Asked twice, it obeys at once.
+    """Turns SIGTERM and Ctrl-C into a request, so that the loop can save before it stops; a second one stops at once.
 
     `signal` is the number of the signal that came, or 0.
     """

@@ -47,7 +47,7 @@ def sample_grid(
 
 
 def save_grids(network: OneFold, test: UInt8[Tensor, "n C H W"], folder: Path, images: int, sampler: Sampler) -> None:
-    """Write `samples/<images>.png` and `samples/<images>-reconstructions.png` (test image, reconstruction, in pairs of rows)."""
+    """Write `samples/<images>.png` and `…-reconstructions.png`, where each row of images stands above its own."""
     columns = 10
     sample_grid(network, folder / "samples" / f"{images:09d}.png", count=50, sampler=sampler, columns=columns)
     shown = test[: 3 * columns]

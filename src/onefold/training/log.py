@@ -83,7 +83,14 @@ class ImageProgress:
         self._progress.stop()
 
     def update(self, done: int, note: str | None = None) -> None:
-        self._progress.update(self._task, completed=done, **({} if note is None else {"note": note}))
+        if note is None:
+            self._progress.update(self._task, completed=done)
+        else:
+            self._progress.update(self._task, completed=done, note=note)
+
+    def of(self, done: int, total: int) -> None:
+        """A callback for work that says (done, total)."""
+        self._progress.update(self._task, completed=done, total=total)
 
     def say(self, line: str) -> None:
         """A line above the bar."""

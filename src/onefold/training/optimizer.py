@@ -41,16 +41,16 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for shape, params in by_shape.items():
                 self._step_stack(params, group, scale=max(1.0, shape[0] / shape[1]) ** 0.5)
 
-    def _step_stack(self, params: list[nn.Parameter], group: dict[str, Any], scale: float) -> None:
+    def _step_stack(self, params: list[Tensor], group: dict[str, Any], scale: float) -> None:
         gradients = [p.grad for p in params if p.grad is not None]
         momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])

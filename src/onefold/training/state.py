@@ -1,10 +1,10 @@
 """The state of a training and its files: exact to the bit, all or nothing.
 
 A checkpoint is `checkpoints/<images>/` with the network, its averages and the optimizers (safetensors), counters
-(`state.json`) and, last, `COMPLETE`, which lists the size of every file. It is written into a temporary folder, flushed to
-the disk and renamed, so that a process killed at any moment leaves either a whole checkpoint or one that is seen to be
-none. Random numbers need no state: those of a step come from a generator seeded with (seed, images, rollbacks), the
-order of the data is a function of (seed, images).
+(`state.json`) and, last, `COMPLETE`, which lists the size of every file. It is written into a temporary folder,
+flushed to the disk and renamed: a process killed at any moment leaves either a whole checkpoint or one that is seen
+to be none. Random numbers need no state: those of a step come from a generator seeded with (seed, images,
+rollbacks), and the order of the data is a function of (seed, images).
 """
 
 import errno

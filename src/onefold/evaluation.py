@@ -1,0 +1,199 @@
+"""Evaluation of a run: samples, reconstructions and latents against real images, as one record.
+
+The reference of the generated images is the training split (as is usual for the Fréchet distance); reconstructions
+and latents are those of the test split, which training never saw. Generated image k has the label of the k-th
+reference image and the seed `seed + k`, so a record does not depend on the batch size.
+
+Two yardsticks come with the distances, under the same features and with the same numbers of images: `halves` is the
+mean Fréchet distance between two random halves of the reference, what a perfect generator would have; `matched` is
+that between one half and as many generated images.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from onefold import __version__, metrics
+from onefold.data import Dataset, read_all
+from onefold.errors import UserError
+from onefold.network import OneFold
+from onefold.pixels import to_float, to_uint8
+from onefold.sampling import Sampler
+from onefold.training.run import Run, open_data
+
+__all__ = ["SPLITS", "evaluate", "extractor_for"]
+
+SPLITS = 10
+"""Random halvings that the yardsticks are averaged over."""
+NEIGHBOURS = 3
+
+Say = Callable[[str], None]
+
+
+def evaluate(
+    run: Run,
+    *,
+    sampler: Sampler | None = None,
+    images: int = 5000,
+    seed: int = 0,
+    extractor: metrics.FeatureExtractor | None = None,
+    reference: metrics.Moments | None = None,
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+    say: Say = lambda line: None,
+) -> metrics.Record:
+    """Measure a run's published network.
+
+    Args:
+        run: A run with a model.
+        sampler: How to sample; default: the run's own.
+        images: Number of generated and of reference images, at most the number of training images.
+        seed: Seed of the first generated image, and of the random choices.
+        extractor: Features; default: `extractor_for` the run's training data.
+        reference: Stored statistics (`onefold data stats`) to measure a further `frechet_to_reference` against.
+        batch: Images per call of a network; does not change the result but for rounding.
+        device: Where the network runs.
+        say: Told what is being done, a line each.
+
+    Raises:
+        UserError: no model, unreadable data, or statistics of another extractor.
+    """
+    sampler = sampler or run.config.sampler
+    network = run.network.to(device)
+    train, test = open_data(run.config.data)
+    extractor = extractor or extractor_for(train, say)
+    count = min(images, len(train))
+    if count < 4:
+        raise UserError(f"images: {count} are too few to measure anything; give at least 4")
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(train))[:count]
+    say(f"reading {count:,} training and up to {images:,} test images")
+    real, labels = read_all(train, chosen)
+    held_out, _ = read_all(test, np.arange(min(images, len(test))))
+
+    say(f"sampling {count:,} images in {sampler.steps} steps")
+    start = time.perf_counter()
+    wanted = labels.tolist() if network.config.classes else None
+    generated = _sample(network, count, wanted, sampler, seed, batch)
+    seconds = time.perf_counter() - start
+
+    say("measuring")
+    real_features, made_features = extractor.features(real, batch), extractor.features(generated, batch)
+    kid, kid_error = metrics.kernel_distance(real_features, made_features, subset=min(1000, count // 2), seed=seed)
+    precision, recall = metrics.precision_recall(real_features, made_features, NEIGHBOURS)
+    copied = metrics.memorisation(generated.flatten(1), real.flatten(1), held_out.flatten(1))
+    halves, matched = _yardsticks(real_features, made_features, seed)
+    numbers: dict[str, object] = {
+        "frechet_distance": metrics.frechet_distance(real_features, made_features),
+        "frechet": {"halves": halves, "matched": matched, "ratio": matched / halves},
+        "kid": kid,
+        "kid_error": kid_error,
+        "precision": precision,
+        "recall": recall,
+        "memorisation": {"share": copied.share, "ratio": copied.ratio},
+        "reconstruction": _reconstruction(network, held_out, extractor, batch),
+        "latent": _latent(network, held_out, batch),
+        "images_per_second": count / seconds,
+    }
+    if wanted is not None and extractor.classes == network.config.classes:
+        numbers["class_accuracy"] = metrics.class_accuracy(extractor, generated, labels, batch)
+        numbers["class_accuracy_real"] = metrics.class_accuracy(extractor, *read_all(test, np.arange(len(held_out))))
+    if reference is not None:
+        moments = metrics.Moments.from_features(made_features, extractor.sha256)
+        numbers["frechet_to_reference"] = metrics.frechet_from_moments(reference, moments)
+    protocol = metrics.Protocol(
+        data=run.config.data.source,
+        data_sha256=train.digest(),
+        split="train (samples), test (reconstructions, latents)",
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+        resize=extractor.resize,
+        real_images=count,
+        generated_images=count,
+        few_images=count < 2 * extractor.width,
+        kid_subset=min(1000, count // 2),
+        neighbours=NEIGHBOURS,
+        sampler=sampler.solver,
+        steps=sampler.steps,
+        guidance=sampler.guidance,
+        ema=run.config.training.ema_half_lives[-1],
+        label_mode="of the reference images" if wanted is not None else "none",
+        seed=seed,
+        version=__version__,
+    )
+    return metrics.Record.of(protocol, **numbers)
+
+
+def extractor_for(data: Dataset, say: Say = lambda line: None) -> metrics.FeatureExtractor:
+    """The default features of a data set: those of a small classifier of its labels, trained on it alone.
+
+    The embedded digits have theirs in the package. For other data it is trained once, with a fixed seed, and kept in
+    `$ONEFOLD_CACHE` (default `~/.cache/onefold`), by the hash of the data.
+    """
+    if data.source.startswith("digits"):
+        return metrics.digits_classifier()
+    folder = Path(os.environ.get("ONEFOLD_CACHE") or Path.home() / ".cache" / "onefold")
+    path = folder / f"classifier-{data.digest()[:16]}.safetensors"
+    if path.exists():
+        return metrics.from_file(path)
+    say(f"training a small classifier of {data.source} for the features (once; kept as {path})")
+    images, labels = read_all(data)
+    classifier = metrics.train_classifier(images, labels, classes=data.classes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        classifier.save(path)
+    except OSError as error:
+        say(f"{path}: could not be kept ({error.strerror}); it will be trained again next time")
+    return classifier
+
+
+def _sample(
+    network: OneFold, count: int, labels: list[int] | None, sampler: Sampler, seed: int, batch: int
+) -> UInt8[Tensor, "n C H W"]:
+    with torch.no_grad():
+        latents = network.sample_latents(range(seed, seed + count), labels, sampler, batch=batch)
+        return torch.cat([to_uint8(network.decode(z)).cpu() for z in latents])
+
+
+def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: int) -> tuple[float, float]:
+    """Mean Fréchet distances over random halvings: half against half, and half against as many generated."""
+    generator = torch.Generator().manual_seed(seed)
+    half = len(real) // 2
+    between, against = [], []
+    for _ in range(SPLITS):
+        order = torch.randperm(len(real), generator=generator)
+        first, second = real[order[:half]], real[order[half : 2 * half]]
+        some = made[torch.randperm(len(made), generator=generator)[:half]]
+        between.append(metrics.frechet_distance(first, second))
+        against.append(metrics.frechet_distance(first, some))
+    return float(np.mean(between)), float(np.mean(against))
+
+
+@torch.no_grad()
+def _reconstruction(
+    network: OneFold, x: UInt8[Tensor, "n C H W"], extractor: metrics.FeatureExtractor, batch: int
+) -> dict[str, float]:
+    device = network.latents_in.weight.device
+    parts = [to_float(part.to(device)) for part in x.split(batch)]
+    made = torch.cat([to_uint8(network.decode(network.encode(part))).cpu() for part in parts])
+    distance = metrics.frechet_distance(extractor.features(x, batch), extractor.features(made, batch))
+    return {"psnr": metrics.psnr(made, x), "ssim": metrics.ssim(made, x), "frechet_distance": distance}
+
+
+@torch.no_grad()
+def _latent(network: OneFold, x: UInt8[Tensor, "n C H W"], batch: int) -> dict[str, float]:
+    """Effective rank over tokens and over whole latents, and the standard deviation over images, averaged."""
+    device = network.latents_in.weight.device
+    z = torch.cat([network.encode(to_float(part.to(device))).cpu() for part in x.split(batch)])
+    pixels = x[0].numel()
+    return {
+        "effective_rank": metrics.effective_rank(z.flatten(0, 1)),
+        "effective_rank_whole": metrics.effective_rank(z.flatten(1)),
+        "std": z.std(0).mean().item(),
+        "numbers_per_pixel_value": z[0].numel() / pixels,
+    }

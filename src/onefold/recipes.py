@@ -1,0 +1,142 @@
+"""Recipes: named configurations. Each docstring states the expected result and its cost, as measured.
+
+`recipe(name)` gives one; `fitted(config, data)` fits its network to the images, classes and size of other data.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from onefold.data import Dataset
+from onefold.errors import UserError
+from onefold.network import NetworkConfig
+from onefold.objectives.self_distillation import SelfDistillation
+from onefold.training.config import Config, DataConfig, TrainingConfig
+
+__all__ = ["RECIPES", "fitted", "recipe"]
+
+
+def digits() -> Config:
+    """The embedded 8×8 digits; latents of 16 tokens × 4 numbers, as many as the image has pixels."""
+    return Config(
+        recipe="digits",
+        network=NetworkConfig(image_size=(8, 8), channels=1, classes=10, patch=2, latent_channels=4, depth=4),
+        objective=SelfDistillation(decoder_noise=0.5),
+        data=DataConfig(source="digits", test="digits:test"),
+        training=TrainingConfig(
+            images=64_000,
+            batch=64,
+            optimizer="muon",
+            learning_rate=2e-3,
+            warmup=3_200,
+            ema_half_lives=(4_000,),
+            log_every=3_200,
+            sample_every=16_000,
+            checkpoint_every=16_000,
+        ),
+    )
+
+
+def cifar10() -> Config:
+    """32×32 RGB images of ten classes: 64 tokens × 16 numbers, a third of the image's 3,072. Not yet measured."""
+    return Config(
+        recipe="cifar10",
+        network=NetworkConfig(
+            image_size=(32, 32), channels=3, classes=10, patch=4, latent_channels=16, width=384, depth=10, heads=6
+        ),
+        objective=SelfDistillation(decoder_noise=0.5, draws=2, flip=True),
+        data=DataConfig(source="cifar10-train.zip"),
+        training=TrainingConfig(
+            images=20_000_000,
+            batch=256,
+            optimizer="muon",
+            learning_rate=1e-3,
+            warmup=100_000,
+            ema_half_lives=(50_000, 500_000),
+            log_every=2_560,
+            sample_every=100_000,
+            checkpoint_every=100_000,
+        ),
+    )
+
+
+def _imagenet256(name: str, width: int, depth: int, heads: int) -> Config:
+    """256 tokens × 32 numbers, and the paper's schedule: 50 epochs of 1,281,167 images."""
+    return Config(
+        recipe=name,
+        network=NetworkConfig(
+            image_size=(256, 256),
+            channels=3,
+            classes=1000,
+            patch=16,
+            latent_channels=32,
+            width=width,
+            depth=depth,
+            heads=heads,
+        ),
+        objective=SelfDistillation(decoder_noise=0.5, draws=2, flip=True),
+        data=DataConfig(source="imagenet256-train.zip", test="imagenet256-val.zip", workers=8),
+        training=TrainingConfig(
+            images=50 * 1_281_167,
+            batch=1024,
+            optimizer="muon",
+            learning_rate=5e-4,
+            warmup=1_000_000,
+            ema_half_lives=(300_000, 3_000_000),
+            log_every=51_200,
+            sample_every=1_000_000,
+            checkpoint_every=1_000_000,
+        ),
+    )
+
+
+def imagenet256_s() -> Config:
+    """42M parameters at 256×256. The paper reports FID 13.44 for its network of this size. Not yet measured."""
+    return _imagenet256("imagenet256-s", width=512, depth=12, heads=8)
+
+
+def imagenet256_m() -> Config:
+    """119M parameters at 256×256. The paper reports FID 6.38 for its 118M network. Not yet measured."""
+    return _imagenet256("imagenet256-m", width=768, depth=16, heads=12)
+
+
+def imagenet256_b() -> Config:
+    """209M parameters at 256×256. The paper reports FID 4.25 for its 205M network. Not yet measured."""
+    return _imagenet256("imagenet256-b", width=1024, depth=16, heads=16)
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "imagenet256-s": imagenet256_s,
+    "imagenet256-m": imagenet256_m,
+    "imagenet256-b": imagenet256_b,
+}
+
+
+def recipe(name: str, **overrides: Any) -> Config:
+    """The configuration of a recipe, changed where you say so.
+
+    `recipe("digits", training={"batch": 32}, network={"depth": 6})`; dotted names such as
+    `**{"training.batch": 32}` do the same.
+
+    Raises:
+        UserError: no such recipe or setting, or a value of the wrong type.
+    """
+    if name not in RECIPES:
+        raise UserError(f"recipe: {name!r} is not known; choose one of {', '.join(RECIPES)}")
+    changes: dict[str, Any] = {}
+    for key, value in overrides.items():
+        changes |= {f"{key}.{part}": item for part, item in value.items()} if isinstance(value, dict) else {key: value}
+    return RECIPES[name]().with_changes(changes)
+
+
+def fitted(config: Config, data: Dataset) -> Config:
+    """The configuration with the network's image size, channels and classes taken from the data.
+
+    A network with `classes` = 0 stays unconditional. Raises a UserError if the patch does not divide the images.
+    """
+    height, width, channels = data.image_shape
+    classes = data.classes if config.network.classes else 0
+    network = replace(config.network, image_size=(height, width), channels=channels, classes=classes)
+    return replace(config, network=network)

@@ -1,0 +1,73 @@
+"""Reconstruction of image files: the originals above, what encoding and decoding makes of them below."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from onefold import metrics
+from onefold.data import open_dataset, read_all
+from onefold.errors import UserError
+from onefold.network import NetworkConfig, OneFold
+from onefold.pixels import grid, save_png
+from onefold.training.grids import reconstructions
+
+__all__ = ["reconstruct_files"]
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MOST = 30
+
+
+def reconstruct_files(run: str | Path, images: Sequence[Path], out: Path) -> tuple[float, int]:
+    """Reconstruct image files, or the first images of one data source, into a picture of pairs of rows.
+
+    Returns the mean PSNR in dB and the number of images.
+
+    Raises:
+        UserError: no images, one that cannot be read, or one of another size than the network's.
+    """
+    network = OneFold.from_pretrained(run)
+    given = _read(images, network.config)
+    made = reconstructions(network, given)
+    original = given.permute(0, 2, 3, 1).numpy()
+    columns = min(10, len(given))
+    rows = [part[k : k + columns] for k in range(0, len(given), columns) for part in (original, made)]
+    blank = np.full((columns, *original.shape[1:]), 255, np.uint8)
+    sheet = np.concatenate([np.concatenate([row, blank[len(row) :]]) for row in rows])
+    save_png(out, grid(sheet, columns=columns), {"network": run, "rows": "original, reconstruction, …"})
+    return metrics.psnr(torch.from_numpy(made).permute(0, 3, 1, 2), given), len(given)
+
+
+def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
+    if not images:
+        raise UserError("images: none were given; name image files or a data source")
+    height, width = config.image_size
+    if len(images) == 1 and (images[0].is_dir() or images[0].suffix in (".zip", ".npz", ".parquet", "")):
+        data = open_dataset(str(images[0]))
+        if data.image_shape != (height, width, config.channels):
+            raise UserError(
+                f"{images[0]}: images of {data.image_shape}, but the network takes {(height, width, config.channels)}; "
+                f"use `onefold data convert {images[0]} OUT.zip --size {width}`"
+            )
+        return read_all(data, np.arange(min(MOST, len(data))))[0]
+    if config.channels not in MODES:
+        raise UserError(f"{images[0]}: the network takes {config.channels} channels; give an .npz file instead")
+    return torch.stack([_read_one(path, MODES[config.channels], height, width) for path in images])
+
+
+def _read_one(path: Path, mode: str, height: int, width: int) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert(mode))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise UserError(f"{path}: is not a readable image ({type(error).__name__})") from error
+    if pixels.shape[:2] != (height, width):
+        raise UserError(
+            f"{path}: is {pixels.shape[0]}×{pixels.shape[1]}, but the network takes {height}×{width}; resize it first"
+        )
+    return torch.from_numpy(pixels.reshape(height, width, -1)).permute(2, 0, 1)

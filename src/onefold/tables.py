@@ -1,0 +1,98 @@
+"""Tables and lines for people at a terminal."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onefold.estimate import Estimate
+from onefold.training.config import Config
+from onefold.training.run import Run
+
+__all__ = ["duration", "show_commands", "show_estimate", "show_record", "show_run"]
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the unit that suits it."""
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def show_commands(console: Console, commands: Mapping[str, Callable[..., None]]) -> None:
+    """The overview that `onefold --help` prints."""
+    console.print("onefold: image generators as one network, trained in one run, sampled in one step\n")
+    for name, function in commands.items():
+        line = (function.__doc__ or "").strip().splitlines()[0]
+        console.print(f"  {name:<13} {line}", markup=False)
+    console.print("\n`onefold COMMAND --help` shows a command's options and an example.", markup=False)
+
+
+def show_run(console: Console, run: Run) -> None:
+    """What a finished training leaves."""
+    history = run.history
+    if history:
+        last = history[-1]
+        losses = {name: last[name] for name in ("reconstruction", "denoising") if last.get(name) is not None}
+        parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        console.print(f"{last['images']:,} images; {parts}; {last['images_per_second']:,.0f} images/s")
+    console.print(f"run: {run.folder}; pictures: {run.folder / 'samples'}; next: onefold evaluate {run.folder}")
+
+
+def show_record(console: Console, record: Mapping[str, Any]) -> None:
+    """The numbers of an evaluation, each with what it would be for real images."""
+    frechet, protocol = record["frechet"], record["protocol"]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "generated", "real", "note"):
+        table.add_column(column, justify="left" if column in ("", "note") else "right")
+    table.add_row(
+        "Fréchet distance",
+        f"{frechet['matched']:.2f}",
+        f"{frechet['halves']:.2f}",
+        f"half of the real images against as many; ratio {frechet['ratio']:.2f}",
+    )
+    table.add_row("", f"{record['frechet_distance']:.2f}", "", f"all {protocol['real_images']:,}")
+    table.add_row("kernel distance (KID)", f"{record['kid']:.4f}", "0", f"± {record['kid_error']:.4f}")
+    if "class_accuracy" in record:
+        accuracy = record["class_accuracy"], record["class_accuracy_real"]
+        table.add_row("class accuracy", f"{accuracy[0]:.3f}", f"{accuracy[1]:.3f}", "by a classifier of real images")
+    table.add_row("precision", f"{record['precision']:.3f}", "", "")
+    table.add_row("recall", f"{record['recall']:.3f}", "", "")
+    share = record["memorisation"]["share"]
+    table.add_row("copies of training images", f"{share:.3f}", "0.050", "share as near as the nearest 5 % of real ones")
+    reconstruction, latent = record["reconstruction"], record["latent"]
+    table.add_row("reconstruction PSNR", f"{reconstruction['psnr']:.2f} dB", "", "test images")
+    table.add_row("reconstruction SSIM", f"{reconstruction['ssim']:.4f}", "1", "")
+    table.add_row("reconstruction Fréchet", f"{reconstruction['frechet_distance']:.2f}", "0", "")
+    table.add_row("latent effective rank", f"{latent['effective_rank']:.2f}", "", "per token")
+    table.add_row(
+        "latent std", f"{latent['std']:.2f}", "", f"{latent['numbers_per_pixel_value']:.2f} numbers per pixel"
+    )
+    table.add_row("sampling", f"{record['images_per_second']:.1f}/s", "", f"{protocol['steps']} steps")
+    console.print(table)
+
+
+def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -> None:
+    """What a recipe costs."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    network = config.network
+    size = f"{network.image_size[0]}×{network.image_size[1]}×{network.channels}"
+    table.add_row("recipe", f"{name}: images of {size} as {network.tokens} tokens × {network.latent_channels}")
+    table.add_row(
+        "parameters", f"{cost.parameters / 1e6:,.2f}M, {100 * cost.share:.1f} % of them serve all three roles"
+    )
+    table.add_row("latent", f"{cost.latent_ratio:.3f} numbers per number of the image")
+    total = cost.flops_per_image * cost.images / 1e15
+    per_image = f"{cost.flops_per_image / 1e9:,.2f} GFLOP per image"
+    table.add_row("training", f"{per_image}, {cost.images:,} images, {total:,.2f} PFLOP in all")
+    table.add_row("sampling", f"{cost.flops_per_sample / 1e9:,.2f} GFLOP per image ({config.sampler.steps} steps)")
+    table.add_row("state", f"{cost.state_bytes / 2**30:,.2f} GiB: weights, gradients, optimizer, averages")
+    measured = cost.measured
+    if measured is not None and cost.seconds is not None:
+        where = f"{measured.images_per_second:,.1f} images/s on {measured.device} in {measured.precision}"
+        memory = f"peak memory {measured.peak_memory / 2**30:,.2f} GiB"
+        table.add_row("measured", f"{where}, {measured.micro_batch} images a pass, {memory}")
+        table.add_row("expected time", f"{duration(cost.seconds)} for {cost.images:,} images")
+    console.print(table)

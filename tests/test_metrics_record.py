@@ -1,0 +1,94 @@
+"""Records: whole files, plain numbers, and no comparison of what is unlike."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from onefold.errors import UserError
+from onefold.metrics import Protocol, Record, comparable
+
+PROTOCOL = Protocol(
+    data="digits",
+    data_sha256="ab",
+    split="test",
+    extractor="digits",
+    extractor_sha256="cd",
+    resize="none",
+    real_images=360,
+    generated_images=1000,
+    few_images=False,
+    steps=50,
+)
+
+
+def record(protocol: Protocol = PROTOCOL) -> Record:
+    numbers = {"kid": 0.002, "reconstruction": {"psnr": 31.5, "ssim": 1}}
+    return Record.of(protocol, frechet_distance=1.25, **numbers)
+
+
+def test_comes_back_from_a_file(tmp_path):
+    path = tmp_path / "evaluation" / "test.json"
+    record().write(path)
+    assert Record.read(path) == record()
+    assert json.loads(path.read_text())["protocol"]["real_images"] == 360
+    assert [p.name for p in path.parent.iterdir()] == ["test.json"]
+
+
+def test_numbers_have_dotted_names():
+    assert record().numbers() == {
+        "frechet_distance": 1.25,
+        "kid": 0.002,
+        "reconstruction.psnr": 31.5,
+        "reconstruction.ssim": 1,
+    }
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    record().write(path)
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", cut)
+    with pytest.raises(KeyboardInterrupt):
+        Record.of(PROTOCOL, kid=9.0).write(path)
+    assert Record.read(path) == record()
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_like_records_compare_and_unlike_ones_name_their_differences():
+    assert comparable(record(), record()) == []
+    other = record(replace(PROTOCOL, extractor_sha256="ef", steps=1))
+    assert comparable(record(), other) == ["extractor_sha256", "steps"]
+    assert comparable(record(), other, free={"steps"}) == ["extractor_sha256"]
+
+
+def test_a_field_that_only_one_record_has_differs():
+    newer = record()
+    newer["protocol"]["crop"] = None
+    assert comparable(record(), newer) == comparable(newer, record()) == ["crop"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), object()])
+def test_a_bad_number_leaves_no_file(tmp_path, bad):
+    with pytest.raises(UserError) as error:
+        Record.of(PROTOCOL, latent={"std": bad}).write(tmp_path / "r.json")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_number_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"latent\.std is not a finite number"):
+        Record.of(PROTOCOL, latent={"std": float("nan")}).write(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"), [(None, "no such"), ("{", "no JSON"), ("[]", "no protocol"), ("{}", "no protocol")]
+)
+def test_wrong_files_are_one_line(tmp_path, text, cause):
+    if text is not None:
+        (tmp_path / "r.json").write_text(text)
+    with pytest.raises(UserError, match=cause):
+        Record.read(tmp_path / "r.json")
