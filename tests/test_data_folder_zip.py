@@ -158,11 +158,6 @@ def test_skip_with_nothing_left_is_refused(write):
         open_dataset(write({"text.png": b"?"}), unreadable="skip")
 
 
-def test_an_unknown_choice_is_refused(write):
-    with pytest.raises(UserError, match="choose refuse or skip"):
-        open_dataset(write(FLAT), unreadable="ignore")  # pyright: ignore[reportArgumentType]
-
-
 def test_a_zip_may_have_one_folder_around_everything(tmp_path: Path):
     ds = open_dataset(write_zip(tmp_path / "a.zip", {f"top/{name}": data for name, data in CLASSES.items()}))
     assert ds.class_names == ("class9", "class10")

@@ -59,7 +59,7 @@ def arrange(
 
 
 def number_labels(
-    source: str, values: Sequence[int] | Sequence[str] | NDArray[np.generic]
+    source: str, values: Sequence[object] | NDArray[np.generic]
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Map integers or words, one per image, to 0…K−1 in sorted order; their names are what they were.
 

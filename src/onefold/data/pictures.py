@@ -24,8 +24,6 @@ class Pictures(Dataset):
     """
 
     def __init__(self, listing: Listing, unreadable: Literal["refuse", "skip"] = "refuse") -> None:
-        if unreadable not in ("refuse", "skip"):
-            raise UserError(f"--unreadable {unreadable}: unknown; choose refuse or skip")
         self._listing = listing
         everything = np.arange(len(listing), dtype=np.int64)
         if unreadable == "skip":

@@ -2,7 +2,8 @@
 
 AdamW serves every parameter, or, with `optimizer="muon"`, those that are not matrices inside the trunk's blocks. Muon
 (Jordan et al., 2024) moves each such matrix along the nearest orthogonal matrix to its momentum, computed by five
-Newton-Schulz iterations. Matrices of one shape are stacked and iterated together, which makes small networks cheap.
+Newton-Schulz iterations. Matrices of one shape are stacked and iterated together, which makes small networks cheap;
+the iterations tolerate bf16, which is used where the run's matrix products are bf16.
 """
 
 import math
@@ -37,8 +38,17 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised, scaled by max(1, rows/columns)^½; decoupled weight decay."""
 
-    def __init__(self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`dtype` is that of the Newton-Schulz iterations; momentum and weights keep their own."""
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -55,7 +65,7 @@ class Muon(Optimizer):
         momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        updates = orthogonalised(nesterov).unbind()
+        updates = orthogonalised(nesterov.to(group["dtype"])).to(nesterov.dtype).unbind()
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, updates, alpha=-group["lr"] * scale)
 
@@ -75,7 +85,8 @@ def build_optimizers(network: OneFold, config: TrainingConfig) -> list[Optimizer
     ]
     optimizers: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)]
     if by_muon:
-        optimizers.append(Muon(matrices, lr=config.muon_rate, weight_decay=config.weight_decay))
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        optimizers.append(Muon(matrices, lr=config.muon_rate, weight_decay=config.weight_decay, dtype=dtype))
     return optimizers
 
 
