@@ -176,7 +176,7 @@ def test_words_as_labels_are_numbered_in_natural_order(values: list[str]):
     assert np.array_equal(as_bytes, labels)
 
 
-@pytest.mark.parametrize("values", [np.array([0.5, 1.0]), np.eye(3, dtype=int)])
-def test_other_labels_are_refused(values: np.ndarray):
+@pytest.mark.parametrize("values", [np.array([0.5, 1.0]), np.eye(3, dtype=int), [[1], [2, 3]]])
+def test_other_labels_are_refused(values: np.ndarray | list[list[int]]):
     with pytest.raises(UserError, match="set: labels must be one integer or word per image"):
         number_labels("set", values)

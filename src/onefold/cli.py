@@ -23,7 +23,7 @@ from tyro.conf import Positional
 from onefold import __version__, tables
 from onefold.data import contact_sheet, convert, describe, inspect, open_dataset, read_all
 from onefold.errors import TrainingAborted, UserError
-from onefold.recipes import RECIPES, fitted, recipe
+from onefold.recipes import RECIPES, recipe
 from onefold.sampling import Sampler
 from onefold.training.config import Config
 
@@ -79,7 +79,7 @@ def train(arguments: list[str]) -> None:
 
 
 def _worked_in(config: Config, data: str | None, test_data: str | None, steps: int | None) -> Config:
-    """The configuration with --data, --test-data and --steps in it, fitted to the data."""
+    """The configuration with --data, --test-data and --steps in it."""
     if data is not None:
         config = config.with_changes({"data.source": data, "data.test": test_data})
     elif test_data is not None:
@@ -88,7 +88,7 @@ def _worked_in(config: Config, data: str | None, test_data: str | None, steps: i
         if steps < 1:
             raise UserError(f"--steps: {steps} is not positive; give at least 1")
         config = config.with_changes({"training.images": steps * config.training.batch})
-    return fitted(config, open_dataset(config.data.source, unreadable=config.data.unreadable))
+    return config
 
 
 def _sampler(run: Path, **wanted: Any) -> Sampler:

@@ -8,7 +8,7 @@ from rich.console import Console
 from onefold import tables
 from onefold.data import open_dataset
 from onefold.evaluation import evaluate
-from onefold.recipes import fitted, recipe
+from onefold.recipes import recipe
 from onefold.training.grids import sample_grid
 from onefold.training.loop import train
 
@@ -30,7 +30,7 @@ def run_demo(out: Path, seed: int, console: Console, *, quiet: bool = False) -> 
             f"One network of {config.network.depth} blocks learns to encode, denoise and decode "
             f"{len(open_dataset('digits')):,} handwritten digits, from random weights."
         )
-        run = train(fitted(config, open_dataset("digits")), out, quiet=quiet)
+        run = train(config, out, quiet=quiet)
     console.print(f"training and pictures: {tables.duration(time.perf_counter() - started)}")
     record = evaluate(run, say=lambda line: console.print(f"[dim]{line}"))
     record.write(out / "evaluation" / "demo.json")

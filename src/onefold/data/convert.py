@@ -25,9 +25,6 @@ from onefold.errors import UserError
 
 Result = TypeVar("Result")
 
-# One date for all entries, so that the same images make the same file.
-_DATE = (1980, 1, 1, 0, 0, 0)
-
 
 @dataclass(frozen=True)
 class Conversion:
@@ -98,7 +95,8 @@ def convert(
                 continue
             png, small = result
             folder = folders[listing.labels[index]] + "/" if folders else ""
-            archive.writestr(zipfile.ZipInfo(f"{folder}{index:08d}.png", _DATE), png)
+            # A ZipInfo of its own carries no date of today: the same images make the same file.
+            archive.writestr(zipfile.ZipInfo(f"{folder}{index:08d}.png"), png)
             written += 1
             enlarged += small
         if written == 0:

@@ -65,7 +65,10 @@ def number_labels(
 
     Returns labels, int64 (n,), and K names. Raises UserError when the values are neither or not a list.
     """
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(values, dtype=object)
     if array.ndim != 1 or array.dtype.kind not in "biuUS":
         raise UserError(
             f"{source}: labels must be one integer or word per image, not {array.dtype} of shape "

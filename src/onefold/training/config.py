@@ -65,8 +65,8 @@ class TrainingConfig:
     ema_ramp: float = 0.1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; norms, losses, parameters and averages are float32 in any case."""
-    compile: bool = False
-    """Compile the trunk with torch.compile; needs a C++ compiler and some minutes the first time."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Compile the trunk with torch.compile, which takes half a minute. auto: for long runs, where it can be done."""
     device: str = "auto"
     seed: int = 0
     log_every: int = 3_200

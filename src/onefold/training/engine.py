@@ -6,6 +6,8 @@ faster than float32 ones on a CPU with matrix units, and slower on one without.
 
 import signal
 import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
@@ -14,7 +16,10 @@ import torch
 from onefold.errors import UserError
 from onefold.training.config import TrainingConfig
 
-__all__ = ["Interruption", "autocast", "choose_precision", "resolve_device"]
+__all__ = ["Interruption", "autocast", "choose_precision", "eager", "resolve_device", "resolved", "try_compiled"]
+
+LONG_RUN = 500
+"""Steps from which compilation is worth its time."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -31,6 +36,43 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {name!r} cannot be used here; choose auto, cpu, cuda or cuda:1") from error
     return device
+
+
+def resolved(training: TrainingConfig, device: torch.device) -> TrainingConfig:
+    """The settings with every "auto" decided, by measurement where it takes one; a resumed run has decided already.
+
+    Raises:
+        UserError: `compile="yes"` where nothing can be compiled.
+    """
+    precision, compiled = training.precision, training.compile
+    if precision == "auto":
+        precision = choose_precision(device)
+    if compiled == "auto":
+        compiled = "yes" if training.images >= LONG_RUN * training.batch and try_compiled(device) else "no"
+    elif compiled == "yes" and not try_compiled(device):
+        raise UserError(
+            "training.compile: torch.compile does not work here (on a CPU it needs a C++ compiler and Python's "
+            "headers); install them or use --training.compile no"
+        )
+    return replace(training, precision=precision, compile=compiled)
+
+
+def try_compiled(device: torch.device) -> bool:
+    """Whether torch.compile works on this device: a small function is compiled and run."""
+    try:
+        doubled = torch.compile(_doubled)(torch.ones(8, device=device))
+    except Exception:  # whatever the compiler's tool chain raises, the answer is no
+        return False
+    return bool((doubled == 2).all())
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def eager() -> AbstractContextManager[None]:
+    """The context in which compiled networks run uncompiled: pictures have other shapes than training."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def choose_precision(device: torch.device) -> Literal["float32", "bfloat16"]:

@@ -21,11 +21,11 @@ from onefold.pixels import to_float
 from onefold.training import ema
 from onefold.training import state as states
 from onefold.training.config import Config
-from onefold.training.engine import Interruption, autocast, choose_precision, resolve_device
+from onefold.training.engine import Interruption, autocast, eager, resolve_device, resolved
 from onefold.training.grids import save_grids
 from onefold.training.log import ImageProgress, RunLog, peak_memory
 from onefold.training.optimizer import rate_factor, set_rates
-from onefold.training.run import Run, create_folder, load_run, open_data
+from onefold.training.run import Run, create_folder, fitted, load_run, open_data
 from onefold.training.state import TrainingState
 
 __all__ = ["Interrupted", "train", "training_step"]
@@ -95,8 +95,8 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
     """Train one network; returns the finished run.
 
     Args:
-        config: A recipe's configuration. The network's image size, channels and classes are those of the data:
-            `recipes.fitted` sets them. Not needed to resume.
+        config: A recipe's configuration; image size, channels and classes are taken from the data (see
+            `training.run.fitted`). Not needed to resume.
         out: The run's folder; default `runs/<recipe>`.
         resume: Continue the run in `out` from its newest complete checkpoint, with its own configuration.
         quiet: No progress bar.
@@ -112,17 +112,17 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
     device = resolve_device(config.training.device)
-    config = _with_precision(config, device)
+    config = replace(config, training=resolved(config.training, device))
     data, test = open_data(config.data)
-    _check_fit(config, data)
-    run = Run(folder, config) if resume else create_folder(folder, config)
+    if resume:
+        _check_fit(config, data)
+        run = Run(folder, config)
+    else:
+        run = create_folder(folder, fitted(config, data))
     state = _newest_state(run, device)
-    if config.training.compile:
-        state.compile()
-    training, counters = config.training, state.counters
     with (
         Interruption() as interruption,
-        ImageProgress("training", training.images, done=counters.images, quiet=quiet) as progress,
+        ImageProgress("training", config.training.images, done=state.counters.images, quiet=quiet) as progress,
     ):
         _train_on(run, state, data, test, device, interruption, progress)
     return run
@@ -166,7 +166,8 @@ def _train_on(
             progress.update(images, note=window.note())
             window = Window()
         if due(training.sample_every):
-            save_grids(state.published, shown, run.folder, images, config.sampler)
+            with eager():
+                save_grids(state.published, shown, run.folder, images, config.sampler)
         if due(training.checkpoint_every) or interruption.signal:
             states.save(state, config, run.folder)
         if interruption.signal and not finished:
@@ -212,33 +213,22 @@ def _loader(data: Dataset, config: Config, state: TrainingState, progress: Image
     return Loader(data, batch=training.batch, seed=training.seed, start=start, workers=workers)
 
 
-def _with_precision(config: Config, device: torch.device) -> Config:
-    """The configuration with `precision="auto"` decided; a resumed run has decided already."""
-    if config.training.precision != "auto":
-        return config
-    return replace(config, training=replace(config.training, precision=choose_precision(device)))
-
-
 def _check_fit(config: Config, data: Dataset) -> None:
-    network, (height, width, channels) = config.network, data.image_shape
-    if (*network.image_size, network.channels) != (height, width, channels):
+    """A run goes on with the kind of data that it began with."""
+    if fitted(config, data) != config:
+        network, shape = config.network, data.image_shape
         raise UserError(
-            f"{config.data.source}: images of {height}×{width}×{channels}, but the network is built for "
-            f"{network.image_size[0]}×{network.image_size[1]}×{network.channels}; fit the recipe to the data, or "
-            f"convert the images with `onefold data convert`"
-        )
-    if network.classes not in (0, data.classes):
-        raise UserError(
-            f"{config.data.source}: {data.classes} classes, but network.classes is {network.classes}; "
-            f"set it to {data.classes}, or to 0 to ignore the classes"
+            f"{config.data.source}: now holds {shape} with {data.classes} classes, but the run began with "
+            f"{(*network.image_size, network.channels)} and {network.classes}; restore the data or start a new run"
         )
 
 
 def _newest_state(run: Run, device: torch.device) -> TrainingState:
     found = states.checkpoints(run.folder)
-    if not found:
-        return TrainingState.fresh(run.config, device)
-    return states.load(run.config, found[-1], device)
+    state = states.load(run.config, found[-1], device) if found else TrainingState.fresh(run.config, device)
+    if run.config.training.compile == "yes":
+        state.compile()
+    return state
 
 
 def _rolled_back(run: Run, state: TrainingState, device: torch.device, progress: ImageProgress) -> TrainingState:

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from onefold.errors import UserError
 from onefold.network import OneFold
 from onefold.training.config import Config, DataConfig
 
-__all__ = ["Run", "create_folder", "load_run", "open_data"]
+__all__ = ["Run", "create_folder", "fitted", "load_run", "open_data"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,17 @@ def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
             f"{data.source}: {train.image_shape} with {train.classes}"
         )
     return train, test
+
+
+def fitted(config: Config, data: Dataset) -> Config:
+    """The configuration with the network's image size, channels and classes taken from the data.
+
+    A network with `classes` = 0 stays unconditional. Raises a UserError if the patch does not divide the images.
+    """
+    height, width, channels = data.image_shape
+    classes = data.classes if config.network.classes else 0
+    network = replace(config.network, image_size=(height, width), channels=channels, classes=classes)
+    return replace(config, network=network)
 
 
 def _git_commit() -> str | None:

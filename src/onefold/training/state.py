@@ -72,8 +72,8 @@ class TrainingState:
 
     def compile(self) -> None:
         """Compile the trunks of the network and of the objective's target in place; their names stay as they are."""
-        self.network.trunk.compile()
-        self.averages[0].trunk.compile()
+        self.network.trunk.compile(dynamic=False)
+        self.averages[0].trunk.compile(dynamic=False)
 
     def generator(self, seed: int, device: torch.device) -> torch.Generator:
         """The source of the next step's random numbers."""

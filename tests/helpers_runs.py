@@ -1,0 +1,80 @@
+"""Runs so small that a step takes milliseconds, and what can be compared between two of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from onefold.data import open_dataset, read_all
+from onefold.pixels import to_float
+from onefold.recipes import recipe
+from onefold.training.config import Config
+from onefold.training.state import TrainingState, checkpoints
+
+TIMES = {"images_per_second", "peak_memory"}
+"""What differs between two equal runs."""
+
+
+def tiny(**changes: Any) -> Config:
+    """Ten steps of 16 digits; logs at 32, 64, …, checkpoints at 48, 96, 144 and 160 images."""
+    config = recipe(
+        "digits",
+        network={"width": 32, "depth": 1, "heads": 2},
+        training={
+            "images": 160,
+            "batch": 16,
+            "warmup": 32,
+            "ema_half_lives": (32, 64),
+            "log_every": 32,
+            "sample_every": 1_000_000,
+            "checkpoint_every": 48,
+            "precision": "float32",
+            "device": "cpu",
+        },
+        sampler={"steps": 2},
+    )
+    return config.with_changes({name.replace("__", "."): value for name, value in changes.items()})
+
+
+def fresh(config: Config) -> TrainingState:
+    return TrainingState.fresh(config, torch.device("cpu"))
+
+
+def batch(count: int = 16, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Digits in [−1, 1] and their labels."""
+    x, y = read_all(open_dataset("digits"), range(start, start + count))
+    return to_float(x), y
+
+
+def tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Every number that a step may change but the counters, copied."""
+    found: dict[str, Tensor] = {}
+    for name, network in {"network": state.network, **dict(enumerate(state.averages))}.items():
+        found |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+    for k, optimizer in enumerate(state.optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            found |= {f"optimizer{k}.{index}.{key}": value for key, value in values.items()}
+    return {name: value.clone() for name, value in found.items()}
+
+
+def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not the same to the bit, or that only one has."""
+    return [name for name in {**a, **b} if name not in a or name not in b or not torch.equal(a[name], b[name])]
+
+
+def newest(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a run's newest checkpoint and of its published model, by file and name."""
+    path = checkpoints(folder)[-1]
+    files = [*sorted(path.glob("*.safetensors")), folder / "model" / "model.safetensors"]
+    found = {f"{file.parent.name} {file.name} {name}": t for file in files for name, t in load_file(file).items()}
+    assert found
+    return found
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log without its times."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]

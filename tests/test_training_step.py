@@ -1,0 +1,315 @@
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import onefold
+from helpers_runs import batch, differing, fresh, log, newest, tensors, tiny
+from onefold.cli import run as command
+from onefold.errors import TrainingAborted
+from onefold.objectives.self_distillation import Losses
+from onefold.training import loop
+from onefold.training.config import Config
+from onefold.training.loop import backward, training_step
+from onefold.training.optimizer import Muon, rate_factor
+from onefold.training.state import TrainingState, checkpoints
+
+
+def advanced(config: Config, steps: int = 3) -> TrainingState:
+    """A state after some steps, so that momenta and averages hold something."""
+    state = fresh(config)
+    for k in range(steps):
+        training_step(state, *batch(config.training.batch, start=100 * k), config)
+    return state
+
+
+def gradient(state: TrainingState) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in state.network.parameters() if p.grad is not None])
+
+
+class Poison:
+    """The objective, but for calls (1, 2, …) of which `when` says true: their loss is multiplied by `value`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], value: float = float("nan")):
+        self.calls: list[tuple[Tensor, Tensor]] = []
+        self.when, self.value, self.honest = when, value, loop.self_distillation
+        monkeypatch.setattr(loop, "self_distillation", self)
+
+    def __call__(self, network, target, x, y, draws, objective) -> Losses:
+        self.calls.append((x.clone(), draws.eps.clone()))
+        losses = self.honest(network, target, x, y, draws, objective)
+        return losses._replace(total=losses.total * self.value) if self.when(len(self.calls)) else losses
+
+
+# --- what a step is a function of -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_same_seed_and_images_make_the_same_step(optimizer: str):
+    config = tiny(training__optimizer=optimizer)
+    first, second = advanced(config), advanced(config)
+    torch.manual_seed(7)  # the global generator has no part in it
+    values = [training_step(state, *batch(), config) for state in (first, second)]
+    assert differing(tensors(first), tensors(second)) == []
+    assert first.counters == second.counters
+    assert differing(*values) == []
+
+
+def test_draws_differ_with_seed_position_and_rollbacks():
+    state = fresh(tiny())
+
+    def drawn(seed: int, images: int, rollbacks: int) -> float:
+        state.counters.images, state.counters.rollbacks = images, rollbacks
+        return torch.randn((), generator=state.generator(seed, torch.device("cpu"))).item()
+
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 16, 0), (0, 0, 1)]
+    assert len({drawn(*place) for place in places}) == len(places)
+    assert drawn(0, 0, 0) == drawn(0, 0, 0)
+
+
+def test_a_step_uses_those_draws(monkeypatch: pytest.MonkeyPatch):
+    seen = Poison(monkeypatch, lambda call: False)
+    for config, images in ((tiny(), 0), (tiny(), 16), (tiny(training__seed=1), 0)):
+        state = fresh(config)
+        state.counters.images = images
+        training_step(state, *batch(), config)
+    (_, a), (_, b), (_, c) = seen.calls
+    assert not torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_another_seed_starts_from_other_weights():
+    assert "network.patches_in.weight" in differing(tensors(fresh(tiny())), tensors(fresh(tiny(training__seed=1))))
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    advanced(tiny(), steps=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- micro-batches ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro", [1, 5, 8, 15])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_micro_batches_are_one_batch(micro: int, optimizer: str):
+    """5 and 15 do not divide the batch of 16: the last micro-batch is smaller and has to weigh less."""
+    changes = {"training__optimizer": optimizer, "objective__draws": 2, "objective__flip": True}
+    whole, cut = tiny(**changes), tiny(**changes, training__micro_batch=micro)
+    one, two = advanced(whole), advanced(whole)
+
+    parts, cut_parts = backward(one, *batch(), whole), backward(two, *batch(), cut)
+    assert parts.keys() == cut_parts.keys() == {"reconstruction", "denoising"}
+    for name, value in parts.items():
+        torch.testing.assert_close(cut_parts[name], value, rtol=1e-5, atol=1e-7)
+    assert (gradient(one) - gradient(two)).norm() <= 1e-5 * gradient(one).norm()
+
+    one, two = advanced(whole), advanced(whole)
+    training_step(one, *batch(), whole)
+    training_step(two, *batch(), cut)
+    assert one.counters == two.counters
+    moved = tensors(one)
+    for name, value in tensors(two).items():
+        if name.startswith(("network", "0", "1")):
+            torch.testing.assert_close(value, moved[name], rtol=0, atol=1e-6, msg=name)
+
+
+# --- gradients that are not finite ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("micro", "bad_call"), [(None, 1), (5, 4)])
+def test_a_gradient_that_is_not_finite_changes_only_counters(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str, value: float, micro: int | None, bad_call: int
+):
+    config = tiny(training__optimizer=optimizer, training__micro_batch=micro)
+    state = advanced(config)
+    before, images = tensors(state), state.counters.images
+    with monkeypatch.context() as patch:
+        Poison(patch, lambda call: call == bad_call, value)
+        values = training_step(state, *batch(), config)
+    assert not torch.isfinite(values["gradient_norm"])
+    assert differing(before, tensors(state)) == []
+    assert all(p.grad is None for p in state.network.parameters())
+    assert (state.counters.images, state.counters.skipped, state.counters.skipped_in_row) == (images + 16, 1, 1)
+
+    training_step(state, *batch(), config)
+    assert (state.counters.images, state.counters.skipped, state.counters.skipped_in_row) == (images + 32, 1, 0)
+    assert "network.patches_in.weight" in differing(before, tensors(state))
+
+
+def test_one_bad_number_of_the_gradient_is_enough():
+    config = tiny()
+    state = advanced(config)
+    before = tensors(state)
+    hook = state.network.roles.weight.register_hook(lambda g: torch.where(torch.arange(g.numel()).view_as(g) == 3, torch.nan, g))
+    training_step(state, *batch(), config)
+    hook.remove()
+    assert differing(before, tensors(state)) == []
+    assert state.counters.skipped == 1
+
+
+def test_skipped_steps_do_not_enter_the_logged_means(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    Poison(monkeypatch, lambda call: call in (2, 3, 4))
+    run = onefold.train(tiny(), tmp_path / "run", quiet=True)
+    first, second = run.history[:2]
+    assert first["skipped"] == 1
+    assert second["skipped"] == 3
+    assert 0 < first["reconstruction"] < 10
+    assert "reconstruction" not in second, "both steps of this line were skipped"
+    assert all(number is not None and number == number for line in run.history[2:] for number in line.values())
+
+
+def test_ten_in_a_row_go_back_to_a_checkpoint_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Checkpoint at 48 images (3 steps); calls 6 to 15 fail; then 3 good ones to 96, and so on to the end."""
+    honest = onefold.train(tiny(), tmp_path / "honest", quiet=True)
+    seen = Poison(monkeypatch, lambda call: 6 <= call <= 15)
+    run = onefold.train(tiny(training__images=320), tmp_path / "run", quiet=True)
+    assert len(seen.calls) == 15 + (320 - 48) / 16
+    state = json.loads((checkpoints(run.folder)[-1] / "state.json").read_text())
+    assert state["counters"] == {"images": 320, "skipped": 10, "skipped_in_row": 0, "rollbacks": 1}
+    # The fourth step is repeated with the same images and other noise.
+    (x, eps), (x_again, eps_again) = seen.calls[3], seen.calls[15]
+    assert torch.equal(x, x_again)
+    assert not torch.equal(eps, eps_again)
+    assert log(honest.folder)[0] == log(run.folder)[0], "what came before the checkpoint stays as it was"
+
+
+def test_the_log_after_a_roll_back_has_no_abandoned_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    Poison(monkeypatch, lambda call: 6 <= call <= 15)
+    run = onefold.train(tiny(training__images=320), tmp_path / "run", quiet=True)
+    images = [line["images"] for line in run.history]
+    assert images == list(range(32, 321, 32))
+
+
+def test_a_roll_back_passes_over_checkpoints_made_while_steps_were_skipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Calls 5 to 14 fail, in the midst of which a checkpoint is due at 96 images; the good one is at 48."""
+    seen = Poison(monkeypatch, lambda call: 5 <= call <= 14)
+    onefold.train(tiny(), tmp_path / "run", quiet=True)
+    assert torch.equal(seen.calls[14][0], seen.calls[3][0]), "the step after the roll-back starts at 48 images"
+
+
+def test_ten_in_a_row_again_end_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = Poison(monkeypatch, lambda call: call > 3)
+    with pytest.raises(TrainingAborted) as caught:
+        onefold.train(tiny(training__images=3200), tmp_path / "run", quiet=True)
+    assert len(seen.calls) == 3 + 10 + 10
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "run") in str(caught.value)
+    # What was good is still there, and published.
+    saved = newest(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in saved.values())
+    onefold.OneFold.from_pretrained(tmp_path / "run")
+
+
+def test_without_a_checkpoint_ten_in_a_row_end_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = Poison(monkeypatch, lambda call: call > 1)
+    with pytest.raises(TrainingAborted):
+        onefold.train(tiny(training__checkpoint_every=100_000, training__images=3200), tmp_path / "run", quiet=True)
+    assert len(seen.calls) == 1 + 10
+    assert checkpoints(tmp_path / "run") == []
+
+
+def test_nine_in_a_row_are_borne(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = Poison(monkeypatch, lambda call: 6 <= call <= 14)
+    run = onefold.train(tiny(training__images=320), tmp_path / "run", quiet=True)
+    assert len(seen.calls) == 20
+    assert run.history[-1]["skipped"] == 9
+
+
+def test_the_command_exits_with_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Poison(monkeypatch, lambda call: True)
+    options = ["--network.width", "32", "--network.depth", "1", "--network.heads", "2", "--training.batch", "8"]
+    assert command(["train", "digits", "--out", str(tmp_path / "run"), "--quiet", *options]) == 3
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith(f"onefold: {tmp_path / 'run'}: ")
+    assert captured.out == ""
+
+
+# --- rate, averages, precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("images", "factor"), [(0, 0.5), (16, 1.0), (80, 1.0), (96, 0.8), (144, 0.2), (160, 0.0)]
+)
+def test_the_learning_rate_follows_the_images(optimizer: str, images: int, factor: float):
+    """Warm-up over 32 images, then 1, then a fall over the last half of 160."""
+    config = tiny(training__optimizer=optimizer)
+    state = fresh(config)
+    state.counters.images = images
+    training_step(state, *batch(), config)
+    for each in state.optimizers:
+        peak = 0.02 if isinstance(each, Muon) else 2e-3
+        assert [group["lr"] for group in each.param_groups] == pytest.approx([peak * factor] * len(each.param_groups))
+    assert rate_factor(images, config.training) == pytest.approx(factor)
+
+
+def test_a_rate_of_zero_moves_nothing():
+    config = tiny()
+    state = advanced(config)
+    state.counters.images = 160
+    before = {name: p.clone() for name, p in state.network.named_parameters()}
+    training_step(state, *batch(), config)
+    assert differing(before, dict(state.network.named_parameters())) == []
+
+
+def test_averages_have_half_lives_in_images():
+    config = tiny(training__ema_half_lives=(8, 32, 1000))
+    state = fresh(config)
+    expected = [state.network.patches_in.weight.detach().double() for _ in range(3)]
+    for k in range(6):
+        training_step(state, *batch(start=16 * k), config)
+        images = 16 * (k + 1)
+        for which, half_life in enumerate((8, 32, 1000)):
+            survival = 0.5 ** (16 / min(half_life, 0.1 * images))
+            w = state.network.patches_in.weight.detach().double()
+            expected[which] = survival * expected[which] + (1 - survival) * w
+    for average, value in zip(state.averages, expected, strict=True):
+        torch.testing.assert_close(average.patches_in.weight.double(), value, rtol=0, atol=1e-6)
+        assert not any(p.requires_grad for p in average.parameters())
+    assert state.published is state.averages[-1]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_both_precisions_train(optimizer: str):
+    made = {}
+    for precision in ("float32", "bfloat16"):
+        config = tiny(training__optimizer=optimizer, training__precision=precision)
+        state = advanced(config)
+        before = tensors(state)
+        values = training_step(state, *batch(), config)
+        assert {value.dtype for value in values.values()} == {torch.float32}
+        assert all(torch.isfinite(value) for value in values.values())
+        assert {value.dtype for value in tensors(state).values()} == {torch.float32}
+        assert "network.trunk.blocks.0.swiglu.project_in.weight" in differing(before, tensors(state))
+        made[precision] = values
+    assert not torch.equal(made["float32"]["reconstruction"], made["bfloat16"]["reconstruction"]), "autocast acts"
+    for name, value in made["float32"].items():
+        torch.testing.assert_close(made["bfloat16"][name], value, rtol=0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_losses_fall_on_digits(optimizer: str):
+    config = tiny(training__optimizer=optimizer, training__images=6400, training__batch=32)
+    state = fresh(config)
+    losses: list[tuple[float, float]] = []
+    for k in range(60):
+        values = training_step(state, *batch(32, start=(32 * k) % 1280), config)
+        losses.append((values["reconstruction"].item(), values["denoising"].item()))
+    first, last = torch.tensor(losses[:5]).mean(0), torch.tensor(losses[-5:]).mean(0)
+    assert last[0] < 0.4 * first[0], losses
+    assert last[1] < 0.8 * first[1], losses
+
+
+def test_a_step_can_be_read_at_once():
+    assert len(inspect.getsource(training_step).splitlines()) < 40
