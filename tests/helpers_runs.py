@@ -23,6 +23,7 @@ def tiny(**changes: Any) -> Config:
     config = recipe(
         "digits",
         network={"width": 32, "depth": 1, "heads": 2},
+        objective={"draws": 1},
         training={
             "images": 160,
             "batch": 16,

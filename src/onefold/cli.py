@@ -294,7 +294,12 @@ def data_convert(
     with ImageProgress("converting", 1, quiet=quiet) as bar:
         wanted = size if height is None else (height, size)
         done = convert(source, out, wanted, unreadable=unreadable, overwrite=overwrite, progress=bar.of)
-    console.print(f"{out}: {done}", markup=False)
+    height, width, channels = done.image_shape
+    console.print(f"{done.path}: {done.written:,} images of {height}×{width}×{channels}", markup=False)
+    if done.enlarged:
+        console.print(f"{done.enlarged:,} of them were smaller and have been enlarged", markup=False)
+    if done.skipped:
+        console.print(f"{len(done.skipped):,} unreadable images left out: {', '.join(done.skipped)}", markup=False)
 
 
 def data_stats(source: Positional[str], /, out: Path = Path("stats.safetensors"), features: Path | None = None) -> None:

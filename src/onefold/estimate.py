@@ -1,7 +1,7 @@
 """What a recipe costs before it is started: parameters, arithmetic, memory, time.
 
-Arithmetic is counted, not measured: a product of (m × k) by (k × n) matrices is 2·m·k·n operations; a backward pass
-costs twice its forward pass. Time comes from a few real training steps on the present device, with random images.
+Parameters, arithmetic and state are counted; time and peak memory come from a few real training steps on the present
+device, with random images.
 """
 
 import time
@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from onefold.network import NetworkConfig, OneFold, parameter_shares
-from onefold.objectives.self_distillation import SelfDistillation
+from onefold.flops import forward_flops, training_flops
+from onefold.network import OneFold, parameter_shares
 from onefold.training.config import Config
 from onefold.training.engine import choose_precision, resolve_device
 from onefold.training.log import peak_memory
 from onefold.training.loop import training_step
 from onefold.training.state import TrainingState
-from onefold.trunk import hidden_width
 
-__all__ = ["Estimate", "Measurement", "estimate", "forward_flops", "measure", "training_flops"]
+__all__ = ["Estimate", "Measurement", "estimate", "measure"]
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,6 @@ class Estimate:
     def seconds(self) -> float | None:
         """Expected time of the whole run on the measured device."""
         return self.images / self.measured.images_per_second if self.measured else None
-
-
-def forward_flops(config: NetworkConfig) -> float:
-    """Operations of one pass of one image through the trunk, one entrance and one exit."""
-    n, w, hidden = config.tokens, config.width, hidden_width(config.width)
-    block = 2 * n * w * (4 * w + 3 * hidden) + 4 * n**2 * w
-    ends = 2 * n * w * (config.patch**2 * config.channels + config.latent_channels)
-    return config.depth * block + ends + 14 * w**2
-
-
-def training_flops(network: NetworkConfig, objective: SelfDistillation) -> float:
-    """Operations of one image's training step: encode, decode and the draws thrice, the EMA target once."""
-    passes = 3 * (2 + objective.draws) + (objective.target == "ema") + 4 * (objective.perceptual_weight > 0)
-    return passes * forward_flops(network)
 
 
 def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:

@@ -41,18 +41,18 @@ def cifar10() -> Config:
     return Config(
         recipe="cifar10",
         network=NetworkConfig(
-            image_size=(32, 32), channels=3, classes=10, patch=4, latent_channels=16, width=384, depth=10, heads=6
+            image_size=(32, 32), channels=3, classes=10, patch=4, latent_channels=16, width=256, depth=8, heads=4
         ),
         objective=SelfDistillation(decoder_noise=0.5, draws=2, flip=True),
         data=DataConfig(source="cifar10-train.zip"),
         training=TrainingConfig(
             images=20_000_000,
-            batch=256,
+            batch=128,
             optimizer="muon",
             learning_rate=1e-3,
-            warmup=100_000,
+            warmup=12_800,
             ema_half_lives=(50_000, 500_000),
-            log_every=2_560,
+            log_every=1_280,
             sample_every=100_000,
             checkpoint_every=100_000,
         ),

@@ -60,8 +60,9 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         table.add_row("class accuracy", f"{accuracy[0]:.3f}", f"{accuracy[1]:.3f}", "by a classifier of real images")
     table.add_row("precision", f"{record['precision']:.3f}", "", "")
     table.add_row("recall", f"{record['recall']:.3f}", "", "")
-    share = record["memorisation"]["share"]
-    table.add_row("copies of training images", f"{share:.3f}", "0.050", "share as near as the nearest 5 % of real ones")
+    if record["memorisation"] is not None:
+        share = f"{record['memorisation']['share']:.3f}"
+        table.add_row("copies of training images", share, "0.050", "share as near as the nearest 5 % of real ones")
     reconstruction, latent = record["reconstruction"], record["latent"]
     table.add_row("reconstruction PSNR", f"{reconstruction['psnr']:.2f} dB", "", "test images")
     table.add_row("reconstruction SSIM", f"{reconstruction['ssim']:.4f}", "1", "")

@@ -14,12 +14,13 @@ from typing import Literal, Self
 import torch
 
 from onefold.errors import UserError
-from onefold.training.config import TrainingConfig
+from onefold.flops import training_flops
+from onefold.training.config import Config, TrainingConfig
 
 __all__ = ["Interruption", "autocast", "choose_precision", "eager", "resolve_device", "resolved", "try_compiled"]
 
-LONG_RUN = 500
-"""Steps from which compilation is worth its time."""
+LONG_RUN = 5e12
+"""Operations of a whole training from which the half minute of compilation pays."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -38,23 +39,25 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolved(training: TrainingConfig, device: torch.device) -> TrainingConfig:
+def resolved(config: Config, device: torch.device) -> Config:
     """The settings with every "auto" decided, by measurement where it takes one; a resumed run has decided already.
 
     Raises:
         UserError: `compile="yes"` where nothing can be compiled.
     """
+    training = config.training
     precision, compiled = training.precision, training.compile
     if precision == "auto":
         precision = choose_precision(device)
     if compiled == "auto":
-        compiled = "yes" if training.images >= LONG_RUN * training.batch and try_compiled(device) else "no"
+        work = training.images * training_flops(config.network, config.objective)
+        compiled = "yes" if work >= LONG_RUN and try_compiled(device) else "no"
     elif compiled == "yes" and not try_compiled(device):
         raise UserError(
             "training.compile: torch.compile does not work here (on a CPU it needs a C++ compiler and Python's "
             "headers); install them or use --training.compile no"
         )
-    return replace(training, precision=precision, compile=compiled)
+    return replace(config, training=replace(training, precision=precision, compile=compiled))
 
 
 def try_compiled(device: torch.device) -> bool:

@@ -7,7 +7,6 @@
 
 import time
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +111,7 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
     device = resolve_device(config.training.device)
-    config = replace(config, training=resolved(config.training, device))
+    config = resolved(config, device)
     data, test = open_data(config.data)
     if resume:
         _check_fit(config, data)

@@ -1,0 +1,210 @@
+"""Muon against singular values and PyTorch's own, the schedule, and who optimises what."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from conftest import randomised
+from onefold.network import NetworkConfig, OneFold
+from onefold.training.config import TrainingConfig
+from onefold.training.optimizer import Muon, build_optimizers, orthogonalised, rate_factor, set_rates
+
+SHAPES = pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (1, 12), (33, 7)])
+
+
+def matrix(shape: tuple[int, int], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- Muon ---
+
+
+@SHAPES
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_singular_values_become_about_one_and_frames_stay(shape: tuple[int, int], scale: float):
+    """… if they are at least 1 % of their norm: smaller ones take more iterations."""
+    u, s, v = torch.linalg.svd(matrix(shape), full_matrices=False)
+    x = scale * u @ s.clamp(min=0.01 * s.norm()).diag() @ v
+    turned = u.T @ orthogonalised(x[None])[0] @ v.T  # diagonal, if the frames are kept
+    values = turned.diagonal()
+    torch.testing.assert_close(turned, values.diag(), atol=1e-3, rtol=0)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_one_iteration_is_the_quintic():
+    s = torch.tensor([3.0, 2.0, 0.5])
+    x = s / s.norm()
+    expected = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
+    torch.testing.assert_close(orthogonalised(s.diag()[None], 1)[0], expected.diag(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_zero_gradient_moves_nothing():
+    assert (orthogonalised(torch.zeros(2, 3, 4)) == 0).all()
+
+
+@SHAPES
+def test_stacked_matrices_are_those_one_by_one(shape: tuple[int, int]):
+    stack = torch.stack([matrix(shape, seed) * 10.0**seed for seed in range(4)])
+    for one, together in zip(stack, orthogonalised(stack), strict=True):
+        torch.testing.assert_close(orthogonalised(one[None])[0], together, atol=1e-5, rtol=1e-5)
+
+
+def descend(make, shapes: list[tuple[int, int]], steps: int = 5) -> list[Tensor]:
+    """Weights after some steps whose gradients are given numbers."""
+    params = [nn.Parameter(matrix(shape, k)) for k, shape in enumerate(shapes)]
+    optimizer = make(params)
+    for step in range(steps):
+        for k, p in enumerate(params):
+            p.grad = matrix(tuple(p.shape), 100 * step + k + 7)
+        optimizer.step()
+    return [p.detach() for p in params]
+
+
+@SHAPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_agrees_with_the_muon_of_pytorch(shape: tuple[int, int], dtype: torch.dtype):
+    """PyTorch iterates in bf16, hence the tolerance: 4 % of the way that the weights go."""
+    theirs = pytest.importorskip("torch.optim").__dict__.get("Muon") or pytest.skip("torch before 2.9")
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}
+    ours = descend(lambda p: Muon(p, dtype=dtype, **options), [shape])[0]
+    expected = descend(lambda p: theirs(p, nesterov=True, adjust_lr_fn="original", **options), [shape])[0]
+    way = (expected - matrix(shape)).norm()
+    assert (ours - expected).norm() < 0.04 * way
+
+
+def test_matrices_of_several_shapes_do_not_disturb_each_other():
+    shapes = [(8, 8), (24, 8), (8, 8), (8, 24), (24, 8)]
+    together = descend(lambda p: Muon(p, lr=0.1, weight_decay=0.1), shapes)
+    for k, moved in enumerate(together):
+        alone = descend_alone(k, shapes)
+        torch.testing.assert_close(moved, alone, atol=1e-5, rtol=1e-5)
+
+
+def descend_alone(k: int, shapes: list[tuple[int, int]]) -> Tensor:
+    """The k-th matrix of `descend`, with all the others left without a gradient."""
+
+    class Only(Muon):
+        def step(self, closure=None) -> None:
+            for j, p in enumerate(self.param_groups[0]["params"]):
+                p.grad = p.grad if j == k else None
+            super().step()
+
+    moved = descend(lambda p: Only(p, lr=0.1, weight_decay=0.1), shapes)
+    for j, shape in enumerate(shapes):
+        assert j == k or torch.equal(moved[j], matrix(shape, j))  # nothing moves without a gradient, not by decay
+    return moved[k]
+
+
+def test_first_step_is_the_scaled_orthogonal_factor_after_decay():
+    p = nn.Parameter(matrix((32, 8)))
+    p.grad = matrix((32, 8), 1)
+    Muon([p], lr=0.1, momentum=0.95, weight_decay=0.2).step()
+    expected = (1 - 0.1 * 0.2) * matrix((32, 8)) - 0.1 * math.sqrt(32 / 8) * orthogonalised(p.grad[None])[0]
+    torch.testing.assert_close(p.detach(), expected)
+
+
+# --- who optimises what ---
+
+NETWORK = NetworkConfig(width=16, depth=2, heads=2, latent_norm="layer_norm")
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_is_in_one_group_of_one_optimizer(kind: str):
+    network = OneFold(NETWORK)
+    optimizers = build_optimizers(network, TrainingConfig(optimizer=kind))
+    assert [type(o).__name__ for o in optimizers] == (["AdamW"] if kind == "adamw" else ["AdamW", "Muon"])
+    held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_matrices_decay_and_vectors_embeddings_and_offsets_do_not(kind: str):
+    network = OneFold(NETWORK)
+    config = TrainingConfig(optimizer=kind, weight_decay=0.3, learning_rate=0.01, muon_rate=0.2, betas=(0.8, 0.9))
+    names = {id(p): name for name, p in network.named_parameters()}
+    for optimizer in build_optimizers(network, config):
+        muon = isinstance(optimizer, Muon)
+        for group in optimizer.param_groups:
+            assert group["lr"] == (0.2 if muon else 0.01)
+            assert muon or group["betas"] == (0.8, 0.9)
+            for p in group["params"]:
+                name = names[id(p)]
+                exempt = p.ndim == 1 or "offset" in name or name in ("roles.weight", "labels.weight")
+                assert group["weight_decay"] == (0 if exempt else 0.3), name
+                in_blocks = name.startswith("trunk.blocks") and ".project_" in name
+                assert muon == (kind == "muon" and in_blocks), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_muon_iterates_in_the_precision_of_the_run_and_keeps_float32(precision: str):
+    network = randomised(OneFold(NETWORK))
+    config = TrainingConfig(optimizer="muon", precision=precision)
+    _, muon = build_optimizers(network, config)
+    assert muon.param_groups[0]["dtype"] == getattr(torch, precision)
+    for p in muon.param_groups[0]["params"]:
+        p.grad = torch.randn_like(p)
+    muon.step()
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert {state["momentum"].dtype for state in muon.state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_steps_reach_every_parameter_that_has_a_gradient(kind: str):
+    network = randomised(OneFold(NETWORK))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for p in network.parameters():
+        p.grad = torch.randn_like(p)
+    for optimizer in build_optimizers(network, TrainingConfig(optimizer=kind)):
+        optimizer.step()
+    assert all((p != before[name]).all() for name, p in network.named_parameters())
+
+
+# --- the schedule ---
+
+PLAN = TrainingConfig(images=10_000, batch=100, warmup=1000, decay=0.4, final_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("images", "factor"),
+    [(0, 0.1), (100, 0.2), (900, 1), (1000, 1), (6000, 1), (7000, 0.775), (8000, 0.55), (10_000, 0.1), (11_000, 0.1)],
+)
+def test_rate_by_hand(images: int, factor: float):
+    assert rate_factor(images, PLAN) == pytest.approx(factor)
+
+
+def test_cosine_decay_by_hand():
+    plan = TrainingConfig(images=10_000, batch=100, warmup=0, decay=0.5, decay_shape="cosine")
+    found = [rate_factor(images, plan) for images in (0, 5000, 6250, 7500, 8750, 10_000)]
+    assert found == pytest.approx([1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0], abs=1e-12)
+
+
+def test_without_warmup_and_decay_the_rate_is_constant():
+    plan = TrainingConfig(images=1000, batch=100, warmup=0, decay=0)
+    assert {rate_factor(images, plan) for images in range(0, 1001, 100)} == {1.0}
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["linear", "cosine"]), st.floats(0, 1), st.floats(0, 1))
+def test_rates_lie_between_the_ends_and_fall_after_warmup(images: int, shape: str, decay: float, final: float):
+    plan = TrainingConfig(images=10_000, batch=100, warmup=1000, decay=decay, decay_shape=shape, final_rate=final)
+    assert 0 <= rate_factor(images, plan) <= 1 + 1e-12
+    if images >= 1000:
+        assert final - 1e-12 <= rate_factor(images + 50, plan) <= rate_factor(images, plan) + 1e-12
+    assert rate_factor(images, plan) == rate_factor(images, plan)
+
+
+def test_rates_are_set_without_memory():
+    network = OneFold(NETWORK)
+    optimizers = build_optimizers(network, TrainingConfig(optimizer="muon"))
+    for images in (8000, 0, 10_000, 0):
+        config = TrainingConfig(
+            images=10_000, batch=100, warmup=1000, decay=0.4, optimizer="muon", learning_rate=0.01, muon_rate=0.2
+        )
+        factor = set_rates(optimizers, images, config)
+        assert factor == rate_factor(images, config)
+        rates = {type(o): {group["lr"] for group in o.param_groups} for o in optimizers}
+        assert rates == {torch.optim.AdamW: {0.01 * factor}, Muon: {0.2 * factor}}

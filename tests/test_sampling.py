@@ -1,0 +1,238 @@
+"""Solvers, guidance, seeds and labels; the truth is a Gaussian, whose flow from noise to data is m + √S ε."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from onefold.errors import UserError
+from onefold.paths import Linear, Path, VariancePreserving, per_token
+from onefold.sampling import Denoiser, Sampler, generate, guided, noise, resolve_labels, solve, time_grid
+
+SHAPE = (2, 2)
+MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+COVARIANCE = torch.tensor(
+    [[1.0, 0.5, 0.0, 0.2], [0.5, 2.0, -0.3, 0.0], [0.0, -0.3, 0.4, 0.1], [0.2, 0.0, 0.1, 0.7]], dtype=torch.float64
+)
+
+
+def gaussian_denoiser(path: Path) -> Denoiser:
+    """The exact E[z | z_t] for latents (2, 2) that are Gaussian together."""
+
+    def denoise(z_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        alpha, sigma = path.coefficients(t[0].double())
+        gain = alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * torch.eye(4))
+        return (MEAN + (z_t.flatten(1) - alpha * MEAN) @ gain.T).view_as(z_t)
+
+    return denoise
+
+
+def transported(eps: Tensor) -> Tensor:
+    """Where the exact flow carries noise: m + √S ε, with the symmetric root."""
+    eigenvalues, frame = torch.linalg.eigh(COVARIANCE)
+    return (MEAN + eps.flatten(1) @ (frame * eigenvalues.sqrt()) @ frame.T).view_as(eps)
+
+
+@pytest.mark.parametrize("path", [Linear(), VariancePreserving()], ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_error_falls_with_the_order_of_the_solver(path: Path, solver: str, order: int):
+    eps = torch.randn(50, *SHAPE, dtype=torch.float64)
+    errors = [
+        (solve(gaussian_denoiser(path), eps, None, Sampler(n, solver), path) - transported(eps)).square().mean().sqrt()
+        for n in (40, 80, 160)
+    ]
+    for coarse, fine in itertools.pairwise(errors):
+        assert torch.log2(coarse / fine).item() == pytest.approx(order, abs=0.15)
+    assert errors[-1] < (0.02 if order == 1 else 2e-4)
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0])
+def test_shifted_grid_ends_in_the_right_place_too(shift: float):
+    eps = torch.randn(50, *SHAPE, dtype=torch.float64)
+    end = solve(gaussian_denoiser(Linear()), eps, None, Sampler(200, "heun", shift=shift))
+    torch.testing.assert_close(end, transported(eps), atol=1e-3, rtol=0)
+
+
+def test_samples_have_the_mean_and_covariance_of_the_data():
+    denoise = gaussian_denoiser(Linear())
+    parts = list(generate(denoise, SHAPE, range(20_000), None, Sampler(32, "heun"), batch=5000))
+    z = torch.cat(parts).flatten(1).double()
+    deviation = (COVARIANCE.diagonal() / len(z)).sqrt()
+    assert ((z.mean(0) - MEAN) / deviation).abs().max() < 4
+    torch.testing.assert_close(z.T.cov(), COVARIANCE, atol=4 * 2 * (2 / len(z)) ** 0.5, rtol=0)
+
+
+def elementwise(z_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    """A denoiser whose arithmetic is exact rounding of each number alone, so that equality can be bitwise."""
+    offset = 0 if y is None else per_token(y.float())
+    return 3 * z_t / (1 + z_t.abs()) * (0.5 + per_token(t)) + offset
+
+
+def test_one_step_is_the_denoiser_at_time_zero():
+    eps, y = torch.randn(3, *SHAPE), torch.tensor([0, 1, 2])
+    for solver in ("euler", "heun"):
+        assert torch.equal(solve(elementwise, eps, y, Sampler(1, solver)), elementwise(eps, torch.zeros(3), y))
+
+
+@pytest.mark.parametrize(("solver", "calls"), [("euler", 5), ("heun", 9)])
+def test_network_is_called_as_often_as_said(solver: str, calls: int):
+    times: list[float] = []
+
+    def denoise(z_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        assert t.shape == (len(z_t),)
+        times.extend(set(t.tolist()))
+        return z_t
+
+    solve(denoise, torch.randn(3, *SHAPE), None, Sampler(5, solver))
+    assert len(times) == calls
+    assert set(times) == set(time_grid(Sampler(5))[:-1].tolist())
+
+
+def test_euler_on_the_linear_path_is_the_formula():
+    z, y, grid = torch.randn(3, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 2]), [0.0, 0.25, 0.5, 0.75, 1.0]
+    end = solve(elementwise, z, y, Sampler(4))
+    for now, then in itertools.pairwise(grid):
+        z = z + (then - now) * (elementwise(z, torch.full((3,), now), y) - z) / (1 - now)
+    torch.testing.assert_close(end, z)
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0, 4.0])
+def test_time_grid_runs_from_noise_to_data(shift: float):
+    grid = time_grid(Sampler(7, shift=shift))
+    assert grid.shape == (8,)
+    assert (grid[0], grid[-1]) == (0, 1)
+    assert (grid.diff() > 0).all()
+    k = torch.arange(7) / 7
+    torch.testing.assert_close(grid[:-1] / (1 - grid[:-1]), shift * k / (1 - k))
+
+
+# --- guidance ---
+
+
+def counted(calls: list[int]) -> Denoiser:
+    def denoise(z_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        calls.append(len(z_t))
+        return elementwise(z_t, t, y)
+
+    return denoise
+
+
+def test_guidance_of_one_is_unguided_exactly_and_costs_one_call():
+    calls: list[int] = []
+    z, t, y = torch.randn(3, *SHAPE), torch.full((3,), 0.5), torch.tensor([0, 1, 2])
+    assert torch.equal(guided(counted(calls), Sampler(guidance=1), 9)(z, t, y), elementwise(z, t, y))
+    assert calls == [3]
+
+
+@pytest.mark.parametrize("now", [0.0, 0.2, 0.9, 0.99])
+def test_outside_its_interval_guidance_is_off_exactly(now: float):
+    calls: list[int] = []
+    z, t, y = torch.randn(3, *SHAPE), torch.full((3,), now), torch.tensor([0, 1, 2])
+    sampler = Sampler(guidance=3, guidance_interval=(0.25, 0.75))
+    assert torch.equal(guided(counted(calls), sampler, 9)(z, t, y), elementwise(z, t, y))
+    assert calls == [3]
+
+
+@pytest.mark.parametrize("w", [0.0, 0.5, 2.5, -1.0])
+@pytest.mark.parametrize("now", [0.25, 0.5, 0.75])
+def test_guidance_extrapolates_linearly_from_no_class(w: float, now: float):
+    calls: list[int] = []
+    z, t, y = torch.randn(3, *SHAPE), torch.full((3,), now), torch.tensor([0, 1, 2])
+    sampler = Sampler(guidance=w, guidance_interval=(0.25, 0.75))
+    without = elementwise(z, t, torch.full((3,), 9))
+    expected = without + w * (elementwise(z, t, y) - without)
+    torch.testing.assert_close(guided(counted(calls), sampler, 9)(z, t, y), expected)
+    assert calls == [6]
+
+
+def test_without_labels_there_is_nothing_to_guide():
+    z, t = torch.randn(3, *SHAPE), torch.full((3,), 0.5)
+    assert torch.equal(guided(elementwise, Sampler(guidance=3), 9)(z, t, None), elementwise(z, t, None))
+
+
+def test_guidance_acts_in_generation_within_its_interval_only():
+    def latents(**options: object) -> Tensor:
+        return next(generate(elementwise, SHAPE, [0, 1], [1, 2], Sampler(4, **options), null_label=9))
+
+    assert not torch.equal(latents(guidance=2), latents())
+    assert torch.equal(latents(guidance=2, guidance_interval=(0.3, 0.4)), latents())
+    assert not torch.equal(latents(guidance=2, guidance_interval=(0.2, 0.3)), latents())
+
+
+# --- seeds and labels ---
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_an_image_does_not_depend_on_batch_order_or_number(guidance: float):
+    def latents(seeds: list[int], labels: list[int], batch: int) -> Tensor:
+        sampler = Sampler(3, "heun", guidance)
+        return torch.cat(list(generate(elementwise, SHAPE, seeds, labels, sampler, null_label=9, batch=batch)))
+
+    seeds, labels = list(range(10, 20)), [k % 3 for k in range(10)]
+    whole = latents(seeds, labels, 64)
+    for batch in (1, 3, 10):
+        assert torch.equal(latents(seeds, labels, batch), whole)
+    assert torch.equal(latents(seeds[4:], labels[4:], 4), whole[4:])
+    assert torch.equal(latents(seeds[::-1], labels[::-1], 4), whole.flip(0))
+
+
+def test_noise_comes_from_each_seed_alone():
+    eps = noise([3, 5, 3], (4, 2))
+    assert torch.equal(eps[1], torch.randn(4, 2, generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(eps[0], eps[2])
+    assert not torch.equal(eps[0], eps[1])
+    before = torch.get_rng_state()
+    noise([1], (4, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_labels_default_to_the_seed_modulo_the_classes():
+    assert resolve_labels(5, None, 8, 10) == [8, 9, 0, 1, 2]
+    assert resolve_labels(3, None, 8, 0) is None
+    assert resolve_labels(3, [0, 9, 10], 8, 10) == [0, 9, 10]
+    assert resolve_labels(1, [0], 2**63 - 2, 0) == [0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((0, None, 0, 10), "n: 0 images cannot be sampled; give at least 1"),
+        ((1, None, -1, 10), "seed: -1 is out of range; give an integer from 0"),
+        ((2, None, 2**63 - 2, 10), "seed: 9223372036854775806 is out of range"),
+        ((2, [1], 0, 10), "labels: 1 were given for 2 images; give one for each"),
+        ((1, [11], 0, 10), "labels: 11 is not a class of this network, which knows 0 to 9, or 10 for no class"),
+        ((1, [-1], 0, 10), "labels: -1 is not a class"),
+        ((1, [1], 0, 0), "labels: 1 is not a class of this network, which knows only 0"),
+    ],
+)
+def test_labels_that_make_no_sense_are_one_line(arguments: tuple, text: str):
+    with pytest.raises(UserError) as error:
+        resolve_labels(*arguments)
+    assert str(error.value).startswith(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"steps": 0}, "steps: 0 is not positive; give 1 for one-step sampling or more"),
+        ({"shift": 0.0}, "shift: 0.0 is not positive; 1 leaves the time grid uniform"),
+        ({"shift": float("nan")}, "shift: nan is not"),
+        ({"guidance_interval": (0.6, 0.4)}, "guidance_interval: (0.6, 0.4) is not within 0 ≤ low ≤ high ≤ 1"),
+        ({"guidance_interval": (-0.1, 0.4)}, "guidance_interval: (-0.1, 0.4) is not within"),
+        ({"guidance_interval": (0.1, 1.4)}, "guidance_interval: (0.1, 1.4) is not within"),
+    ],
+)
+def test_sampler_options_that_make_no_sense_are_one_line(options: dict[str, object], text: str):
+    with pytest.raises(UserError) as error:
+        Sampler(**options)
+    assert str(error.value).startswith(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.xfail(strict=True, reason="accepted, and gives NaN")
+@pytest.mark.parametrize("options", [{"guidance": float("nan")}, {"shift": float("inf")}], ids=lambda o: next(iter(o)))
+def test_sampler_options_that_are_not_refused_yet(options: dict[str, object]):
+    with pytest.raises(UserError):
+        Sampler(**options)
