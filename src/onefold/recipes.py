@@ -16,14 +16,19 @@ __all__ = ["RECIPES", "recipe"]
 
 
 def digits() -> Config:
-    """The embedded 8×8 digits; latents of 16 tokens × 4 numbers, as many as the image has pixels."""
+    """The embedded 8×8 digits; latents of 16 tokens × 4 numbers, as many as the image has pixels.
+
+    Expected (3 seeds, 50 steps, no guidance, `benchmarks/digits_seeds.py`): class accuracy 0.979 ± 0.001, Fréchet
+    distance 0.88 ± 0.08 times that between two halves of the real images, PSNR of test images 38.0 ± 0.2 dB. Cost:
+    3.1 minutes on two idle CPU cores with bf16 matrix units, of which 0.5 are compilation; 0.8 GB of memory.
+    """
     return Config(
         recipe="digits",
         network=NetworkConfig(image_size=(8, 8), channels=1, classes=10, patch=2, latent_channels=4, depth=4),
         objective=SelfDistillation(draws=4),
         data=DataConfig(source="digits", test="digits:test"),
         training=TrainingConfig(
-            images=48_000,
+            images=64_000,
             batch=64,
             optimizer="muon",
             learning_rate=2e-3,

@@ -47,22 +47,18 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "generated", "real", "note"):
         table.add_column(column, justify="left" if column in ("", "note") else "right")
-    table.add_row(
-        "Fréchet distance",
-        f"{frechet['matched']:.2f}",
-        f"{frechet['halves']:.2f}",
-        f"half of the real images against as many; ratio {frechet['ratio']:.2f}",
-    )
-    table.add_row("", f"{record['frechet_distance']:.2f}", "", f"all {protocol['real_images']:,}")
+    matched, halves = f"{frechet['matched']:.2f}", f"{frechet['halves']:.2f}"
+    table.add_row("Fréchet distance", matched, halves, f"of {protocol['real_images'] // 2:,} to as many; see below")
+    table.add_row("", f"{record['frechet_distance']:.2f}", "", f"of {protocol['generated_images']:,} to all")
     table.add_row("kernel distance (KID)", f"{record['kid']:.4f}", "0", f"± {record['kid_error']:.4f}")
     if "class_accuracy" in record:
         accuracy = record["class_accuracy"], record["class_accuracy_real"]
-        table.add_row("class accuracy", f"{accuracy[0]:.3f}", f"{accuracy[1]:.3f}", "by a classifier of real images")
+        table.add_row("class accuracy", f"{accuracy[0]:.3f}", f"{accuracy[1]:.3f}", "")
     table.add_row("precision", f"{record['precision']:.3f}", "", "")
     table.add_row("recall", f"{record['recall']:.3f}", "", "")
     if record["memorisation"] is not None:
         share = f"{record['memorisation']['share']:.3f}"
-        table.add_row("copies of training images", share, "0.050", "share as near as the nearest 5 % of real ones")
+        table.add_row("copies of training images", share, "0.050", "share; 0.050 by chance")
     reconstruction, latent = record["reconstruction"], record["latent"]
     table.add_row("reconstruction PSNR", f"{reconstruction['psnr']:.2f} dB", "", "test images")
     table.add_row("reconstruction SSIM", f"{reconstruction['ssim']:.4f}", "1", "")
@@ -73,6 +69,10 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
     )
     table.add_row("sampling", f"{record['images_per_second']:.1f}/s", "", f"{protocol['steps']} steps")
     console.print(table)
+    console.print(
+        f"The Fréchet distance is {frechet['ratio']:.2f} times that between two random halves of the real images, "
+        f"in features of: {protocol['extractor']}."
+    )
 
 
 def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -> None:
