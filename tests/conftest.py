@@ -5,10 +5,11 @@ Plain types are left to the static checker (and to the functions that refuse wro
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_args
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 from beartype import beartype
@@ -37,6 +38,14 @@ def shapes_checked(function: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For tests that compile: torch.compile cannot trace the checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def randomised(network: Module, seed: int = 0) -> Module:

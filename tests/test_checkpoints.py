@@ -352,8 +352,9 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path: Path, monkeypatc
         save_file(values, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("onefold.training.state.save_file", full)
-        patch.setattr("onefold.network.save_file", full)
+        for module in [module for name, module in sys.modules.items() if name.startswith("onefold")]:
+            if getattr(module, "save_file", None) is save_file:
+                patch.setattr(module, "save_file", full)
         with pytest.raises(UserError) as caught:
             save(state, config, tmp_path)
     is_a_help(caught.value, tmp_path)

@@ -231,7 +231,6 @@ def test_sampler_options_that_make_no_sense_are_one_line(options: dict[str, obje
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="accepted, and gives NaN")
 @pytest.mark.parametrize("options", [{"guidance": float("nan")}, {"shift": float("inf")}], ids=lambda o: next(iter(o)))
 def test_sampler_options_that_are_not_refused_yet(options: dict[str, object]):
     with pytest.raises(UserError):

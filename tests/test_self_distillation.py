@@ -29,7 +29,6 @@ from onefold.training.ema import average_of
 TINY = NetworkConfig((4, 6), channels=2, classes=3, patch=2, latent_channels=3, width=8, depth=1, heads=1)
 LATENT = (TINY.tokens, TINY.latent_channels)
 OBJECTIVE = SelfDistillation(draws=2, label_dropout=0.3, decoder_noise=0.5, flip=True)
-NARROW = pytest.mark.xfail(strict=True, reason="the signature of `OneFold.features` has W for two different widths")
 
 
 @pytest.fixture
@@ -129,8 +128,8 @@ OTHERS = [
     {"weighting": "min_snr", "denoising_weight": 2.0},
     {"weighting": "min_snr", "loss": "velocity", "draws": 3},
     {"decoder_noise": 1.0, "decoder_noise_from": 0.1, "flip": False, "draws": 1},
-    pytest.param({"perceptual_weight": 0.7}, marks=NARROW),
-    pytest.param({"perceptual_weight": 0.7, "target": "gradient", "loss": "velocity", "through": True}, marks=NARROW),
+    {"perceptual_weight": 0.7},
+    {"perceptual_weight": 0.7, "target": "gradient", "loss": "velocity", "through": True},
 ]
 
 
@@ -231,7 +230,7 @@ def test_reconstruction_teaches_encoder_and_decoder():
     assert gradient["roles.weight"][1].abs().max() == 0
 
 
-@pytest.mark.parametrize("perceptual_weight", [0.0, pytest.param(0.5, marks=NARROW)])
+@pytest.mark.parametrize("perceptual_weight", [0.0, 0.5])
 def test_the_average_takes_no_gradient(perceptual_weight: float):
     case = Case().change(target="ema", perceptual_weight=perceptual_weight, through=True)
     case.loss().backward()
@@ -308,7 +307,6 @@ def test_parts_are_unweighted_and_without_gradient():
     torch.testing.assert_close(losses.z, case.latents())
 
 
-@NARROW
 def test_perceptual_part_is_listed_and_weighted():
     case = Case().change(perceptual_weight=0.5, reconstruction_weight=0.0, denoising_weight=0.0)
     losses = self_distillation(*case.arguments)
@@ -316,7 +314,6 @@ def test_perceptual_part_is_listed_and_weighted():
     assert largest(case.gradient(), "patches_out") > 1e-5
 
 
-@NARROW
 def test_perceptual_error_is_a_distance_in_the_features_of_the_average():
     case = Case()
     assert perceptual_error(case.target, case.x, case.x) == 0

@@ -170,6 +170,10 @@ class Outer:
 REFUSED = [
     ("{", "not readable as JSON"),
     ("", "not readable as JSON"),
+    ('{"inner": {"a": 1, "a": 2}}', "not readable as JSON"),
+    ('{"inner": {"a": 1, "b": NaN}}', "not readable as JSON"),
+    ('{"inner": {"a": 1, "b": -Infinity}}', "not readable as JSON"),
+    ('{"inner": {"a": 1, "b": 1e999}}', "inner: b: inf is not a finite number"),
     ("[]", "[] where a group of settings belongs"),
     ("{}", "setting 'inner' is missing"),
     ('{"inner": {}}', "inner: setting 'a' is missing"),
@@ -203,21 +207,6 @@ def test_what_does_not_fit_is_refused_in_one_line(text: str, complaint: str):
         from_json(Outer, text, "run/config.json")
     assert str(error.value).startswith(f"run/config.json: {complaint}")
     assert "\n" not in str(error.value)
-
-
-NOT_YET = [
-    ('{"inner": {"a": 1, "b": NaN}}', "NaN, which is no JSON"),
-    ('{"inner": {"a": 1, "b": -Infinity}}', "nor is infinity"),
-    ('{"inner": {"a": 1, "b": 1e999}}', "infinity by overflow"),
-    ('{"inner": {"a": 1, "a": 2}}', "a key given twice"),
-]
-
-
-@pytest.mark.parametrize(("text", "reason"), NOT_YET, ids=[reason for _, reason in NOT_YET])
-@pytest.mark.xfail(strict=True, reason="not refused with a UserError yet")
-def test_what_should_be_refused_too(text: str, reason: str):
-    with pytest.raises(UserError):
-        from_json(Outer, text, "run/config.json")
 
 
 def test_optional_and_variadic_values():
@@ -274,6 +263,8 @@ def test_a_group_may_be_changed_as_a_whole():
         ({"training.batch": 0}, "training.batch: 0 is not positive"),
         ({"objective.target": "teacher"}, "objective.target: 'teacher' is not one of 'ema'"),
         ({"objective.time": 3}, "objective.time: 3 where a group of settings belongs"),
+        ({"training": NetworkConfig()}, "training: NetworkConfig("),
+        ({"training.seed": NetworkConfig()}, "training.seed: NetworkConfig("),
         ({"": 3}, ": no such setting"),
     ],
 )
@@ -282,13 +273,6 @@ def test_changes_that_do_not_fit_are_refused_in_one_line(changes: dict[str, Any]
         override(Config(), changes)
     assert str(error.value).startswith(complaint)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("changes", [{"training": NetworkConfig()}, {"training.seed": NetworkConfig()}], ids=str)
-@pytest.mark.xfail(strict=True, reason="any dataclass is taken for any setting")
-def test_a_group_is_not_taken_for_another(changes: dict[str, Any]):
-    with pytest.raises(UserError):
-        override(Config(), changes)
 
 
 # --- the limits that the configuration itself knows ---
@@ -307,6 +291,19 @@ def test_a_group_is_not_taken_for_another(changes: dict[str, Any]):
         ({"training.clip": float("nan")}, "training.clip: nan is not"),
         ({"training.seed": -1}, "training.seed: -1 is out of range"),
         ({"training.seed": 2**63}, "training.seed: 9223372036854775808 is out of range"),
+        ({"training.warmup": -100}, "training.warmup: -100 is not"),
+        ({"training.decay": -0.5}, "training.decay: -0.5 is not"),
+        ({"training.decay": 1.5}, "training.decay: 1.5 is not"),
+        ({"training.final_rate": -1}, "training.final_rate: -1.0 is not"),
+        ({"training.weight_decay": -1}, "training.weight_decay: -1.0 is not"),
+        ({"training.betas": [0.9, 1.0]}, "training.betas: (0.9, 1.0) must both be below 1"),
+        ({"training.betas": [-0.1, 0.9]}, "training.betas: -0.1 is not"),
+        ({"training.ema_ramp": -1}, "training.ema_ramp: -1.0 is not"),
+        ({"training.keep_every": -1}, "training.keep_every: -1 is not"),
+        ({"objective.denoising_weight": -1}, "objective.denoising_weight: -1.0 is not"),
+        ({"objective.time.shift": 0}, "objective.time.shift: 0.0 is not"),
+        ({"objective.time.std": -1}, "objective.time.std: -1.0 is not"),
+        ({"data.workers": -1}, "data.workers: -1 is not"),
         ({"data.holdout": 1.0}, "data.holdout: 1.0 is not between 0 and 1"),
         ({"data.holdout": 0}, "data.holdout: 0.0 is not between 0 and 1"),
     ],
@@ -316,29 +313,6 @@ def test_limits_are_named(changes: dict[str, Any], complaint: str):
         override(Config(), changes)
     assert str(error.value).startswith(complaint)
     assert "\n" not in str(error.value)
-
-
-NO_LIMIT_YET = [
-    {"training.warmup": -100},  # a negative learning rate
-    {"training.decay": -0.5},  # no learning rate at all
-    {"training.decay": 1.5},
-    {"training.final_rate": -1.0},
-    {"training.weight_decay": -1.0},
-    {"training.betas": (0.9, 1.0)},  # torch's own ValueError, after the run's folder is made
-    {"training.ema_ramp": -1.0},
-    {"training.keep_every": -1},
-    {"data.workers": -1},
-    {"objective.time.shift": 0.0},  # every time is 0
-    {"objective.time.std": -1.0},
-    {"objective.denoising_weight": -1.0},
-]
-
-
-@pytest.mark.parametrize("changes", NO_LIMIT_YET, ids=lambda c: next(iter(c)))
-@pytest.mark.xfail(strict=True, reason="accepted, though no training can be meant")
-def test_limits_that_are_not_known_yet(changes: dict[str, Any]):
-    with pytest.raises(UserError):
-        override(Config(), changes)
 
 
 MISSPELT = [
@@ -356,7 +330,6 @@ MISSPELT = [
 
 
 @pytest.mark.parametrize(("kind", "name"), MISSPELT)
-@pytest.mark.xfail(strict=True, reason="built in Python, a misspelt choice is taken in silence for another one")
 def test_misspelt_choices_are_refused_in_python_too(kind: type, name: str):
     with pytest.raises(UserError, match=name):
         kind(**{name: "misspelt"})

@@ -5,31 +5,27 @@ prints; the work is done elsewhere. Wrong input ends with exit code 2 and one li
 with 3, SIGTERM with 143 and Ctrl-C with 130, both after a checkpoint.
 """
 
-import contextlib
-import functools
-import io
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
 from onefold import __version__, tables
+from onefold.arguments import parse
 from onefold.data import contact_sheet, convert, describe, inspect, open_dataset, read_all
-from onefold.errors import TrainingAborted, UserError
+from onefold.errors import TrainingAborted, UserError, writing
 from onefold.recipes import RECIPES, recipe
 from onefold.sampling import Sampler
 from onefold.training.config import Config
 
 __all__ = ["main", "run"]
 
-T = TypeVar("T")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -49,9 +45,12 @@ def train(arguments: list[str]) -> None:
     def train_recipe(
         data: str | None = None,
         test_data: str | None = None,
+        unreadable: Literal["refuse", "skip"] = default.data.unreadable,
+        architecture: Literal["one-network", "three-networks"] | None = None,
         out: Path | None = None,
         resume: bool = False,
         steps: int | None = None,
+        on_collapse: Literal["warn", "stop", "ignore"] | None = None,
         quiet: bool = False,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> None:
@@ -62,15 +61,23 @@ def train(arguments: list[str]) -> None:
         Args:
             data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
             test_data: Images for evaluation alone. Default: a part set apart from the data.
+            unreadable: Stop at an image that cannot be read, or leave it out.
+            architecture: One network, or the baseline of three, trained in two stages. Default: the recipe's.
             out: The run's folder. Default: runs/RECIPE.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             steps: Stop after so many optimiser steps (sets training.images), for a short trial.
+            on_collapse: When the latents have collapsed: say so, stop with exit code 3, or log it only. Default: warn.
             quiet: No progress bar, no summary.
             config: All settings of the run; the defaults shown are the recipe's.
         """
         if resume:
             finished = train_run(None, out or Path("runs") / name, resume=True, quiet=quiet)
         else:
+            config = config.with_changes({"data.unreadable": unreadable})
+            if architecture is not None:
+                config = config.with_changes({"network.architecture": architecture.replace("-", "_")})
+            if on_collapse is not None:
+                config = config.with_changes({"training.on_collapse": on_collapse})
             finished = train_run(_worked_in(config, data, test_data, steps), out, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
@@ -131,10 +138,10 @@ def sample(
         separate: Write one PNG per image, named by its seed and label, instead of a grid.
     """
     from onefold import pixels
-    from onefold.network import OneFold
+    from onefold.architecture import Network
     from onefold.sampling import resolve_labels
 
-    network = OneFold.from_pretrained(run)
+    network = Network.from_pretrained(run)
     sampler = _sampler(run, steps=steps, guidance=guidance, solver=solver, shift=shift)
     if labels is not None and len(labels) == 1:
         labels = labels * n
@@ -241,8 +248,10 @@ def evaluate(
         device=resolve_device(device),
         say=(lambda line: None) if quiet or json else lambda line: console.print(f"[dim]{line}"),
     )
-    path = run / "evaluation" / f"{sampler.solver}-{sampler.steps}-guidance-{sampler.guidance:g}-seed-{seed}.json"
-    record.write(path)
+    name = f"{sampler.solver}-{sampler.steps}-guidance-{sampler.guidance:g}-shift-{sampler.shift:g}-seed-{seed}.json"
+    path = run / "evaluation" / name
+    with writing(path):
+        record.write(path)
     if json:
         print(path.read_text(), end="")
     else:
@@ -262,7 +271,8 @@ def data_inspect(source: Positional[str], /, all: bool = False, sheet: Path | No
     """
     console.print("\n".join(describe(inspect(source, sample=None if all else 2000))), markup=False)
     if sheet is not None:
-        contact_sheet(open_dataset(source, unreadable="skip")).save(sheet)
+        with writing(sheet):
+            contact_sheet(open_dataset(source, unreadable="skip")).save(sheet, format="PNG")
         console.print(f"{sheet}: contact sheet")
 
 
@@ -317,7 +327,8 @@ def data_stats(source: Positional[str], /, out: Path = Path("stats.safetensors")
     data = open_dataset(source)
     extractor = metrics.from_file(features) if features else evaluation.extractor_for(data, console.print)
     images, _ = read_all(data)
-    metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)
+    with writing(out):
+        metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)
     console.print(f"{out}: mean and covariance of {extractor.width} features of {len(data):,} images")
 
 
@@ -338,6 +349,44 @@ def estimate(
 
     config = recipe(name, **{"training.device": device, "training.micro_batch": micro_batch})
     tables.show_estimate(console, name, config, costs.estimate(config, seconds=seconds))
+
+
+def study_collapse(
+    data: str | None = None,
+    budget: int = 19_200,
+    seeds: int = 3,
+    arms: tuple[str, ...] | None = None,
+    draws: int = 1,
+    recipe: str = "digits",
+    out: Path = Path("runs/study-collapse"),
+    jobs: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Compare naive joint training, and each step from it to DSD, under one budget; writes table and pictures.
+
+    Example: onefold study collapse --budget 19200 --seeds 3 --jobs 2
+
+    Args:
+        data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+        budget: Images that each network is trained on.
+        seeds: Trainings of each arm, with seeds 0, 1, …
+        arms: Arms by name; a wrong one lists all. Default: the nine that docs/ablations.md describes.
+        draws: Denoising draws for each encoding, in all arms but "draws".
+        recipe: The recipe that gives all other settings.
+        out: The study's folder; an interrupted study in it is continued.
+        jobs: Trainings at a time.
+        quiet: No progress bar, no lines.
+    """
+    from onefold.studies import collapse, run_study
+
+    study = collapse(data, budget=budget, seeds=seeds, arms=arms, draws=draws, name=recipe)
+    run_study(study, out, jobs=jobs, say=(lambda line: None) if quiet else _say, quiet=quiet)
+    if not quiet:
+        console.print(f"{out}: table.md, table.json, table.csv, curves.png, spectrum.png, samples.png, …")
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False)
 
 
 def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
@@ -362,6 +411,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reconstruct": reconstruct,
     "evaluate": evaluate,
     "estimate": estimate,
+    "study collapse": study_collapse,
     "data inspect": data_inspect,
     "data convert": data_convert,
     "data stats": data_stats,
@@ -406,46 +456,12 @@ def _dispatch(arguments: list[str]) -> None:
             return train(rest)
         if name in COMMANDS:
             return parse(COMMANDS[name], rest, f"onefold {name}")
-    group = [name for name in COMMANDS if name.startswith(arguments[0] + " ")]
+    group = {name: command for name, command in COMMANDS.items() if name.startswith(arguments[0] + " ")}
+    if group and arguments[1:] in (["-h"], ["--help"]):
+        tables.show_commands(console, group)
+        return
     known = ", ".join(group or COMMANDS)
     raise UserError(f"{' '.join(arguments[:2]) if group else arguments[0]}: no such command; choose one of {known}")
-
-
-def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
-    """Call `target` with the options in `arguments`; what the parser refuses becomes one line.
-
-    Raises:
-        UserError: options that do not exist, lack a value, or have one of the wrong type.
-    """
-
-    @functools.wraps(target)
-    def deferred(*values: Any, **options: Any) -> Callable[[], T]:
-        return lambda: target(*values, **options)
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            call = tyro.cli(deferred, args=arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(f"{name}: {_one_line(complaint.getvalue())}; see `{name} --help`") from None
-    return call()
-
-
-def _one_line(box: str) -> str:
-    """The parser's complaint without its frame: the first section, and the first suggestion if there is one."""
-    lines = [re.sub(r"^[│╭╰]\s?|\s*[│╮╯]$", "", line).strip() for line in box.splitlines()]
-    sections = [[]]
-    for line in lines[1:]:
-        if line and not line.strip("─"):
-            sections.append([])
-        elif line:
-            sections[-1].append(line)
-    text = re.sub(r"^Error parsing config\.\w+: ", "", " ".join(sections[0]))
-    if len(sections) > 1 and sections[1][:1] == ["Perhaps you meant:"]:
-        text += f" (perhaps {sections[1][1]}?)"
-    return text or "the options cannot be read"
 
 
 def _fail(error: object, code: int) -> int:

@@ -4,6 +4,15 @@ A `UserError` is wrong input: the command prints its single line and exits with 
 option, says what is wrong and how to mend it. `TrainingAborted` is a training that cannot go on (exit code 3).
 """
 
+import errno
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+__all__ = ["TrainingAborted", "UserError", "reason", "writing"]
+
 
 class UserError(ValueError):
     """Wrong input; `str(error)` is one line that names the cause and the cure. Exit code 2."""
@@ -11,3 +20,21 @@ class UserError(ValueError):
 
 class TrainingAborted(RuntimeError):
     """Training met non-finite numbers or a collapse that it cannot leave. Exit code 3."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return "no space left on the disk"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn a failure to write `path` into a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written ({reason(error)}); make room or choose another place") from error

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from onefold.flops import forward_flops, training_flops
-from onefold.network import OneFold, parameter_shares
+from onefold.architecture import build
+from onefold.flops import sampling_flops, training_flops
+from onefold.network import parameter_shares
 from onefold.training.config import Config
 from onefold.training.engine import choose_precision, resolve_device
 from onefold.training.log import peak_memory
 from onefold.training.loop import training_step
+from onefold.training.optimizer import block_matrices
 from onefold.training.state import TrainingState
 
 __all__ = ["Estimate", "Measurement", "estimate", "measure"]
@@ -59,13 +61,14 @@ class Estimate:
 def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
     """Count, and measure for about `seconds` (0: only count)."""
     with torch.device("meta"):
-        network = OneFold(config.network)
+        network = build(config.network)
     shares = parameter_shares(network)
     muon = config.training.optimizer == "muon"
-    matrices = sum(p.numel() for p in network.trunk.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6)
+    matrices = sum(p.numel() for p in block_matrices(network))
     parameters = int(shares["parameters"])
     moments = 2 * parameters - (matrices if muon else 0)
-    evaluations = config.sampler.steps * (1 if config.sampler.guidance == 1 else 2)
+    steps = config.sampler.steps if config.sampler.solver == "euler" else 2 * config.sampler.steps - 1
+    evaluations = steps * (1 if config.sampler.guidance == 1 else 2)
     size = config.network.image_size
     return Estimate(
         parameters=parameters,
@@ -73,8 +76,8 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
         latent_ratio=config.network.tokens
         * config.network.latent_channels
         / (size[0] * size[1] * config.network.channels),
-        flops_per_image=training_flops(config.network, config.objective),
-        flops_per_sample=(evaluations + 1) * forward_flops(config.network),
+        flops_per_image=training_flops(config.network, config.objective, config.stages),
+        flops_per_sample=sampling_flops(config.network, evaluations),
         state_bytes=4 * (2 * parameters + moments + len(config.training.ema_half_lives) * parameters),
         images=config.training.images,
         measured=measure(config, seconds) if seconds > 0 else None,
@@ -110,4 +113,4 @@ def _default_micro(config: Config, device: torch.device) -> int:
     """A micro-batch for the measurement: all of a small network's, few images of a large one on a CPU."""
     if device.type != "cpu":
         return 32
-    return max(2, min(64, int(2e12 / training_flops(config.network, config.objective))))
+    return max(2, min(64, int(2e12 / training_flops(config.network, config.objective, config.stages))))

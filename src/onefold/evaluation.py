@@ -9,6 +9,7 @@ mean Fréchet distance between two random halves of the reference, what a perfec
 that between one half and as many generated images.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -19,10 +20,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from onefold import __version__, metrics
+from onefold import __version__, metrics, sampling
+from onefold.architecture import Network
 from onefold.data import Dataset, read_all
 from onefold.errors import UserError
-from onefold.network import OneFold
 from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
 from onefold.training.run import Run, open_data
@@ -71,6 +72,11 @@ def evaluate(
     count = min(images, len(train))
     if count < 4:
         raise UserError(f"images: {count} are too few to measure anything; give at least 4")
+    if len(test) < 2:
+        raise UserError(f"{test.source}: {len(test)} test image is too few; give more with --test-data, or train anew")
+    if batch < 1:
+        raise UserError(f"batch: {batch} is not positive; give at least 1")
+    sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(train))[:count]
     say(f"reading {count:,} training and up to {images:,} test images")
     real, labels = read_all(train, chosen)
@@ -117,7 +123,7 @@ def evaluate(
         few_images=count < 2 * extractor.width,
         kid_subset=min(1000, count // 2),
         neighbours=NEIGHBOURS,
-        sampler=sampler.solver,
+        sampler=_sampler_text(sampler),
         steps=sampler.steps,
         guidance=sampler.guidance,
         ema=run.config.training.ema_half_lives[-1],
@@ -134,11 +140,11 @@ def extractor_for(data: Dataset, say: Say = lambda line: None) -> metrics.Featur
     The embedded digits have theirs in the package. For other data it is trained once, with a fixed seed, and kept in
     `$ONEFOLD_CACHE` (default `~/.cache/onefold`), by the hash of the data.
     """
-    if data.source.startswith("digits"):
+    if data.source in ("digits", "digits:test"):
         return metrics.digits_classifier()
     folder = Path(os.environ.get("ONEFOLD_CACHE") or Path.home() / ".cache" / "onefold")
     path = folder / f"classifier-{data.digest()[:16]}.safetensors"
-    if path.exists():
+    with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
         return metrics.from_file(path)
     say(f"training a small classifier of {data.source} for the features (once; kept as {path})")
     images, labels = read_all(data)
@@ -149,6 +155,16 @@ def extractor_for(data: Dataset, say: Say = lambda line: None) -> metrics.Featur
     except OSError as error:
         say(f"{path}: could not be kept ({error.strerror}); it will be trained again next time")
     return classifier
+
+
+def _sampler_text(sampler: Sampler) -> str:
+    """The solver, and what is not as usual."""
+    text = sampler.solver
+    if sampler.shift != 1:
+        text += f", shift {sampler.shift:g}"
+    if sampler.guidance != 1 and sampler.guidance_interval != (0, 1):
+        text += ", guidance from {:g} to {:g}".format(*sampler.guidance_interval)
+    return text
 
 
 def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor, say: Say) -> dict[str, float] | None:
@@ -162,7 +178,7 @@ def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor, say: Say) -
 
 
 def _sample(
-    network: OneFold, count: int, labels: list[int] | None, sampler: Sampler, seed: int, batch: int
+    network: Network, count: int, labels: list[int] | None, sampler: Sampler, seed: int, batch: int
 ) -> UInt8[Tensor, "n C H W"]:
     with torch.no_grad():
         latents = network.sample_latents(range(seed, seed + count), labels, sampler, batch=batch)
@@ -185,20 +201,18 @@ def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: in
 
 @torch.no_grad()
 def _reconstruction(
-    network: OneFold, x: UInt8[Tensor, "n C H W"], extractor: metrics.FeatureExtractor, batch: int
+    network: Network, x: UInt8[Tensor, "n C H W"], extractor: metrics.FeatureExtractor, batch: int
 ) -> dict[str, float]:
-    device = network.latents_in.weight.device
-    parts = [to_float(part.to(device)) for part in x.split(batch)]
+    parts = [to_float(part.to(network.device)) for part in x.split(batch)]
     made = torch.cat([to_uint8(network.decode(network.encode(part))).cpu() for part in parts])
     distance = metrics.frechet_distance(extractor.features(x, batch), extractor.features(made, batch))
     return {"psnr": metrics.psnr(made, x), "ssim": metrics.ssim(made, x), "frechet_distance": distance}
 
 
 @torch.no_grad()
-def _latent(network: OneFold, x: UInt8[Tensor, "n C H W"], batch: int) -> dict[str, float]:
+def _latent(network: Network, x: UInt8[Tensor, "n C H W"], batch: int) -> dict[str, float]:
     """Effective rank over tokens and over whole latents, and the standard deviation over images, averaged."""
-    device = network.latents_in.weight.device
-    z = torch.cat([network.encode(to_float(part.to(device))).cpu() for part in x.split(batch)])
+    z = torch.cat([network.encode(to_float(part.to(network.device))).cpu() for part in x.split(batch)])
     pixels = x[0].numel()
     return {
         "effective_rank": metrics.effective_rank(z.flatten(0, 1)),

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from onefold import settings
+
 __all__ = [
     "Linear",
     "Path",
@@ -124,7 +126,7 @@ def per_token(t: Float[Tensor, " B"]) -> Float[Tensor, "B 1 1"]:
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
     """Bend [0, 1] onto itself: shift < 1 moves times towards noise, > 1 towards data (Esser et al., 2024)."""
-    return shift * t / (1 + (shift - 1) * t)
+    return (shift * t / (1 + (shift - 1) * t)).clamp(max=1)  # rounding would pass 1
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,9 @@ class TimeDistribution:
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        settings.check("objective.time", self, positive=("std", "shift"))
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
         """`n` times on the generator's device, stratified: the k-th falls into the k-th of n equal quantiles.

@@ -10,6 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from onefold.errors import UserError, writing
+
 __all__ = ["grid", "save_png", "to_float", "to_uint8"]
 
 
@@ -47,11 +49,17 @@ def grid(
 
 
 def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[str, object] | None = None) -> None:
-    """Write one image with text metadata. Two channels: the first is shown; more than four: the first three."""
+    """Write one image with text metadata. Two channels: the first is shown; more than four: the first three.
+
+    Raises a UserError if the name does not end in .png or the file cannot be written.
+    """
     info = PngInfo()
     for key, value in (metadata or {}).items():
         info.add_text(key, str(value))
     channels = image.shape[2]
     shown = image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(shown)).save(path, pnginfo=info)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: is not the name of a PNG file; end it with .png")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(shown)).save(path, format="PNG", pnginfo=info)

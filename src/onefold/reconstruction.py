@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from onefold import metrics
+from onefold.architecture import Network, NetworkConfig
 from onefold.data import open_dataset, read_all
-from onefold.errors import UserError
-from onefold.network import NetworkConfig, OneFold
+from onefold.data.decode import decode, to_image
+from onefold.errors import UserError, reason
 from onefold.pixels import grid, save_png
 from onefold.training.grids import reconstructions
 
@@ -29,7 +29,7 @@ def reconstruct_files(run: str | Path, images: Sequence[Path], out: Path) -> tup
     Raises:
         UserError: no images, one that cannot be read, or one of another size than the network's.
     """
-    network = OneFold.from_pretrained(run)
+    network = Network.from_pretrained(run)
     given = _read(images, network.config)
     made = reconstructions(network, given)
     original = given.permute(0, 2, 3, 1).numpy()
@@ -60,14 +60,14 @@ def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
 
 def _read_one(path: Path, mode: str, height: int, width: int) -> Tensor:
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert(mode))
+        pixels = decode(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"{path}: is not a readable image ({type(error).__name__})") from error
+    except Exception as error:  # whatever Pillow raises on broken data
+        raise UserError(f"{path}: cannot be read as an image ({reason(error)})") from error
     if pixels.shape[:2] != (height, width):
         raise UserError(
             f"{path}: is {pixels.shape[0]}×{pixels.shape[1]}, but the network takes {height}×{width}; resize it first"
         )
-    return torch.from_numpy(pixels.reshape(height, width, -1)).permute(2, 0, 1)
+    converted = np.array(to_image(pixels).convert(mode)).reshape(height, width, -1)
+    return torch.from_numpy(converted).permute(2, 0, 1)

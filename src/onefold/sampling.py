@@ -9,6 +9,7 @@ batch size, order or device, up to the rounding of the network's arithmetic.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from onefold import settings
 from onefold.errors import UserError
 from onefold.paths import Linear, Path, per_token, shift_time, velocity
 
@@ -41,9 +43,12 @@ class Sampler:
     """Below 1, more of the grid lies near noise; above 1, near data."""
 
     def __post_init__(self) -> None:
+        settings.check("sampler", self)
         if self.steps < 1:
             raise UserError(f"steps: {self.steps} is not positive; give 1 for one-step sampling or more")
-        if not self.shift > 0:
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance: {self.guidance} is not a number; 1 is unguided")
+        if not 0 < self.shift < math.inf:
             raise UserError(f"shift: {self.shift} is not positive; 1 leaves the time grid uniform")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
@@ -143,6 +148,8 @@ def generate(
     device: torch.device | str = "cpu",
 ) -> Iterator[Float[Tensor, "B N D"]]:
     """Clean latents of shape (N, D) for `seeds` and `labels`, batch by batch."""
+    if batch < 1:
+        raise UserError(f"batch: {batch} is not positive; give at least 1")
     denoise = guided(denoise, sampler, null_label)
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])

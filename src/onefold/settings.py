@@ -5,13 +5,15 @@ names the key. What is written is complete, so a file read years later does not 
 """
 
 import json
+import math
 import types
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from onefold.errors import UserError
 
-__all__ = ["from_json", "override", "to_json"]
+__all__ = ["check", "from_json", "override", "to_json"]
 
 T = TypeVar("T")
 
@@ -28,10 +30,49 @@ def from_json(kind: type[T], text: str, where: str) -> T:
         UserError: text that is no JSON, or does not fit `kind`.
     """
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_number)
+    except ValueError as error:
         raise UserError(f"{where}: not readable as JSON ({error}); restore the file or write it anew") from error
     return _convert(kind, value, where)
+
+
+def check(
+    group: str,
+    value: Any,
+    *,
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    shares: Sequence[str] = (),
+) -> None:
+    """Refuse a dataclass whose choices or numbers make no sense; for its `__post_init__`.
+
+    Every `Literal` field must hold one of its choices, `positive` numbers be above 0, `not_negative` ones be 0 or more,
+    `shares` lie in [0, 1]. Of tuples, each number must. NaN is none of these.
+
+    Raises:
+        UserError: naming "group.field".
+    """
+    for name, hint in get_type_hints(type(value)).items():
+        if get_origin(hint) is Literal and getattr(value, name) not in get_args(hint):
+            choices = ", ".join(map(repr, get_args(hint)))
+            raise UserError(f"{group}.{name}: {getattr(value, name)!r} is not one of {choices}")
+
+    def each(names: Sequence[str]) -> Iterator[tuple[str, float]]:
+        for name in names:
+            found = getattr(value, name)
+            for number in found if isinstance(found, tuple) else (found,):
+                yield f"{group}.{name}: {number}", number
+
+    for text, number in each(positive):
+        if not 0 < number < math.inf:
+            cure = "; give at least 1" if isinstance(number, int) else ""
+            raise UserError(f"{text} is not positive{cure}")
+    for text, number in each(not_negative):
+        if not 0 <= number < math.inf:
+            raise UserError(f"{text} is not 0 or more")
+    for text, number in each(shares):
+        if not 0 <= number <= 1:
+            raise UserError(f"{text} is not within 0 to 1")
 
 
 def override(config: T, changes: dict[str, Any]) -> T:
@@ -40,22 +81,44 @@ def override(config: T, changes: dict[str, Any]) -> T:
     Raises:
         UserError: a name that does not exist, or a value of the wrong type.
     """
+    return _overridden(config, changes, "")
+
+
+def _overridden(config: Any, changes: dict[str, Any], prefix: str) -> Any:
+    """All changes of a group at once, since its settings may depend on one another."""
+    hints, known = get_type_hints(type(config)), [f.name for f in fields(config)]
+    new: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
-        config = _override_one(config, path.split("."), value, path)
-    return config
+        name, _, rest = path.partition(".")
+        full = prefix + path
+        if name not in known:
+            raise UserError(f"{full}: no such setting; {type(config).__name__} has {', '.join(known)}")
+        if not rest:
+            new[name] = value if isinstance(value, _class_of(hints[name])) else _convert(hints[name], value, full)
+        elif is_dataclass(getattr(config, name)):
+            parts.setdefault(name, {})[rest] = value
+        else:
+            raise UserError(f"{full}: {name} is a single value and has no part {rest!r}")
+    for name, inner in parts.items():
+        new[name] = _overridden(new.get(name, getattr(config, name)), inner, f"{prefix}{name}.")
+    return replace(config, **new)
 
 
-def _override_one(config: Any, path: list[str], value: Any, full: str) -> Any:
-    known = [f.name for f in fields(config)]
-    if path[0] not in known:
-        raise UserError(f"{full}: no such setting; {type(config).__name__} has {', '.join(known)}")
-    if len(path) > 1:
-        part = getattr(config, path[0])
-        if not is_dataclass(part):
-            raise UserError(f"{full}: {path[0]} is a single value and has no part {path[1]!r}")
-        return replace(config, **{path[0]: _override_one(part, path[1:], value, full)})
-    hint = get_type_hints(type(config))[path[0]]
-    return replace(config, **{path[0]: value if is_dataclass(value) else _convert(hint, value, full)})
+def _class_of(hint: Any) -> type | tuple[()]:
+    """The dataclass that `hint` is; nothing is an instance of the empty tuple."""
+    return hint if isinstance(hint, type) and is_dataclass(hint) else ()
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a setting stands there twice")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -80,6 +143,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise UserError(f"{where}: {value!r} is not a list of {len(arguments)} values")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {value} is not a finite number")
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise UserError(f"{where}: {value!r} is not of type {getattr(hint, '__name__', hint)}")

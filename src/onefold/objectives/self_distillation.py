@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from onefold.errors import UserError
-from onefold.network import OneFold
+from onefold import settings
+from onefold.architecture import Network
 from onefold.paths import Linear, TimeDistribution, noised, per_token
 
 __all__ = ["Draws", "Losses", "SelfDistillation", "draw", "self_distillation"]
@@ -58,11 +58,13 @@ class SelfDistillation:
     """Mirror each image left to right with probability ½."""
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise UserError(f"objective.draws: {self.draws} is not positive; give at least 1")
-        for name in ("decoder_noise", "decoder_noise_from", "label_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"objective.{name}: {getattr(self, name)} is not within 0 to 1")
+        settings.check(
+            "objective",
+            self,
+            positive=("draws",),
+            not_negative=("reconstruction_weight", "denoising_weight", "perceptual_weight"),
+            shares=("decoder_noise", "decoder_noise_from", "label_dropout"),
+        )
 
 
 class Draws(NamedTuple):
@@ -118,8 +120,8 @@ class Losses(NamedTuple):
 
 
 def self_distillation(
-    network: OneFold,
-    target: OneFold,
+    network: Network,
+    target: Network,
     x: Float[Tensor, "B C H W"],
     y: Int64[Tensor, " B"],
     draws: Draws,
@@ -160,7 +162,7 @@ def self_distillation(
     return Losses(total, {name: part.detach() for name, part in parts.items()}, z.detach())
 
 
-def _target_latents(target: OneFold, x: Tensor, z: Tensor, objective: SelfDistillation) -> Tensor:
+def _target_latents(target: Network, x: Tensor, z: Tensor, objective: SelfDistillation) -> Tensor:
     if objective.target == "gradient":
         return z
     if objective.target == "stopped":
@@ -198,7 +200,7 @@ def denoising_error(
     return (weight * error.square()).mean()
 
 
-def perceptual_error(target: OneFold, x_hat: Tensor, x: Tensor) -> Float[Tensor, ""]:
+def perceptual_error(target: Network, x_hat: Tensor, x: Tensor) -> Float[Tensor, ""]:
     """Mean square distance of unit-length tokens in the hidden layers of the target network's encoder.
 
     The gradient passes through the features of x̂ to x̂, but not into the target network's weights, which do not

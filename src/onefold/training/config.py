@@ -12,6 +12,7 @@ from onefold import settings
 from onefold.errors import UserError
 from onefold.network import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
+from onefold.objectives.two_stages import TwoStages
 from onefold.sampling import Sampler
 
 __all__ = ["Config", "DataConfig", "TrainingConfig"]
@@ -26,11 +27,12 @@ class DataConfig:
     test: str | None = None
     """Images for evaluation alone. Without it, `holdout` of the source is set apart from training."""
     holdout: float = 0.05
-    unreadable: Literal["refuse", "skip"] = "refuse"
+    unreadable: Annotated[Literal["refuse", "skip"], Suppress] = "refuse"  # --unreadable on the command line
     workers: int = 2
     """Threads that decode images of a source too large for memory."""
 
     def __post_init__(self) -> None:
+        settings.check("data", self, not_negative=("workers",))
         if not 0 < self.holdout < 1:
             raise UserError(f"data.holdout: {self.holdout} is not between 0 and 1; 0.05 sets 5 % apart for evaluation")
 
@@ -70,6 +72,10 @@ class TrainingConfig:
     device: str = "auto"
     seed: int = 0
     log_every: int = 3_200
+    health_every: int = 3_200
+    """Images between two measurements of health, each of which takes about as long as a step (see docs/training.md)."""
+    on_collapse: Annotated[Literal["warn", "stop", "ignore"], Suppress] = "warn"  # --on-collapse on the command line
+    """When the latents have collapsed: say so, or stop with exit code 3 after a checkpoint, or only log it."""
     sample_every: int = 16_000
     checkpoint_every: int = 16_000
     keep_last: int = 2
@@ -78,16 +84,20 @@ class TrainingConfig:
     """… but for those at multiples of this many images (0: none)."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "log_every", "sample_every", "checkpoint_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training.{name}: {getattr(self, name)} is not positive; give at least 1")
+        lengths = ("images", "batch", "log_every", "health_every", "sample_every", "checkpoint_every", "keep_last")
+        settings.check(
+            "training",
+            self,
+            positive=(*lengths, "learning_rate", "muon_rate", "clip"),
+            not_negative=("warmup", "weight_decay", "ema_ramp", "keep_every"),
+            shares=("decay", "final_rate", "betas"),
+        )
+        if max(self.betas) == 1:
+            raise UserError(f"training.betas: {self.betas} must both be below 1")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
             raise UserError(f"training.micro_batch: {self.micro_batch} is not within 1 to the batch, {self.batch}")
         if not self.ema_half_lives or min(self.ema_half_lives) < 1:
             raise UserError("training.ema_half_lives: give at least one positive number of images")
-        for name in ("learning_rate", "muon_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"training.{name}: {getattr(self, name)} is not positive")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"training.seed: {self.seed} is out of range; give an integer from 0 to about 9e18")
 
@@ -100,6 +110,8 @@ class Config:
     """Name of the recipe that it comes from."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: SelfDistillation = field(default_factory=SelfDistillation)
+    stages: TwoStages = field(default_factory=TwoStages)
+    """Of three networks alone."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampler: Sampler = field(default_factory=Sampler)

@@ -10,12 +10,12 @@ import copy
 
 import torch
 
-from onefold.network import OneFold
+from onefold.architecture import Network
 
 __all__ = ["average_of", "decay", "update"]
 
 
-def average_of(network: OneFold) -> OneFold:
+def average_of(network: Network) -> Network:
     """A copy of the network that takes no gradient, to become its average."""
     return copy.deepcopy(network).requires_grad_(False).eval()
 
@@ -27,6 +27,6 @@ def decay(half_life: int, ramp: float, images: int, batch: int) -> float:
 
 
 @torch.no_grad()
-def update(average: OneFold, network: OneFold, survival: float) -> None:
+def update(average: Network, network: Network, survival: float) -> None:
     """Move the average towards the network in place; `survival` is `decay(…)`."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - survival)

@@ -50,7 +50,7 @@ def resolved(config: Config, device: torch.device) -> Config:
     if precision == "auto":
         precision = choose_precision(device)
     if compiled == "auto":
-        work = training.images * training_flops(config.network, config.objective)
+        work = training.images * training_flops(config.network, config.objective, config.stages)
         compiled = "yes" if work >= LONG_RUN and try_compiled(device) else "no"
     elif compiled == "yes" and not try_compiled(device):
         raise UserError(

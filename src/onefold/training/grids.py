@@ -7,7 +7,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from onefold.network import OneFold
+from onefold.architecture import Network
 from onefold.pixels import grid, save_png, to_float, to_uint8
 from onefold.sampling import Sampler
 
@@ -15,13 +15,13 @@ __all__ = ["reconstructions", "sample_grid", "save_grids"]
 
 
 @torch.no_grad()
-def reconstructions(network: OneFold, x: UInt8[Tensor, "n C H W"]) -> UInt8[np.ndarray, "n H W C"]:
+def reconstructions(network: Network, x: UInt8[Tensor, "n C H W"]) -> UInt8[np.ndarray, "n H W C"]:
     """Encode and decode uint8 images."""
     return to_uint8(network.decode(network.encode(to_float(x)))).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def sample_grid(
-    network: OneFold, path: Path, *, count: int, sampler: Sampler, seed: int = 0, columns: int | None = None
+    network: Network, path: Path, *, count: int, sampler: Sampler, seed: int = 0, columns: int | None = None
 ) -> None:
     """Write a grid of the images with seeds `seed` … `seed + count − 1`."""
     images = network.sample(
@@ -46,7 +46,7 @@ def sample_grid(
     )
 
 
-def save_grids(network: OneFold, test: UInt8[Tensor, "n C H W"], folder: Path, images: int, sampler: Sampler) -> None:
+def save_grids(network: Network, test: UInt8[Tensor, "n C H W"], folder: Path, images: int, sampler: Sampler) -> None:
     """Write `samples/<images>.png` and `…-reconstructions.png`, where each row of images stands above its own."""
     columns = 10
     sample_grid(network, folder / "samples" / f"{images:09d}.png", count=50, sampler=sampler, columns=columns)

@@ -15,6 +15,8 @@ import torch
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from onefold.errors import writing
+
 __all__ = ["ImageProgress", "RunLog", "peak_memory"]
 
 
@@ -28,7 +30,7 @@ class RunLog:
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 

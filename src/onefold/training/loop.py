@@ -8,23 +8,28 @@
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onefold.data import Dataset, Loader, read_all
-from onefold.errors import TrainingAborted, UserError
-from onefold.objectives.self_distillation import draw, self_distillation
+from onefold.errors import TrainingAborted, UserError, writing
+from onefold.objectives.self_distillation import Draws, Losses, draw, self_distillation
+from onefold.objectives.two_stages import autoencoder, diffusion
 from onefold.pixels import to_float
+from onefold.report import curves
 from onefold.training import ema
 from onefold.training import state as states
 from onefold.training.config import Config
 from onefold.training.engine import Interruption, autocast, eager, resolve_device, resolved
 from onefold.training.grids import save_grids
+from onefold.training.health import CURE, Watch
 from onefold.training.log import ImageProgress, RunLog, peak_memory
 from onefold.training.optimizer import rate_factor, set_rates
 from onefold.training.run import Run, create_folder, fitted, load_run, open_data
+from onefold.training.stages import enter, stage_at
 from onefold.training.state import TrainingState
 
 __all__ = ["Interrupted", "train", "training_step"]
@@ -48,7 +53,8 @@ def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) ->
     of the gradient before clipping, still on the device.
     """
     training, counters = config.training, state.counters
-    set_rates(state.optimizers, counters.images, training)
+    stage = stage_at(counters.images, config)
+    set_rates(state.optimizers, counters.images - stage.start, stage.training)
     parts = backward(state, x, y, config)
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
     counters.images += len(x)
@@ -57,7 +63,7 @@ def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) ->
         for optimizer in state.optimizers:
             optimizer.step()
         for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
-            survival = ema.decay(half_life, training.ema_ramp, counters.images, len(x))
+            survival = ema.decay(half_life, training.ema_ramp, counters.images - stage.start, len(x))
             ema.update(average, state.network, survival)
     else:
         counters.skipped += 1
@@ -76,18 +82,22 @@ def backward(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict
         stop = min(start + micro, len(x))
         share = (stop - start) / len(x)
         with autocast(config.training, x.device):
-            losses = self_distillation(
-                state.network,
-                state.averages[0],
-                x[start:stop],
-                y[start:stop],
-                draws.part(start, stop),
-                config.objective,
-            )
+            losses = loss(state, x[start:stop], y[start:stop], draws.part(start, stop), config)
         (share * losses.total).backward()
         for name, value in losses.parts.items():
             parts[name] = parts[name] + share * value
     return dict(parts)
+
+
+def loss(state: TrainingState, x: Tensor, y: Tensor, draws: Draws, config: Config) -> Losses:
+    """The objective of the run's present stage; one network has a single one."""
+    network, target, objective = state.network, state.averages[0], config.objective
+    stage = stage_at(state.counters.images, config)
+    if stage.name == "autoencoder":
+        return autoencoder(network, target, x, draws, objective, config.stages)
+    if stage.name == "diffusion":
+        return diffusion(network, x, y, draws, objective)
+    return self_distillation(network, target, x, y, draws, objective)
 
 
 def train(config: Config | None, out: str | Path | None = None, *, resume: bool = False, quiet: bool = False) -> Run:
@@ -102,7 +112,7 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
 
     Raises:
         UserError: settings, data or a folder that cannot be used.
-        TrainingAborted: gradients that stay non-finite.
+        TrainingAborted: gradients that stay non-finite, or latents that collapse with `on_collapse="stop"`.
         Interrupted: SIGTERM or Ctrl-C came; a checkpoint has been written.
     """
     folder = Path(out) if out else Path("runs") / (config.recipe if config else "")
@@ -111,15 +121,15 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
     device = resolve_device(config.training.device)
-    config = resolved(config, device)
     data, test = open_data(config.data)
     if resume:
         _check_fit(config, data)
         run = Run(folder, config)
     else:
-        run = create_folder(folder, fitted(config, data))
+        run = create_folder(folder, resolved(fitted(config, data), device))
     state = _newest_state(run, device)
     with (
+        writing(folder),
         Interruption() as interruption,
         ImageProgress("training", config.training.images, done=state.counters.images, quiet=quiet) as progress,
     ):
@@ -136,14 +146,16 @@ def _train_on(
     interruption: Interruption,
     progress: ImageProgress,
 ) -> None:
-    """Steps, and after each what is due: log, pictures, checkpoint, stop."""
+    """Steps, and after each what is due: log and health, pictures, checkpoint, stop."""
     config, training = run.config, run.config.training
     log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
     shown, _ = read_all(test, np.arange(min(len(test), 30)))
     shown = shown.to(device)
+    watch = Watch(run, test, device)
     loader = _loader(data, config, state, progress)
     window = Window()
     while state.counters.images < training.images:
+        enter(state, config, data)
         x, y = next(loader)
         window.begin()
         values = training_step(state, to_float(x.to(device)), y.to(device), config)
@@ -158,17 +170,28 @@ def _train_on(
         def due(every: int, images: int = images, finished: bool = finished) -> bool:
             return finished or images // every > (images - training.batch) // every
 
-        if due(training.log_every):
+        line: dict[str, Any] = {}
+        if due(training.log_every) or due(training.health_every):
             line = {"images": images, **window.means(), "peak_memory": peak_memory(device)}
-            line |= {"rate_factor": rate_factor(images, training), "skipped": state.counters.skipped}
+            stage = stage_at(images, config)
+            factor = rate_factor(images - stage.start, stage.training)
+            line |= {"rate_factor": factor, "skipped": state.counters.skipped}
+            if due(training.health_every):
+                line |= watch.look(state, line, progress.say)
             log.write(line)
             progress.update(images, note=window.note())
             window = Window()
         if due(training.sample_every):
             with eager():
                 save_grids(state.published, shown, run.folder, images, config.sampler)
-        if due(training.checkpoint_every) or interruption.signal:
+        collapsed = line.get("alarm") if training.on_collapse == "stop" else None
+        if due(training.checkpoint_every) or interruption.signal or collapsed:
             states.save(state, config, run.folder)
+            curves.write(run.history, run.folder / "curves.png")
+        if collapsed:
+            loader.close()
+            what = f"the latents have collapsed at {images:,} images, saved: {collapsed}; {CURE}"
+            raise TrainingAborted(f"{run.folder}: {what}")
         if interruption.signal and not finished:
             loader.close()
             where = f"stopped at {images:,} of {training.images:,} images, saved; go on with --resume"
@@ -177,11 +200,10 @@ def _train_on(
 
 
 class Window:
-    """Means over the steps since the last log line; skipped steps do not enter them."""
+    """Means since the last log line, of each value over the steps that have it; skipped steps do not enter them."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
+        self.sums: dict[str, tuple[Tensor, int]] = {}
         self.images = 0
         self.seconds = 0.0
         self._start = 0.0
@@ -191,19 +213,19 @@ class Window:
 
     def end(self, values: dict[str, Tensor], images: int, state: TrainingState) -> None:
         if state.counters.skipped_in_row == 0:
-            self.steps += 1
             for name, value in values.items():
-                self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+                total, steps = self.sums.get(name, (torch.zeros_like(value), 0))
+                self.sums[name] = total + value, steps + 1
         self.images += images
         self.seconds += time.perf_counter() - self._start
 
     def means(self) -> dict[str, float | None]:
-        """Mean of each value (null if every step was skipped) and the speed, without pictures and checkpoints."""
-        means = {name: value.item() / self.steps for name, value in self.sums.items()} if self.steps else {}
+        """Mean of each value (none if every step was skipped) and the speed, without pictures and checkpoints."""
+        means = {name: total.item() / steps for name, (total, steps) in self.sums.items()}
         return {**means, "images_per_second": self.images / self.seconds if self.seconds else None}
 
     def note(self) -> str:
-        return "  ".join(f"{name} {value.item() / self.steps:.4f}" for name, value in self.sums.items())
+        return "  ".join(f"{name} {total.item() / steps:.4f}" for name, (total, steps) in self.sums.items())
 
 
 def _loader(data: Dataset, config: Config, state: TrainingState, progress: ImageProgress) -> Loader:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onefold.network import OneFold
+from onefold.architecture import Network
 from onefold.training.config import TrainingConfig
 
-__all__ = ["Muon", "build_optimizers", "orthogonalised", "rate_factor", "set_rates"]
+__all__ = ["Muon", "block_matrices", "build_optimizers", "orthogonalised", "rate_factor", "set_rates"]
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -70,9 +70,15 @@ class Muon(Optimizer):
         torch._foreach_add_(params, updates, alpha=-group["lr"] * scale)
 
 
-def build_optimizers(network: OneFold, config: TrainingConfig) -> list[Optimizer]:
+def block_matrices(network: Network) -> list[nn.Parameter]:
+    """What Muon is for: the matrices of the trunk's blocks."""
+    blocks = (p for trunk in network.trunks for p in trunk.blocks.parameters())
+    return [p for p in blocks if p.ndim == 2 and min(p.shape) > 6]
+
+
+def build_optimizers(network: Network, config: TrainingConfig) -> list[Optimizer]:
     """AdamW alone, or AdamW and Muon. Vectors, embeddings and offsets have no weight decay."""
-    matrices = [p for p in network.trunk.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
+    matrices = block_matrices(network)
     by_muon = {id(p) for p in matrices} if config.optimizer == "muon" else set[int]()
     rest = [(name, p) for name, p in network.named_parameters() if id(p) not in by_muon]
 

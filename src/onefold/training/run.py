@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from onefold import __version__, settings
+from onefold.architecture import Network
 from onefold.data import Dataset, holdout, open_dataset
 from onefold.errors import UserError
-from onefold.network import OneFold
 from onefold.training.config import Config, DataConfig
 
 __all__ = ["Run", "create_folder", "fitted", "load_run", "open_data"]
@@ -24,13 +24,13 @@ class Run:
     config: Config
 
     @cached_property
-    def network(self) -> OneFold:
+    def network(self) -> Network:
         """The published average, ready for use. Raises UserError before the first checkpoint."""
         if not (self.folder / "model" / "model.safetensors").is_file():
             raise UserError(
                 f"{self.folder}: no model yet; train it on with `onefold train … --out {self.folder} --resume`"
             )
-        return OneFold.from_pretrained(self.folder / "model")
+        return Network.from_pretrained(self.folder / "model")
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -106,6 +106,7 @@ def fitted(config: Config, data: Dataset) -> Config:
     height, width, channels = data.image_shape
     classes = data.classes if config.network.classes else 0
     network = replace(config.network, image_size=(height, width), channels=channels, classes=classes)
+    _ = network.grid  # says so if the patch does not divide the images
     return replace(config, network=network)
 
 

@@ -7,7 +7,6 @@ to be none. Random numbers need no state: those of a step come from a generator 
 rollbacks), and the order of the data is a function of (seed, images).
 """
 
-import errno
 import json
 import os
 import shutil
@@ -23,8 +22,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from onefold import settings
-from onefold.errors import UserError
-from onefold.network import OneFold
+from onefold.architecture import Network, build
+from onefold.errors import UserError, reason
 from onefold.training import ema
 from onefold.training.config import Config
 from onefold.training.optimizer import build_optimizers
@@ -51,8 +50,8 @@ class Counters:
 class TrainingState:
     """Everything that a step reads and changes."""
 
-    network: OneFold
-    averages: list[OneFold]
+    network: Network
+    averages: list[Network]
     optimizers: list[Optimizer]
     counters: Counters = field(default_factory=Counters)
 
@@ -61,19 +60,19 @@ class TrainingState:
         """Random weights from the run's seed, drawn on the CPU and so the same for every device."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
-            network = OneFold(config.network).to(device)
+            network = build(config.network).to(device)
         averages = [ema.average_of(network) for _ in config.training.ema_half_lives]
         return cls(network, averages, build_optimizers(network, config.training))
 
     @property
-    def published(self) -> OneFold:
+    def published(self) -> Network:
         """The average that is saved as the run's model, sampled and evaluated."""
         return self.averages[-1]
 
     def compile(self) -> None:
         """Compile the trunks of the network and of the objective's target in place; their names stay as they are."""
-        self.network.trunk.compile(dynamic=False)
-        self.averages[0].trunk.compile(dynamic=False)
+        for trunk in (*self.network.trunks, *self.averages[0].trunks):
+            trunk.compile(dynamic=False)
 
     def generator(self, seed: int, device: torch.device) -> torch.Generator:
         """The source of the next step's random numbers."""
@@ -83,7 +82,7 @@ class TrainingState:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints below a run folder, oldest first; half-written ones are passed over."""
-    found = (folder / "checkpoints").glob("[0-9]*")
+    found = (path for path in (folder / "checkpoints").glob("*") if path.name.isdecimal())
     return sorted((path for path in found if is_complete(path)), key=lambda path: int(path.name))
 
 
@@ -104,6 +103,7 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
     """
     final = folder / "checkpoints" / f"{state.counters.images:09d}"
     temporary = folder / "checkpoints" / f".writing-{final.name}"
+    _sweep(folder)
     try:
         _write(state, config, temporary)
         shutil.rmtree(final, ignore_errors=True)
@@ -113,12 +113,10 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
         _flush(final)
         _publish(state, folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "no space left on the disk" if full else str(error).splitlines()[0]
+        _sweep(folder)
         raise UserError(
-            f"{final}: the checkpoint could not be written ({reason}); earlier ones are whole: mend this and go on "
-            "with --resume"
+            f"{final}: the checkpoint could not be written ({reason(error)}); earlier ones are whole: mend this and "
+            "go on with --resume"
         ) from error
     _prune(config, folder)
     return final
@@ -142,13 +140,17 @@ def load(config: Config, path: Path, device: torch.device) -> TrainingState:
         state.network.load_state_dict(load_file(path / "network.safetensors", device=str(device)))
         for k, average in enumerate(state.averages):
             average.load_state_dict(load_file(path / f"average-{k}.safetensors", device=str(device)))
-        _set_optimizer_tensors(state.optimizers, load_file(path / "optimizer.safetensors", device=str(device)))
+        moments = load_file(path / "optimizer.safetensors", device=str(device))
+        if described["optimizer"] != _kind(state.optimizers, moments):
+            raise UserError(f"{path}: its optimizer.safetensors is not what this run's optimizer left")
+        _set_optimizer_tensors(state.optimizers, moments)
         state.counters = Counters(**described["counters"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a checkpoint of this run ({reason}); delete it or choose another run") from error
+        raise UserError(
+            f"{path}: not a checkpoint of this run ({reason(error)}); delete it or choose another run"
+        ) from error
     return state
 
 
@@ -158,14 +160,28 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
     save_file(_tensors(state.network), folder / "network.safetensors")
     for k, average in enumerate(state.averages):
         save_file(_tensors(average), folder / f"average-{k}.safetensors")
-    save_file(_optimizer_tensors(state.optimizers), folder / "optimizer.safetensors")
+    moments = _optimizer_tensors(state.optimizers)
+    save_file(moments, folder / "optimizer.safetensors")
     described = {
         "format": FORMAT,
+        "optimizer": _kind(state.optimizers, moments),
         "counters": asdict(state.counters),
         "network": json.loads(settings.to_json(config.network)),
     }
     (folder / "state.json").write_text(json.dumps(described, indent=2))
     _flush(folder)
+
+
+def _kind(optimizers: list[Optimizer], moments: dict[str, Tensor]) -> list[str]:
+    """What an optimizer's file must agree in: the optimizers, and the name and shape of every tensor."""
+    names = [type(optimizer).__name__ for optimizer in optimizers]
+    return names + [f"{name} {list(value.shape)}" for name, value in sorted(moments.items())]
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what a save that was killed has left."""
+    for path in [*folder.glob(".writing-*"), *(folder / "checkpoints").glob(".writing-*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _publish(state: TrainingState, folder: Path) -> None:
@@ -196,7 +212,7 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _tensors(network: OneFold) -> dict[str, Tensor]:
+def _tensors(network: Network) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in network.state_dict().items()}
 
 

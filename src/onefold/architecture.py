@@ -1,0 +1,283 @@
+"""What every network here is, whatever its insides: its configuration, three functions, samples and files.
+
+    encode:   image                     →  latents          z
+    denoise:  noised latents, t, class  →  clean latents    ẑ  ≈ E[z | z_t, t, y]
+    decode:   latents                   →  image            x̂
+
+`network.py` has all three in one trunk: `OneFold`. `three_networks.py` has the baseline with a trunk for each.
+
+Conventions: images (B, C, H, W) in [−1, 1]; latents (B, N, D), one token for each of the N = (H/p)·(W/p) patches;
+t in [0, 1] with 0 noise and 1 data; label K means "no class".
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tyro.conf import Suppress
+
+from onefold import sampling, settings
+from onefold.errors import UserError, reason
+from onefold.pixels import to_uint8
+from onefold.trunk import Trunk
+
+__all__ = ["LATENT_NORMS", "TIME_FEATURES", "Network", "NetworkConfig", "build"]
+
+TIME_FEATURES = 64
+
+
+class ImageRMSNorm(nn.Module):
+    """Unit RMS over all the numbers of an image's latent (B, N, D) together: tokens may differ in size."""
+
+    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return z * (z.square().mean((1, 2), keepdim=True) + 1e-6).rsqrt()
+
+
+LATENT_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "rms": lambda channels: nn.RMSNorm(channels, eps=1e-6, elementwise_affine=False),
+    "rms_image": lambda channels: ImageRMSNorm(),
+    "layer_norm": lambda channels: nn.LayerNorm(channels, eps=1e-6),
+    "none": lambda channels: nn.Identity(),
+}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Everything that fixes the network's shape. `classes` = 0 is unconditional."""
+
+    image_size: tuple[int, int] = (8, 8)
+    """Height and width in pixels; multiples of `patch`."""
+    channels: int = 1
+    classes: int = 10
+    patch: int = 2
+    latent_channels: int = 4
+    """Numbers per latent token."""
+    width: int = 128
+    depth: int = 6
+    heads: int = 4
+    latent_norm: Literal["rms", "rms_image", "layer_norm", "none"] = "rms"
+    """rms: unit RMS per token; rms_image: per image; layer_norm: per token, with learned scale and shift."""
+    output: Literal["clean", "velocity"] = "clean"
+    """What the denoising exit computes: ẑ itself, or v with ẑ = z_t + (1 − t)·v. `denoise` always returns ẑ."""
+    architecture: Annotated[Literal["one_network", "three_networks"], Suppress] = "one_network"  # --architecture
+    """One trunk in three roles, or, as a baseline, a network for each role (see `three_networks.py`)."""
+    equal: Literal["parameters", "compute"] = "parameters"
+    """What three networks have in common with one of the same settings: all its parameters in sum, or its compute in
+    each role, which takes three times the parameters."""
+
+    def __post_init__(self) -> None:
+        sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
+        settings.check("network", self, positive=sizes, not_negative=("classes",))
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise UserError(
+                f"network.heads: width {self.width} over {self.heads} heads must give a multiple of 4 per head"
+            )
+        if self.architecture == "three_networks" and self.equal == "parameters" and self.depth < 3:
+            raise UserError(
+                f"network.depth: {self.depth} cannot be split among three networks; give at least 3, or equal=compute"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens. Raises a UserError if the patch does not divide the images."""
+        height, width = self.image_size
+        if min(height, width) < self.patch:
+            raise UserError(
+                f"network.patch: {self.patch} is larger than the image ({height}×{width}); "
+                "choose a smaller patch or larger images"
+            )
+        if height % self.patch or width % self.patch:
+            raise UserError(
+                f"network.image_size: {height}×{width} is not divisible by patch {self.patch}; choose another patch "
+                f"or convert the images to {height // self.patch * self.patch}×{width // self.patch * self.patch}"
+            )
+        return height // self.patch, width // self.patch
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class Network(nn.Module):
+    """The three functions, which a subclass defines, and what follows from them."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        """Latents of images in [−1, 1], normalised as `config.latent_norm` says."""
+        raise NotImplementedError
+
+    def denoise(
+        self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Clean latents ẑ behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        raise NotImplementedError
+
+    def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
+        """Images of latents; in [−1, 1] up to the network's error (not clamped)."""
+        raise NotImplementedError
+
+    def decode_and_denoise(
+        self, z: Tensor, z_t: Tensor, t: Tensor, y: Tensor | None
+    ) -> tuple[Float[Tensor, "A C H W"], Float[Tensor, "B N D"]]:
+        """(decode(z), denoise(z_t, t, y))."""
+        return self.decode(z), self.denoise(z_t, t, y)
+
+    def features(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
+        """The encoder's hidden tokens after each block: a perceptual space that needs no other network."""
+        raise NotImplementedError
+
+    @property
+    def trunks(self) -> list[Trunk]:
+        """All there are: where the blocks, and with them nearly all parameters and compute, are found."""
+        return [part for part in self.modules() if isinstance(part, Trunk)]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # --- patches ---
+
+    def patchify(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+        """Cut images into rows of p²·C numbers, one for each patch, in row-major order."""
+        p = self.config.patch
+        return x.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+    def unpatchify(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B C H W"]:
+        """The inverse of `patchify`."""
+        (rows, columns), p = self.config.grid, self.config.patch
+        blocks = patches.unflatten(1, (rows, columns)).unflatten(3, (-1, p, p))
+        return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    def _clean(self, out: Tensor, z_t: Tensor, t: Tensor) -> Float[Tensor, "B N D"]:
+        """ẑ from what the denoising exit computes."""
+        out = out.float()
+        return out if self.config.output == "clean" else z_t + (1 - t[:, None, None]) * out
+
+    # --- sampling ---
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Sequence[int] | None = None,
+        steps: int = 50,
+        guidance: float = 1.0,
+        seed: int = 0,
+        solver: Literal["euler", "heun"] = "euler",
+        shift: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        batch: int = 256,
+    ) -> UInt8[np.ndarray, "n H W C"]:
+        """Generate `n` images; image k is drawn from the seed `seed + k` alone, whatever `n` and `batch` are.
+
+        Args:
+            n: Number of images.
+            labels: A label 0…K−1, or K for "no class", for each image. Default: (seed + k) mod K.
+            steps: Intervals of the solver's time grid; 1 is one-step generation.
+            guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
+            seed: Seed of the first image.
+            solver: See `sampling.Sampler`, as for the next two.
+            shift: Bends the time grid.
+            guidance_interval: Times within which guidance acts.
+            batch: Images per call of the network.
+
+        Raises:
+            UserError: a count, label, seed or option that makes no sense.
+        """
+        sampler = sampling.Sampler(steps, solver, guidance, guidance_interval, shift)
+        y = sampling.resolve_labels(n, labels, seed, self.config.classes)
+        latents = self.sample_latents(range(seed, seed + n), y, sampler, batch=batch)
+        return torch.cat([to_uint8(self.decode(z)).permute(0, 2, 3, 1).cpu() for z in latents]).numpy()
+
+    def sample_latents(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | None,
+        sampler: sampling.Sampler,
+        *,
+        batch: int = 256,
+    ) -> Iterator[Float[Tensor, "B N D"]]:
+        """Clean latents for `seeds` and `labels`, batch by batch (see `sampling.generate`)."""
+        return sampling.generate(
+            self.denoise,
+            (self.config.tokens, self.config.latent_channels),
+            seeds,
+            labels,
+            sampler,
+            null_label=self.config.classes,
+            batch=batch,
+            device=self.device,
+        )
+
+    # --- files ---
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` (float32) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(settings.to_json(self.config))
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Load a network from its folder, a run's folder, or a repository "owner/name" on the Hugging Face hub.
+
+        `Network.from_pretrained` loads either architecture, that of a subclass its own.
+
+        Raises:
+            UserError: no such folder, or files that do not hold such a network.
+        """
+        folder = Path(source)
+        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            folder = _download(str(source))
+        folder = folder / "model" if (folder / "model").is_dir() else folder
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source}: no config.json there; give the folder of a run or of a saved network")
+        try:
+            described = (folder / "config.json").read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{folder / 'config.json'}: cannot be read ({reason(error)})") from error
+        config = settings.from_json(NetworkConfig, described, str(folder / "config.json"))
+        network = build(config)
+        if not isinstance(network, cls):
+            other = f"{type(network).__name__}, not {cls.__name__}"
+            raise UserError(f"{source}: holds {other}; load it with {type(network).__name__}.from_pretrained")
+        try:
+            network.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            path = folder / "model.safetensors"
+            raise UserError(f"{path}: does not hold this network ({reason(error)})") from error
+        return network.eval()
+
+
+def build(config: NetworkConfig) -> Network:
+    """The network of a configuration, with random weights."""
+    from onefold.network import OneFold
+    from onefold.three_networks import ThreeNetworks
+
+    return OneFold(config) if config.architecture == "one_network" else ThreeNetworks(config)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise UserError(
+            f"{repository}: neither a folder here nor a network that the hub gives out ({type(error).__name__}); "
+            "check the name and the connection"
+        ) from error

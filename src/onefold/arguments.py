@@ -1,0 +1,63 @@
+"""Command-line arguments of a function, and the parser's complaints in one line.
+
+tyro reads the options from the function's signature and docstring, and prints its complaints in a box of several
+lines; here they become a `UserError`.
+"""
+
+import contextlib
+import functools
+import io
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from onefold.errors import UserError
+
+__all__ = ["parse"]
+
+T = TypeVar("T")
+
+
+def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
+    """Call `target` with the options in `arguments`; what the parser refuses becomes one line.
+
+    Raises:
+        UserError: options that do not exist, lack a value, or have one of the wrong type.
+    """
+
+    @functools.wraps(target)
+    def deferred(*values: Any, **options: Any) -> Callable[[], T]:
+        return lambda: target(*values, **options)
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            call = tyro.cli(deferred, args=arguments, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(f"{name}: {_one_line(complaint.getvalue())}; see `{name} --help`") from None
+    return call()
+
+
+def _one_line(box: str) -> str:
+    """The first section of the parser's complaint, and the first suggestion if there is one.
+
+    Frames are drawn in Unicode or, where the terminal knows no better, in ASCII.
+    """
+    lines = [re.sub(r"^[│╭╰|+]\s?|\s*[│╮╯|+]$", "", line).strip() for line in box.splitlines()]
+    sections: list[list[str]] = [[]]
+    for line in lines[1:]:
+        if line and not line.strip("─-"):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    sections = [section for section in sections if section]
+    if not sections:
+        return "the options cannot be read"
+    text = re.sub(r"^Error parsing config\.\w+: ", "", " ".join(sections[0]))
+    if len(sections) > 1 and sections[1][:1] == ["Perhaps you meant:"]:
+        text += f" (perhaps {sections[1][1]}?)"
+    return text

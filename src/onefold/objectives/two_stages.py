@@ -1,0 +1,94 @@
+"""The usual two stages of latent diffusion: the objectives of the baseline with three networks.
+
+First the autoencoder alone, with z = E(x) and noise η of standard deviation s:
+
+    L = λ_rec · ρ(D(z + s·η) − x)  [ + λ_per · d(D(z + s·η), x) ]
+
+then, with encoder and decoder frozen and z normalised by channel, the denoiser alone:
+
+    L = λ_den · E_t w(t) · ‖f(z_t, t, y) − z‖²
+
+The noise makes the autoencoder a variational one: for a posterior N(z, s²) against the prior N(0, 1), the divergence
+is ½(|z|² + D·s² − D − D·ln s²) for each token, which a latent norm of unit size makes a constant. So no term besides
+the reconstruction is left, and s alone decides how smooth the latents are.
+
+Reference: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022 (arXiv 2112.10752).
+The switches that both methods have (ρ, λ, w, loss, draws, labels, decoder noise) are `SelfDistillation`'s.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from onefold import settings
+from onefold.architecture import Network
+from onefold.errors import UserError
+from onefold.objectives.self_distillation import (
+    Draws,
+    Losses,
+    SelfDistillation,
+    denoising_error,
+    perceptual_error,
+    reconstruction_error,
+)
+from onefold.paths import Linear, noised, per_token
+
+__all__ = ["TwoStages", "autoencoder", "diffusion"]
+
+
+@dataclass(frozen=True)
+class TwoStages:
+    """How three networks are trained; one network does not read these settings."""
+
+    autoencoder: float = 0.5
+    """Share of the images of the run that the autoencoder is trained on, before it is frozen."""
+    latent_noise: float = 0.1
+    """Standard deviation of the noise on the latents that the autoencoder's decoder is given."""
+
+    def __post_init__(self) -> None:
+        settings.check("stages", self, not_negative=("latent_noise",))
+        if not 0 < self.autoencoder < 1:
+            raise UserError(f"stages.autoencoder: {self.autoencoder} is not between 0 and 1; 0.5 is half of the run")
+
+
+def autoencoder(
+    network: Network,
+    target: Network,
+    x: Float[Tensor, "B C H W"],
+    draws: Draws,
+    objective: SelfDistillation,
+    stages: TwoStages,
+) -> Losses:
+    """The loss of the first stage, which reaches encoder and decoder; `target` is an average of the network."""
+    x = torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+    z = network.encode(x)
+    decoder_z = noised(Linear(), z, draws.decoder_eps, per_token(draws.decoder_t))
+    x_hat = network.decode(decoder_z + stages.latent_noise * draws.decoder_eps)
+    parts = {"reconstruction": reconstruction_error(x_hat, x, objective.reconstruction)}
+    total = objective.reconstruction_weight * parts["reconstruction"]
+    if objective.perceptual_weight:
+        parts["perceptual"] = perceptual_error(target, x_hat, x)
+        total = total + objective.perceptual_weight * parts["perceptual"]
+    return Losses(total, {name: part.detach() for name, part in parts.items()}, z.detach())
+
+
+def diffusion(
+    network: Network,
+    x: Float[Tensor, "B C H W"],
+    y: Int64[Tensor, " B"],
+    draws: Draws,
+    objective: SelfDistillation,
+) -> Losses:
+    """The loss of the second stage, which reaches the denoiser alone."""
+    x = torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+    with torch.no_grad():
+        z = network.encode(x)
+    n = draws.t.shape[1]
+    t, eps, source = draws.t.flatten(), draws.eps.flatten(0, 1), z.repeat_interleave(n, 0)
+    z_t = noised(Linear(), source, eps, per_token(t))
+    labels = torch.where(draws.unlabelled, network.config.classes, y[:, None]).flatten()
+    z_hat = network.denoise(z_t, t, labels if network.config.classes else None)
+    error = denoising_error(z_hat, z_t, source, eps, t, objective)
+    return Losses(objective.denoising_weight * error, {"denoising": error.detach()}, z)

@@ -1,0 +1,206 @@
+"""The pictures of a study, made from its runs: curves, spectra, samples and reconstructions of all arms.
+
+Colours are those of Okabe & Ito, which the colour-blind can tell apart: one for each family of arms, and a kind of line
+for each variant. Lines are means over seeds; bands reach one standard deviation up and down.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from onefold.studies.study import Arm, Study, Trial
+from onefold.training.run import Run
+
+__all__ = ["write"]
+
+COLOURS = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#000000", "#999999")
+LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+WIDTH = 9.0
+"""Inches: 900 px at the width of the documentation, stored at twice that."""
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "onefold",
+}
+
+Line = dict[str, Any]
+
+
+class Panel(NamedTuple):
+    """A quantity over training."""
+
+    title: str
+    key: str
+    """Of a log line, or of the health in it."""
+    log: bool = False
+    losses: tuple[str, ...] = ("clean", "velocity")
+    """Arms with another objective.loss are left out: the two kinds of denoising loss do not compare."""
+
+    def value(self, line: Line) -> float | None:
+        return {**line, **(line.get("health") or {})}.get(self.key)
+
+
+PANELS = (
+    Panel("effective rank of tokens", "effective_rank"),
+    Panel("effective rank of whole latents", "effective_rank_whole"),
+    Panel("standard deviation of latents", "latent_std"),
+    Panel("reconstruction, PSNR (dB)", "psnr"),
+    Panel("reconstruction loss", "reconstruction", log=True),
+    Panel("variance term of velocity loss", "variance_term", log=True),
+    Panel("denoising loss, on velocities", "denoising", log=True, losses=("velocity",)),
+    Panel("denoising loss, on clean latents", "denoising", log=True, losses=("clean",)),
+    Panel("velocity error, in all arms", "velocity_error", log=True),
+)
+"""The losses are means over the training batches since the line before; all else is `training.health`'s."""
+
+
+def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
+    """Write all pictures of the finished trials."""
+    with mpl.rc_context(STYLE):
+        _curves(study, trials).savefig(out / "curves.png")
+        _spectra(study, trials).savefig(out / "spectrum.png")
+        _sheets(study, trials, "samples", "Samples, from the same noise and classes in every arm").savefig(
+            out / "samples.png"
+        )
+        _sheets(study, trials, "reconstructions", "Test images; below each row, its reconstructions").savefig(
+            out / "reconstructions.png"
+        )
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+def _curves(study: Study, trials: Sequence[Trial]) -> Figure:
+    """Quantities over images seen, a panel each."""
+    history = {trial.folder: Run(trial.folder, trial.config).history for trial in trials}
+    known = [panel for panel in PANELS if any(panel.value(line) is not None for h in history.values() for line in h)]
+    figure, axes = _figure(len(known))
+    for ax, panel in zip(axes, known, strict=True):
+        ax.set_title(panel.title, loc="left")
+        for arm, own in _by_arm(study, trials):
+            if own[0].config.objective.loss not in panel.losses:
+                continue
+            images, values = _together([_series(history[trial.folder], panel) for trial in own])
+            _draw(ax, images / 1000, values, **_style(study, arm))
+        if panel.log:
+            ax.set_yscale("log")
+        ax.set_xlabel("thousand images seen")
+    _legend(figure, axes)
+    return figure
+
+
+def _series(history: Sequence[Line], panel: Panel) -> dict[float, float]:
+    return {line["images"]: value for line in history if (value := panel.value(line)) is not None}
+
+
+def _spectra(study: Study, trials: Sequence[Trial]) -> Figure:
+    """Singular values of the latents of test images, descending."""
+    figure, axes = _figure(2)
+    for ax, kind, title in zip(axes, ("token", "whole"), ("of tokens", "of whole latents"), strict=True):
+        ax.set_title(f"standard deviation along principal directions, {title}", loc="left")
+        largest = 0.0
+        for arm, own in _by_arm(study, trials):
+            spectra = [json.loads(trial.spectrum_path.read_text())[kind] for trial in own]
+            rank, values = _together([dict(enumerate(spectrum, 1)) for spectrum in spectra])
+            _draw(ax, rank, values, marker="." if len(rank) < 40 else "", **_style(study, arm))
+            largest = max(largest, float(values.max(initial=0)))
+        ax.set_yscale("log")
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-4 * largest) if largest else None)
+        ax.set_xlabel("direction")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, axes)
+    return figure
+
+
+def _by_arm(study: Study, trials: Sequence[Trial]) -> list[tuple[Arm, list[Trial]]]:
+    """The arms that have finished trials, with them."""
+    found = [(arm, [trial for trial in trials if trial.arm == arm]) for arm in study.arms]
+    return [(arm, own) for arm, own in found if own]
+
+
+def _together(series: Sequence[Mapping[float, float]]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "seeds n"]]:
+    """Points that all seeds have, and their values."""
+    common = sorted(set.intersection(*(set(one) for one in series)))
+    return np.array(common, float), np.array([[one[at] for at in common] for one in series], float)
+
+
+def _draw(ax: Axes, at: Float[np.ndarray, " n"], values: Float[np.ndarray, "seeds n"], **style: Any) -> None:
+    mean = values.mean(0)
+    ax.plot(at, mean, **style)
+    if len(values) > 1:
+        spread = values.std(0, ddof=1)
+        low = np.maximum(mean - spread, values.min(0))  # no band below all seeds, which a log scale would stretch
+        ax.fill_between(at, low, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _style(study: Study, arm: Arm) -> dict[str, Any]:
+    families = list(dict.fromkeys(one.family or one.name for one in study.arms))
+    variants = sorted({one.variant for one in study.arms}, key=lambda variant: (variant != "", variant))
+    colour = COLOURS[families.index(arm.family or arm.name) % len(COLOURS)]
+    return {"label": _title(arm), "color": colour, "linestyle": LINES[variants.index(arm.variant) % len(LINES)]}
+
+
+def _title(arm: Arm) -> str:
+    return arm.title.replace("z_t", "$z_t$")
+
+
+def _figure(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(3, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(WIDTH, 0.5 + (2.3 if columns == 3 else 3.4) * rows))
+    return figure, [figure.add_subplot(rows, columns, k + 1) for k in range(count)]
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One for all panels, below them."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, handlelength=3)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _sheets(study: Study, trials: Sequence[Trial], kind: str, title: str) -> Figure:
+    """The last picture of each arm's first seed, side by side."""
+    arms = _by_arm(study, trials)
+    sheets = [_sheet(own[0].folder / "samples", kind) for _, own in arms]
+    columns = min(3, len(sheets))
+    rows = math.ceil(len(sheets) / columns)
+    height, width = sheets[0].shape[:2]
+    panel = WIDTH / columns
+    figure = Figure(figsize=(WIDTH, 0.3 + rows * (panel * height / width + 0.25)))
+    figure.suptitle(title, x=0.005, ha="left", fontsize=10)
+    for k, ((arm, own), sheet) in enumerate(zip(arms, sheets, strict=True)):
+        ax = figure.add_subplot(rows, columns, k + 1)
+        ax.imshow(sheet, cmap="gray", vmin=0, vmax=255)
+        ax.set_title(_title(arm) + (f", seed {own[0].seed}" if own[0].seed else ""), loc="left")
+        ax.axis("off")
+    return figure
+
+
+def _sheet(folder: Path, kind: str) -> np.ndarray:
+    found = sorted(folder.glob("[0-9]*.png"))
+    wanted = [path for path in found if path.stem.endswith("-reconstructions") == (kind == "reconstructions")]
+    with Image.open(wanted[-1]) as image:
+        return np.asarray(image)

@@ -1,0 +1,83 @@
+"""A session of work at a study: from where it stands to its end, or to an interruption.
+
+check → lock → study.json → trials, each with a line when it ends → table → pictures
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from onefold.errors import TrainingAborted, UserError
+from onefold.studies import figures, table
+from onefold.studies.study import Study, Trial, begin, check, disk_errors_told, locked
+from onefold.studies.trials import run_trials
+from onefold.training.loop import Interrupted
+
+__all__ = ["run_study"]
+
+Say = Callable[[str], None]
+
+
+def run_study(
+    study: Study, out: str | Path, *, jobs: int = 1, say: Say = lambda line: None, quiet: bool = False
+) -> list[Trial]:
+    """Train and evaluate what is not finished, then write the table and the pictures into `out`.
+
+    Args:
+        study: What to compare; if `out` holds it already, it may only have gained seeds or arms.
+        out: The study's folder.
+        jobs: Trials at a time, each in a process of its own if there are several.
+        say: Told of each trial that ends, a line each.
+        quiet: No progress bars (nor are there any with several jobs).
+
+    Returns all trials; one has a `record`, or says why it has none in `failure`.
+
+    Raises:
+        UserError: wrong input, another study in `out`, or a full disk; finished trials are kept.
+        TrainingAborted: a process ended without a result, or no trial could be trained to its end.
+        Interrupted: SIGTERM or Ctrl-C came; all is saved, and the same call goes on.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs: {jobs} is not positive; give at least 1")
+    out = Path(out)
+    with disk_errors_told(out):
+        check(study, out, say)
+        with locked(out) as lock:
+            study = begin(study, out)
+            trials = study.trials(out)
+            kept = sum(trial.settled for trial in trials)
+            say(f"{out}: {len(study.arms)} arms × {study.seeds} seeds" + (f", {kept} finished before" if kept else ""))
+            clock = _Clock(study, trials, say)
+            try:
+                run_trials(trials, study.images, jobs=jobs, lock=lock, ended=clock.ended, quiet=quiet)
+            except (Interrupted, KeyboardInterrupt) as error:
+                number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
+                done = f"stopped with {sum(t.settled for t in trials)} of {len(trials)} trainings finished"
+                raise Interrupted(number, f"{out}: {done}; the same command goes on") from error
+            except (UserError, TrainingAborted) as error:
+                raise type(error)(f"{error}; what is finished is kept, and the same command goes on") from error
+            table.write(study, trials, out)
+            finished = [trial for trial in trials if trial.record_path.exists()]
+            if not finished:
+                raise TrainingAborted(f"{out}: no training reached its end; the first: {trials[0].failure}")
+            figures.write(study, finished, out)
+    return trials
+
+
+class _Clock:
+    """Says what each trial came to, and how long the rest will take."""
+
+    def __init__(self, study: Study, trials: list[Trial], say: Say) -> None:
+        self.study, self.trials, self.say = study, trials, say
+        self.start = time.perf_counter()
+        self.before = sum(trial.settled for trial in trials)
+
+    def ended(self, trial: Trial, seconds: float) -> None:
+        arms = self.study.arms
+        where = f"arm {arms.index(trial.arm) + 1} of {len(arms)}, {trial.arm.name}, seed {trial.seed}: {seconds:.0f} s"
+        record = trial.record
+        what = f"failed: {trial.failure}" if record is None else table.line(record)
+        done = sum(trial.settled for trial in self.trials)
+        left = (time.perf_counter() - self.start) / (done - self.before) * (len(self.trials) - done)
+        self.say(f"{where}; {what}" + (f" ({left / 60:.0f} minutes left)" if left >= 60 else ""))

@@ -1,0 +1,266 @@
+"""A study: the same training under several settings and seeds, to be compared.
+
+    OUT/study.json                what the study is; a continuation must agree with it
+    OUT/runs/<arm>-seed<k>/       an ordinary run for each arm and seed: a trial
+        evaluation/study.json     its record, written last: a trial that has one is finished
+        evaluation/spectrum.json  standard deviations of the latents along their principal directions
+        failed.json               instead of a record, where training could not go on
+    OUT/table.* and pictures      made from the runs alone, so that they can be made again
+
+The arms differ from the study's configuration in what they name and in nothing else, and a seed is the same data
+order, noise and initial weights in every arm of equal shape. Precision and compilation are chosen once, when the study
+begins, since a measurement repeated for each trial could choose differently.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onefold import __version__, settings
+from onefold.data import Dataset
+from onefold.errors import UserError
+from onefold.evaluation import extractor_for
+from onefold.metrics import Record
+from onefold.training.config import Config
+from onefold.training.engine import resolve_device, resolved
+from onefold.training.run import fitted, open_data
+
+__all__ = ["Arm", "Study", "Trial", "begin", "check", "disk_errors_told", "locked", "write_whole"]
+
+NAME, LOCK = "study.json", ".lock"
+KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "chosen")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of a study."""
+
+    name: str
+    """On the command line and in folders: letters, digits, hyphens."""
+    title: str
+    """In tables and pictures."""
+    changes: Mapping[str, Any]
+    """Settings that differ from the study's, such as {"objective.target": "stopped"}."""
+    family: str = ""
+    """Arms of one family have one colour in pictures …"""
+    variant: str = ""
+    """… and those of one variant one kind of line."""
+    unread: tuple[str, ...] = ()
+    """Settings of other arms that mean nothing to this one."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm with one seed: the run of it, if it has been trained, is in `folder`."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    config: Config
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "evaluation" / "study.json"
+
+    @property
+    def spectrum_path(self) -> Path:
+        return self.folder / "evaluation" / "spectrum.json"
+
+    @property
+    def failure_path(self) -> Path:
+        return self.folder / "failed.json"
+
+    @property
+    def record(self) -> Record | None:
+        return Record.read(self.record_path) if self.record_path.exists() else None
+
+    @property
+    def failure(self) -> str | None:
+        """Why training could not go on."""
+        return json.loads(self.failure_path.read_text())["reason"] if self.failure_path.exists() else None
+
+    @property
+    def settled(self) -> bool:
+        """Finished or failed: not to be trained again."""
+        return self.record_path.exists() or self.failure_path.exists()
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms × seeds on one configuration."""
+
+    name: str
+    """The command is `onefold study NAME`."""
+    arguments: Mapping[str, Any]
+    """The command's options that the study follows from, but for seeds and arms."""
+    config: Config
+    """What all arms share."""
+    arms: tuple[Arm, ...]
+    seeds: int
+    """Every arm is trained with training.seed = 0 … seeds − 1."""
+    images: int = 5000
+    """Generated and reference images of an evaluation, at most as many as there are training images."""
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if not names:
+            raise UserError("--arms: none given; leave the option out for all")
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"--arms: {name} is given twice")
+        if self.seeds < 1:
+            raise UserError(f"--seeds: {self.seeds} is not positive; give at least 1")
+
+    def config_of(self, arm: Arm, seed: int = 0) -> Config:
+        return self.config.with_changes({**arm.changes, "training.seed": seed})
+
+    def trials(self, out: Path) -> list[Trial]:
+        """All trials, seed by seed, so that a first whole comparison comes early."""
+        return [
+            Trial(arm, seed, out / "runs" / f"{arm.name}-seed{seed}", self.config_of(arm, seed))
+            for seed in range(self.seeds)
+            for arm in self.arms
+        ]
+
+    @property
+    def command(self) -> str:
+        """The command that makes this study anew."""
+        default = [f"--{name} {value}" for name, value in self.arguments.items() if value is not None]
+        names = " ".join(arm.name for arm in self.arms)
+        return " ".join(["onefold study", self.name, *default, f"--seeds {self.seeds} --arms {names}"])
+
+
+def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
+    """Look for everything that can be wrong before anything is written.
+
+    Returns the images of the study's reconstructions.
+
+    Raises:
+        UserError: data that cannot be read or do not fit, or an `out` that holds something else or another study.
+    """
+    train, test = open_data(study.config.data)
+    for arm in study.arms:
+        fitted(study.config_of(arm), train)
+    resolve_device(study.config.training.device)
+    if (out / NAME).exists():
+        _check_same(_read(out / NAME), _described(study), out)
+    elif out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        raise UserError(f"{out}: is not an empty folder; choose another --out")
+    extractor_for(train, say)  # trained now where it takes training, and not by several trials at once
+    return test
+
+
+def begin(study: Study, out: Path) -> Study:
+    """Write `study.json`, or add new seeds and arms to it; returns the study with all that is "auto" decided."""
+    path, described = out / NAME, _described(study)
+    if path.exists():
+        chosen = _read(path)["chosen"]
+    else:
+        training = resolved(study.config, resolve_device(study.config.training.device)).training
+        chosen = {"training.precision": training.precision, "training.compile": training.compile}
+    write_whole(path, json.dumps({**described, "chosen": chosen}, indent=2, ensure_ascii=False) + "\n")
+    return replace(study, config=study.config.with_changes(chosen))
+
+
+@contextmanager
+def locked(out: Path) -> Generator[int]:
+    """Keep other processes off the study; gives the lock's descriptor, which a child process may hold too.
+
+    Raises:
+        UserError: another process works on it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another process works on this study; wait for its end or stop it") from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors_told(out: Path) -> Generator[None]:
+    """What the disk refuses becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        cure = "finished arms are kept: mend this and give the same command again"
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; {cure}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _described(study: Study) -> dict[str, Any]:
+    return {
+        "study": study.name,
+        "onefold": __version__,
+        "arguments": dict(study.arguments),
+        "seeds": study.seeds,
+        "images": study.images,
+        "arms": {arm.name: {"title": arm.title, "changes": dict(arm.changes)} for arm in study.arms},
+        "config": json.loads(settings.to_json(study.config)),
+    }
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """A study goes on as it began, but for more seeds and further arms."""
+    now = json.loads(json.dumps(now))  # tuples are lists in a file
+
+    def refuse(what: str, was: object, given: object) -> None:
+        if was != given:
+            cure = "give the same again, or another --out"
+            raise UserError(f"{out}: was begun with {what} {_shown(was)}, not {_shown(given)}; {cure}")
+
+    refuse("study", before["study"], now["study"])
+    for name in {**before["arguments"], **now["arguments"]}:
+        refuse(f"--{name}", before["arguments"].get(name), now["arguments"].get(name))
+    if now["seeds"] < before["seeds"]:
+        refuse("--seeds", before["seeds"], now["seeds"])
+    for name, arm in before["arms"].items():
+        if name not in now["arms"]:
+            refuse("--arms", " ".join(before["arms"]), " ".join(now["arms"]))
+        refuse(f"arm {name} as", arm["changes"], now["arms"][name]["changes"])
+    refuse("images", before["images"], now["images"])
+    was, given = dict(_flat(before["config"])), dict(_flat(now["config"]))
+    for name in {**was, **given}:
+        refuse(name, was.get(name), given.get(name))
+    refuse("onefold", before["onefold"], now["onefold"])
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        return {key: described[key] for key in KEYS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: does not describe a study; restore it or choose another --out") from error

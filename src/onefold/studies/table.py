@@ -1,0 +1,184 @@
+"""The table of a study: arms in rows, numbers as mean ± standard deviation over seeds.
+
+`table.json` holds every number of every trial with its protocol, and mean and standard deviation (divisor n − 1);
+`table.csv` a line for each arm and seed; `table.md` what people read. All numbers but `training.images_per_second`,
+the median of the log's, are those of the trials' records.
+"""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onefold import __version__
+from onefold.metrics import Record, comparable
+from onefold.studies.study import Arm, Study, Trial, write_whole
+from onefold.training.run import Run
+
+__all__ = ["COLUMNS", "Column", "line", "numbers_of", "settings_of", "write"]
+
+
+class Column(NamedTuple):
+    """A number of the records."""
+
+    key: str
+    title: str
+    digits: int
+
+
+COLUMNS = (
+    Column("reconstruction.psnr", "PSNR (dB)", 2),
+    Column("class_accuracy", "class accuracy", 3),
+    Column("frechet_distance", "Fréchet distance", 2),
+    Column("latent.effective_rank", "effective rank, token", 2),
+    Column("latent.effective_rank_whole", "effective rank, whole", 1),
+    Column("latent.std", "latent std", 3),
+    Column("training.images_per_second", "images/s", 0),
+)
+
+
+def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
+    """Write `table.json`, `table.csv` and `table.md`."""
+    write_whole(out / "table.json", json.dumps(_as_json(study, trials, out), indent=2, ensure_ascii=False) + "\n")
+    write_whole(out / "table.csv", _as_csv(study, trials))
+    write_whole(out / "table.md", _as_markdown(study, trials))
+
+
+def line(record: Record) -> str:
+    """A record in few words."""
+    numbers = record.numbers()
+    parts = (f"{c.title} {numbers[c.key]:.{c.digits}f}" for c in COLUMNS[:4] if c.key in numbers)
+    return ", ".join(parts)
+
+
+def numbers_of(trial: Trial) -> dict[str, float]:
+    """All numbers of a trial by dotted name; empty if it has no record."""
+    record = trial.record
+    if record is None:
+        return {}
+    speeds = [entry["images_per_second"] for entry in Run(trial.folder, trial.config).history]
+    speeds = [speed for speed in speeds if speed]
+    return {**record.numbers(), **({"training.images_per_second": statistics.median(speeds)} if speeds else {})}
+
+
+def settings_of(study: Study) -> dict[str, dict[str, Any]]:
+    """By arm, the settings in which the arms differ from one another; None where an arm does not read it."""
+    names = list(dict.fromkeys(name for arm in study.arms for name in arm.changes))
+    found = {arm.name: {name: _value(study, arm, name) for name in names} for arm in study.arms}
+    differing = [name for name in names if len({str(value[name]) for value in found.values()} - {"None"}) > 1]
+    return {arm: {name: values[name] for name in differing} for arm, values in found.items()}
+
+
+def _value(study: Study, arm: Arm, name: str) -> Any:
+    if name in arm.unread:
+        return None
+    value: Any = study.config_of(arm)
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _of(arm: Arm, trials: Sequence[Trial]) -> list[Trial]:
+    return sorted((trial for trial in trials if trial.arm.name == arm.name), key=lambda trial: trial.seed)
+
+
+def _statistics(rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, float, float | None]]:
+    """Name, mean and standard deviation of each number; of one seed there is none."""
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        yield name, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _as_json(study: Study, trials: Sequence[Trial], out: Path) -> dict[str, Any]:
+    settings = settings_of(study)
+    arms: list[dict[str, Any]] = []
+    for arm in study.arms:
+        seeds: list[dict[str, Any]] = []
+        for trial in _of(arm, trials):
+            found: dict[str, Any] = {"seed": trial.seed, "run": trial.folder.relative_to(out).as_posix()}
+            if (record := trial.record) is not None:
+                found |= {"numbers": numbers_of(trial), "protocol": record["protocol"]}
+            seeds.append(found if record else {**found, "failed": trial.failure})
+        summary = list(_statistics([found["numbers"] for found in seeds if "numbers" in found]))
+        arms.append(
+            {
+                "name": arm.name,
+                "title": arm.title,
+                "changes": dict(arm.changes),
+                "settings": settings[arm.name],
+                "mean": {name: mean for name, mean, _ in summary},
+                "std": {name: std for name, _, std in summary},
+                "seeds": seeds,
+            }
+        )
+    return {"study": study.name, "onefold": __version__, "command": study.command, "arms": arms}
+
+
+def _as_csv(study: Study, trials: Sequence[Trial]) -> str:
+    settings = settings_of(study)
+    switches = list(settings[study.arms[0].name])
+    rows = [(trial, numbers_of(trial)) for arm in study.arms for trial in _of(arm, trials)]
+    names = list(dict.fromkeys([c.key for c in COLUMNS] + [name for _, numbers in rows for name in numbers]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "seed", *switches, *names, "failed"])
+    for trial, numbers in rows:
+        values = [numbers.get(name, "") for name in names]
+        writer.writerow([trial.arm.name, trial.seed, *settings[trial.arm.name].values(), *values, trial.failure or ""])
+    return text.getvalue()
+
+
+def _as_markdown(study: Study, trials: Sequence[Trial]) -> str:
+    settings = settings_of(study)
+    switches = list(settings[study.arms[0].name])
+    shown = [c for c in COLUMNS if any(c.key in numbers_of(trial) for trial in trials)]
+    header = ["arm", *(name.split(".")[-1].replace("_", " ") for name in switches), *(c.title for c in shown)]
+    rows = [header, ["---"] * (1 + len(switches)) + ["---:"] * len(shown)]
+    for arm in study.arms:
+        finished = [numbers for trial in _of(arm, trials) if (numbers := numbers_of(trial))]
+        title = arm.title if len(finished) == study.seeds else f"{arm.title} ({len(finished)} of {study.seeds} seeds)"
+        summary = {name: (mean, std) for name, mean, std in _statistics(finished)}
+        cells = [_cell(*summary[c.key], c.digits) if c.key in summary else "–" for c in shown]
+        rows.append([title, *(_word(settings[arm.name][name]) for name in switches), *cells])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n\n".join([f"# Study: {study.name}", *_notes(study, trials), table, *_failures(trials)]) + "\n"
+
+
+def _cell(mean: float, std: float | None, digits: int) -> str:
+    return f"{mean:,.{digits}f}" + ("" if std is None else f" ± {std:,.{digits}f}")
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value).replace("_", " ")
+
+
+def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
+    records = [record for trial in trials if (record := trial.record) is not None]
+    config, spread = study.config, "mean ± standard deviation over seeds" if study.seeds > 1 else "a first trial"
+    yield (
+        f"{study.seeds} seed{'s' * (study.seeds > 1)}: {spread}. Every arm is the recipe {config.recipe} but for what "
+        f"its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
+        f"{config.training.batch}."
+    )
+    if records:
+        p = records[0]["protocol"]
+        few = ", fewer than the Fréchet distance wants" if p["few_images"] else ""
+        yield (
+            f"Samples: {p['generated_images']:,} against as many training images{few}; features of "
+            f"{p['extractor']}; {p['steps']} {p['sampler']} steps, guidance {p['guidance']:g}. Reconstructions and "
+            f"latents: test images. onefold {p['version']}, `{study.command}`."
+        )
+        differing = sorted({name for record in records for name in comparable(records[0], record)})
+        if differing:
+            yield f"**The records differ in {', '.join(differing)}: their numbers do not compare.**"
+
+
+def _failures(trials: Sequence[Trial]) -> Iterator[str]:
+    failed = [f"- {trial.arm.title}, seed {trial.seed}: {trial.failure}" for trial in trials if trial.failure]
+    if failed:
+        yield "Failed:\n\n" + "\n".join(failed)

@@ -1,0 +1,161 @@
+"""The trials of a study: one after the other in this process, or several at once in processes of their own.
+
+A trial trains an ordinary run (or trains it on from its newest checkpoint), evaluates it and writes the record. A
+training that cannot go on is the trial's result; wrong input and a full disk stop the study. Ctrl-C or SIGTERM
+stops every training after a checkpoint.
+
+Every process of several uses its share of the threads. The number of threads decides in which order numbers are
+added, so trials agree to the bit only under the same number of jobs.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from onefold import settings
+from onefold.data import read_all
+from onefold.errors import TrainingAborted, UserError
+from onefold.evaluation import evaluate
+from onefold.metrics import spectrum
+from onefold.pixels import to_float
+from onefold.studies.study import Trial, write_whole
+from onefold.training.engine import Interruption, resolve_device
+from onefold.training.loop import Interrupted, train
+from onefold.training.run import Run, open_data
+from onefold.training.state import checkpoints
+
+__all__ = ["run_trial", "run_trials"]
+
+Ended = Callable[[Trial, float], None]
+"""Told of each trial that has ended, with its seconds."""
+
+BATCH = 256
+
+
+def run_trials(trials: Sequence[Trial], images: int, *, jobs: int, lock: int, ended: Ended, quiet: bool) -> None:
+    """Run all that are not settled, `jobs` at a time; `lock` is the descriptor of the study's lock.
+
+    Raises:
+        UserError: wrong input, or a disk that takes no more.
+        Interrupted: a signal came; every training has been saved.
+    """
+    left = [trial for trial in trials if not trial.settled]
+    if jobs > 1:
+        _run_at_once(left, images, jobs, lock, ended)
+        return
+    for trial in left:
+        torch.compiler.reset()  # or what was compiled for earlier trials would count against this one
+        start = time.perf_counter()
+        run_trial(trial, images, quiet=quiet)
+        ended(trial, time.perf_counter() - start)
+
+
+def run_trial(trial: Trial, images: int, *, quiet: bool) -> None:
+    """Train and evaluate; afterwards the trial has a record, or says why training could not go on."""
+    try:
+        if checkpoints(trial.folder):
+            run = train(None, trial.folder, resume=True, quiet=quiet)
+        else:  # what a stopped process may have left is no run yet
+            shutil.rmtree(trial.folder, ignore_errors=True)
+            run = train(trial.config, trial.folder, quiet=quiet)
+    except TrainingAborted as error:
+        reason = str(error).removeprefix(f"{trial.folder}: ")
+        write_whole(trial.failure_path, json.dumps({"reason": reason}) + "\n")
+        return
+    device = resolve_device(run.config.training.device)
+    record = evaluate(run, images=images, batch=BATCH, device=device)
+    write_whole(trial.spectrum_path, json.dumps(_spectra(run, images, device)) + "\n")
+    record.write(trial.record_path)
+
+
+@torch.no_grad()
+def _spectra(run: Run, images: int, device: torch.device) -> dict[str, list[float]]:
+    """Standard deviations of the test images' latents along their principal directions, descending."""
+    _, test = open_data(run.config.data)
+    x, _ = read_all(test, np.arange(min(images, len(test))))
+    network = run.network.to(device)
+    z = torch.cat([network.encode(to_float(part.to(device))).cpu() for part in x.split(BATCH)])
+    return {"token": spectrum(z.flatten(0, 1)).tolist(), "whole": spectrum(z.flatten(1)).tolist()}
+
+
+# --- several at once --------------------------------------------------------------------------------------------------
+
+
+def _run_at_once(trials: list[Trial], images: int, jobs: int, lock: int, ended: Ended) -> None:
+    threads = max(1, torch.get_num_threads() // jobs)
+    waiting = deque(trials)
+    running: dict[subprocess.Popen[str], tuple[Trial, float]] = {}
+    with Interruption() as interruption:
+        try:
+            while (waiting or running) and not interruption.signal:
+                while waiting and len(running) < jobs:
+                    trial = waiting.popleft()
+                    running[_started(trial, images, threads, lock)] = trial, time.perf_counter()
+                over = [process for process in running if process.poll() is not None]
+                for process in over:
+                    trial, start = running.pop(process)
+                    _check_end(process, trial)
+                    ended(trial, time.perf_counter() - start)
+                if not over:
+                    time.sleep(0.1)
+        finally:
+            _stop(list(running))
+    if interruption.signal:
+        raise Interrupted(interruption.signal, "stopped; every training is saved")
+
+
+def _started(trial: Trial, images: int, threads: int, lock: int) -> subprocess.Popen[str]:
+    """A process for one trial, in a session of its own, so that Ctrl-C reaches it through this one only."""
+    task = {
+        "arm": {**asdict(trial.arm), "changes": dict(trial.arm.changes)},
+        "seed": trial.seed,
+        "folder": str(trial.folder),
+        "config": settings.to_json(trial.config),
+        "images": images,
+        "threads": threads,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onefold.studies.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=(lock,),
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(task) + "\n")
+    process.stdin.flush()
+    return process
+
+
+def _check_end(process: subprocess.Popen[str], trial: Trial) -> None:
+    said = process.communicate()[0].strip()
+    if process.returncode == 2 and said:
+        raise UserError(said)
+    if not trial.settled:
+        ended = f"the process that trained it ended with code {process.returncode}"
+        raise TrainingAborted(f"{trial.folder}: {ended}{' (out of memory?)' if process.returncode == -9 else ''}")
+
+
+def _stop(processes: list[subprocess.Popen[str]]) -> None:
+    """Ask them to save and stop; a second Ctrl-C while they do so ends them at once."""
+    try:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+        raise
+    finally:
+        for process in processes:
+            process.communicate()

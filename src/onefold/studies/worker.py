@@ -1,0 +1,49 @@
+"""A process that runs one trial for `trials`: `python -m onefold.studies.worker`, the trial as JSON on standard input.
+
+Standard input stays open as long as the parent lives; its end is this process's end too, after a checkpoint, so that a
+killed study leaves nothing behind that goes on training. Wrong input is one line on standard output and exit code 2.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from onefold import settings
+from onefold.errors import UserError
+from onefold.studies.study import Arm, Trial, disk_errors_told
+from onefold.studies.trials import run_trial
+from onefold.training.config import Config
+from onefold.training.loop import Interrupted
+
+
+def main() -> int:
+    """Run the trial; returns the exit code."""
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    torch.set_num_threads(task["threads"])
+    config = settings.from_json(Config, task["config"], "task")
+    trial = Trial(Arm(**task["arm"]), task["seed"], Path(task["folder"]), config)
+    try:
+        with disk_errors_told(trial.folder):
+            run_trial(trial, task["images"], quiet=True)
+    except UserError as error:
+        print(error, flush=True)
+        return 2
+    except (Interrupted, KeyboardInterrupt):
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def _follow_parent() -> None:
+    while os.read(0, 1):  # unbuffered: a thread that waits for sys.stdin would hinder the process from ending
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""ThreeNetworks: the baseline, in which encoder, denoiser and decoder are networks of their own.
+
+    encode:   patches → encoder → norm → (· − m)/s       z
+    denoise:  latents → denoiser, modulated by t and y   ẑ
+    decode:   z·s + m → decoder → patches                x̂
+
+Each is a trunk of the same blocks between a linear entrance and a linear exit. Encoder and decoder depend on no
+condition, so that their modulation is the learned offset of each block alone.
+
+m and s are the mean and standard deviation of each latent channel, measured once, when the encoder is trained and
+frozen (see `training/stages.py`); before that they are 0 and 1. They are stored in the network: whoever holds a latent
+holds a normalised one.
+
+Sizes, for a configuration of depth L (`depths`): with `equal="parameters"` the width is the same and the L blocks are
+dealt out, L/4 (rounded down, at least 1) to encoder and decoder each and the rest to the denoiser. The sum of the
+parameters is then that of the one network, up to a linear entrance and exit, and a denoising step costs about half as
+much. With `equal="compute"` each has L blocks: every call costs what it costs in the one network, with three times the
+blocks.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from onefold.architecture import LATENT_NORMS, TIME_FEATURES, Network, NetworkConfig
+from onefold.trunk import Modulation, Trunk, fourier_features
+
+__all__ = ["Depths", "ThreeNetworks", "depths"]
+
+
+class Depths(NamedTuple):
+    """Blocks of each network."""
+
+    encoder: int
+    denoiser: int
+    decoder: int
+
+
+def depths(config: NetworkConfig) -> Depths:
+    """How deep each of the three networks is; see the module's docstring."""
+    if config.equal == "compute":
+        return Depths(config.depth, config.depth, config.depth)
+    quarter = max(1, config.depth // 4)
+    return Depths(quarter, config.depth - 2 * quarter, quarter)
+
+
+class Column(nn.Module):
+    """A trunk of its own, with a linear entrance and a linear exit."""
+
+    def __init__(self, config: NetworkConfig, depth: int, numbers_in: int, numbers_out: int) -> None:
+        super().__init__()
+        self.entrance = nn.Linear(numbers_in, config.width)
+        self.trunk = Trunk(config.width, depth, config.heads, *config.grid)
+        self.exit = nn.Linear(config.width, numbers_out)
+
+    def forward(self, tokens: Float[Tensor, "B N in"], modulation: Float[Tensor, "#B 6 W"]) -> Float[Tensor, "B N out"]:
+        return self.exit(self.trunk(self.entrance(tokens), modulation))
+
+
+class ThreeNetworks(Network):
+    """Three networks with random weights and `OneFold`'s interface."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    unconditional: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        depth, patch, latent = depths(config), config.patch**2 * config.channels, config.latent_channels
+        self.encoder = Column(config, depth.encoder, patch, latent)
+        self.denoiser = Column(config, depth.denoiser, latent, latent)
+        self.decoder = Column(config, depth.decoder, latent, patch)
+        self.time = nn.Linear(TIME_FEATURES, config.width, bias=False)
+        self.labels = nn.Embedding(config.classes + 1, config.width)
+        self.modulation = Modulation(config.width)
+        self.norm = LATENT_NORMS[config.latent_norm](latent)
+        self.register_buffer("latent_mean", torch.zeros(latent))
+        self.register_buffer("latent_std", torch.ones(latent))
+        self.register_buffer("unconditional", torch.zeros(1, 6, config.width), persistent=False)
+
+    def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        """Latents of images in [−1, 1], normalised as `config.latent_norm` says and then channel by channel."""
+        z = self.norm(self.encoder(self.patchify(x), self.unconditional).float())
+        return (z - self.latent_mean) / self.latent_std
+
+    def denoise(
+        self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Clean latents ẑ behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        if y is None:
+            y = torch.full(t.shape, self.config.classes, device=t.device)
+        condition = self.time(fourier_features(t, TIME_FEATURES)) + self.labels(y)
+        return self._clean(self.denoiser(z_t, self.modulation(condition)), z_t, t)
+
+    def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
+        """Images of latents; in [−1, 1] up to the network's error (not clamped)."""
+        return self.unpatchify(self.decoder(z * self.latent_std + self.latent_mean, self.unconditional).float())
+
+    def features(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
+        """The encoder's hidden tokens after each block: a perceptual space that needs no other network."""
+        return self.encoder.trunk.hidden(self.encoder.entrance(self.patchify(x)), self.unconditional)
+
+    @torch.no_grad()
+    def normalise(self, mean: Float[Tensor, " D"], std: Float[Tensor, " D"]) -> None:
+        """From now on, subtract `mean` from each channel of the latents and divide it by `std`."""
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)

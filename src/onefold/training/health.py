@@ -1,0 +1,192 @@
+"""Health: what the loss does not show, measured on a fixed batch of test images along a run.
+
+    x → z = E(x) → x̂ = D(z),     z_t = t·z + (1−t)·ε → ẑ = f(z_t, t, y)
+
+with the online network and the same x, t and ε every time. Nothing that training reads is touched: neither weights
+and gradients nor random numbers, and the network runs uncompiled.
+
+Keys, all of them scalars but for the two of the channels, and null where not finite:
+
+    latent_std, channel_std      over images, at each position: mean over channels, and each channel's
+    channel_mean, drift          mean of each channel; RMS distance of these means from those measured before, in
+                                 units of latent_std
+    effective_rank(_whole)       of tokens; of whole latents
+    prediction_rank(_whole)      of ẑ, whose target is z
+    velocity_rank(_whole)        of v, whose target is z − ε with velocity_target_rank(_whole)
+    psnr                         of x̂
+    velocity_error, variance_term    the velocity loss, and the part of it that no denoiser can lower (see
+                                 `objectives.diagnosis`)
+    gradient_reconstruction, …_denoising, …_perceptual, …_variance, gradient_cosine
+                                 norm at the trunk of each weighted loss's gradient, of the variance term's through the
+                                 encoder, and the cosine of the first two; not for three networks, which share no trunk
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from onefold import metrics
+from onefold.architecture import Network
+from onefold.data import Dataset, read_all
+from onefold.network import OneFold
+from onefold.objectives.diagnosis import variance_term, velocity_of
+from onefold.objectives.self_distillation import Draws, SelfDistillation, draw, self_distillation
+from onefold.paths import Linear, noised, per_token
+from onefold.pixels import to_float
+from onefold.training.alarm import collapse
+from onefold.training.config import Config
+from onefold.training.engine import autocast, eager
+from onefold.training.run import Run
+from onefold.training.state import TrainingState
+
+__all__ = ["Probe", "Watch", "gradients", "latent_statistics", "measure", "probe"]
+
+IMAGES = 128
+"""Test images measured on, at most."""
+GRADIENT_IMAGES = 16
+"""Of them, those that gradients are measured on."""
+SEED = 2511_14716
+CURE = "the objective's defaults (target=ema, loss=clean, through=False) or a lower learning rate may keep them"
+WEIGHTS = {name: f"{name}_weight" for name in ("reconstruction", "denoising", "perceptual")}
+
+Values = dict[str, Any]
+
+
+class Probe(NamedTuple):
+    """The fixed batch: images, labels, times and noise."""
+
+    x: Float[Tensor, "B C H W"]
+    y: Int64[Tensor, " B"]
+    draws: Draws
+
+    def part(self, start: int, stop: int) -> "Probe":
+        return Probe(self.x[start:stop], self.y[start:stop], self.draws.part(start, stop))
+
+
+class Watch:
+    """The health of a run: measures it, and judges it by what the run's log holds."""
+
+    def __init__(self, run: Run, test: Dataset, device: torch.device) -> None:
+        self.run = run
+        self.batch = probe(test, run.config, device)
+
+    def look(self, state: TrainingState, line: Mapping[str, Any], say: Callable[[str], None]) -> Values:
+        """What belongs into the log line: `health`, and `alarm` if it sounds. A new alarm is said, if so configured."""
+        config, history = self.run.config, self.run.history
+        measured = [seen for seen in history if seen.get("health")]
+        last = measured[-1] if measured else {}
+        values: Values = {"health": measure(state.network, state.averages[0], self.batch, config, last.get("health"))}
+        reason = collapse([*history, {**line, **values}], warmup=config.training.warmup)
+        if reason is None:
+            return values
+        if config.training.on_collapse == "warn" and "alarm" not in last:
+            say(f"{self.run.folder}: the latents collapse at {line['images']:,} images: {reason}; {CURE}")
+        return {**values, "alarm": reason}
+
+
+def probe(test: Dataset, config: Config, device: torch.device) -> Probe:
+    """The fixed batch of a run: images spread evenly over the test set, each with one t and ε of the objective."""
+    count = min(len(test), IMAGES)
+    x, y = read_all(test, np.linspace(0, len(test) - 1, count).round().astype(np.int64))
+    plain = replace(config.objective, draws=1, label_dropout=0.0, decoder_noise=0.0, flip=False)
+    shape = (config.network.tokens, config.network.latent_channels)
+    draws = draw(plain, count, shape, torch.Generator().manual_seed(SEED))
+    return Probe(to_float(x.to(device)), y.to(device), Draws(*(value.to(device) for value in draws)))
+
+
+def measure(network: Network, target: Network, batch: Probe, config: Config, before: Values | None = None) -> Values:
+    """All quantities of the module's docstring.
+
+    Args:
+        network: The online network.
+        target: The objective's target network.
+        batch: The fixed batch.
+        config: The run's configuration.
+        before: The measurement before this one, for the drift.
+    """
+    training = config.training
+    size = training.micro_batch or training.batch
+    with eager(), autocast(training, batch.x.device):
+        parts = [_roles(network, batch.part(k, k + size)) for k in range(0, len(batch.x), size)]
+        z, x_hat, z_hat, z_t = (torch.cat(values).float() for values in zip(*parts, strict=True))
+        few = batch.part(0, min(GRADIENT_IMAGES, size))
+        shared = gradients(network, target, few, config.objective) if isinstance(network, OneFold) else {}
+    t = batch.draws.t.flatten()
+    v, v_target = velocity_of(z_hat, z_t, t), velocity_of(z, z_t, t)
+    values = latent_statistics(z, before)
+    for name, latents in {"effective": z, "prediction": z_hat, "velocity": v, "velocity_target": v_target}.items():
+        values[f"{name}_rank"] = _finite(metrics.effective_rank, latents)
+        values[f"{name}_rank_whole"] = _finite(metrics.effective_rank, latents.flatten(1))
+    values["psnr"] = _finite(lambda image: metrics.psnr(image, batch.x), x_hat)
+    values["velocity_error"] = (v - v_target).square().mean().item()
+    values["variance_term"] = _finite(lambda latents: variance_term(latents, t).item(), z)
+    return {name: _rounded(value) for name, value in {**values, **shared}.items()}
+
+
+@torch.no_grad()
+def _roles(network: Network, batch: Probe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(z, x̂, ẑ, z_t)."""
+    z = network.encode(batch.x)
+    t = batch.draws.t.flatten()
+    z_t = noised(Linear(), z, batch.draws.eps.flatten(0, 1), per_token(t))
+    return z, network.decode(z), network.denoise(z_t, t, batch.y if network.config.classes else None), z_t
+
+
+def latent_statistics(z: Float[Tensor, "B N D"], before: Mapping[str, Any] | None = None) -> Values:
+    """Standard deviation over images and mean of each channel, and the drift of the means since `before`.
+
+    The deviation is taken at each position: latents that say where a token is but not what it shows have none.
+    """
+    z = z.cpu().double()
+    std = (z - z.mean(0)).square().mean((0, 1)).sqrt()
+    mean = z.mean((0, 1))
+    values: Values = {"latent_std": std.mean().item(), "channel_std": std.tolist(), "channel_mean": mean.tolist()}
+    if before and None not in before["channel_mean"]:
+        moved = (mean - torch.tensor(before["channel_mean"], dtype=torch.float64)).square().mean().sqrt()
+        values["drift"] = (moved / std.mean()).item()
+    return values
+
+
+def gradients(network: OneFold, target: Network, batch: Probe, objective: SelfDistillation) -> Values:
+    """Norms at the trunk of the gradients of each weighted loss and of the variance term, and the losses' cosine."""
+    trunk = list(network.trunk.parameters())
+    none = dict.fromkeys(WEIGHTS.values(), 0.0)
+
+    def gradient(value: Tensor) -> Float64[Tensor, " P"]:
+        found = torch.autograd.grad(value, trunk, materialize_grads=True)
+        return torch.cat([g.flatten() for g in found]).double()
+
+    of: dict[str, Tensor] = {}
+    for name, weight in WEIGHTS.items():
+        if getattr(objective, weight):
+            alone = replace(objective, **{**none, weight: getattr(objective, weight)})
+            loss = self_distillation(network, target, batch.x, batch.y, batch.draws, alone).total
+            of[name] = gradient(loss)
+    of["variance"] = gradient(variance_term(network.encode(batch.x), batch.draws.t.flatten()))
+    values = {f"gradient_{name}": value.norm().item() for name, value in of.items()}
+    if "reconstruction" in of and "denoising" in of:
+        a, b = of["reconstruction"], of["denoising"]
+        values["gradient_cosine"] = (a @ b / (a.norm() * b.norm())).item()
+    return values
+
+
+def _finite(function: Callable[[Tensor], float], latents: Tensor) -> float | None:
+    """What the function gives for finite numbers of more than one image; a single one has no distribution."""
+    return function(latents) if len(latents) > 1 and bool(latents.isfinite().all()) else None
+
+
+def _rounded(value: float | list[float] | None) -> float | list[float | None] | None:
+    """Six significant digits; null instead of what is not finite."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return _number(value)
+
+
+def _number(value: float | None) -> float | None:
+    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None

@@ -1,0 +1,340 @@
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import onefold
+from data_images import noise
+from helpers_runs import tiny
+from onefold import evaluation, metrics
+from onefold.cli import run as command
+from onefold.data import open_dataset, read_all
+from onefold.errors import UserError
+from onefold.evaluation import evaluate, extractor_for
+from onefold.sampling import Sampler
+from onefold.training.loop import train
+from onefold.training.run import Run, load_run, open_data
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEFOLD_CACHE", str(tmp_path / "cache"))
+    quick = functools.partial(metrics.train_classifier, epochs=1)
+    monkeypatch.setattr(metrics, "train_classifier", quick)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tiny(), tmp_path_factory.mktemp("digits") / "run", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def record(run: Run) -> metrics.Record:
+    return evaluate(run, images=100)
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path) -> Run:
+    """A run of 80 rectangular grey images without classes."""
+    np.savez(tmp_path / "images.npz", images=noise(80, 4, 6, 1))
+    config = tiny(data__source=str(tmp_path / "images.npz"), data__test=None, training__images=16)
+    return train(config, tmp_path / "run", quiet=True)
+
+
+class Seeing:
+    """A feature extractor that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[Tensor] = []
+        self._honest = metrics.digits_classifier()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._honest, name)
+
+    def features(self, images: Tensor, batch: int = 256) -> Tensor:
+        self.shown.append(images)
+        return self._honest.features(images, batch)
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_has_the_keys_that_others_read(record: metrics.Record):
+    for key in ("frechet_distance", "kid", "precision", "recall", "class_accuracy", "images_per_second"):
+        assert isinstance(record[key], float)
+    assert {"psnr", "ssim"} <= record["reconstruction"].keys()
+    assert {"effective_rank", "std"} <= record["latent"].keys()
+    assert all(np.isfinite(value) for value in record.numbers().values())
+
+
+def test_its_numbers_are_within_their_ranges(record: metrics.Record):
+    for key in ("precision", "recall", "class_accuracy", "class_accuracy_real"):
+        assert 0 <= record[key] <= 1
+    assert record["class_accuracy_real"] > 0.9, "the classifier knows real digits"
+    assert record["frechet_distance"] > record["frechet"]["halves"] > 0
+    assert record["frechet"]["ratio"] == record["frechet"]["matched"] / record["frechet"]["halves"]
+    assert 5 < record["reconstruction"]["psnr"] < 60
+    assert 1 <= record["latent"]["effective_rank"] <= 4
+    assert record["latent"]["numbers_per_pixel_value"] == 1
+
+
+def test_its_protocol_is_complete(run: Run, record: metrics.Record):
+    training, _ = open_data(run.config.data)
+    protocol = record["protocol"]
+    assert all(value is not None and value != "" for value in protocol.values())
+    expected = {
+        "data": "digits",
+        "data_sha256": training.digest(),
+        "extractor_sha256": metrics.digits_classifier().sha256,
+        "resize": "none",
+        "real_images": 100,
+        "generated_images": 100,
+        "few_images": True,
+        "sampler": "euler",
+        "steps": 2,
+        "guidance": 1.0,
+        "ema": 64,
+        "precision": "float32",
+        "label_mode": "of the reference images",
+        "seed": 0,
+        "version": onefold.__version__,
+    }
+    assert {name: protocol[name] for name in expected} == expected
+    assert "train" in protocol["split"]
+    assert "test" in protocol["split"]
+
+
+def test_the_protocol_names_everything_that_changes_the_numbers(run: Run):
+    """Two records that differ only in one of these must not look comparable."""
+    samplers = [
+        Sampler(steps=2),
+        Sampler(steps=3),
+        Sampler(steps=2, solver="heun"),
+        Sampler(steps=2, guidance=2.0),
+        Sampler(steps=2, shift=2.0),
+        Sampler(steps=2, guidance=2.0, guidance_interval=(0.0, 0.4)),
+    ]
+    records = [evaluate(run, sampler=sampler, images=20) for sampler in samplers]
+    records += [evaluate(run, images=20, seed=1), evaluate(run, images=21)]
+    protocols = [json.dumps(each["protocol"], sort_keys=True) for each in records]
+    assert len(set(protocols)) == len(protocols)
+
+
+def test_it_says_what_it_does(run: Run):
+    lines: list[str] = []
+    evaluate(run, images=20, say=lines.append)
+    assert any("sampling 20 images in 2 steps" in line for line in lines)
+
+
+def test_an_evaluation_is_repeatable_and_leaves_the_run_alone(run: Run, record: metrics.Record):
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    again = evaluate(load_run(run.folder), images=100)
+    assert {**again, "images_per_second": 0} == {**record, "images_per_second": 0}
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+# --- batches, seeds, labels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_the_batch_size_has_no_part_in_it(run: Run, record: metrics.Record, batch: int):
+    """Exact but for rounding: an image may differ by 1 of 255 in a pixel here and there."""
+    other = evaluate(run, images=100, batch=batch)
+    assert other["protocol"] == record["protocol"]
+    numbers, others = record.numbers(), other.numbers()
+    assert numbers.keys() == others.keys()
+    for name in numbers.keys() - {"images_per_second"}:
+        assert others[name] == pytest.approx(numbers[name], rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.parametrize("batch", [7, 100])
+def test_generated_images_have_their_seeds_and_the_labels_of_the_reference(run: Run, batch: int):
+    seeing = Seeing()
+    record = evaluate(run, images=30, seed=5, extractor=seeing, batch=batch)
+    real, made = seeing.shown[:2]
+    images, classes = read_all(open_data(run.config.data)[0])
+    place = {image.numpy().tobytes(): k for k, image in enumerate(images)}
+    labels = [int(classes[place[image.numpy().tobytes()]]) for image in real]
+    expected = torch.from_numpy(run.network.sample(30, labels=labels, steps=2, seed=5)).permute(0, 3, 1, 2)
+    assert (made.int() - expected.int()).abs().max() <= 1
+    accuracy = (metrics.digits_classifier().predict(made) == torch.tensor(labels)).double().mean().item()
+    assert record["class_accuracy"] == accuracy
+
+
+def test_the_reference_is_training_data_and_reconstructions_are_of_the_test_images(run: Run):
+    seeing = Seeing()
+    evaluate(run, images=50, extractor=seeing)
+    real, _, held_out, _ = seeing.shown
+
+    def contents(images: Tensor) -> set[bytes]:
+        return {image.numpy().tobytes() for image in images}
+
+    assert contents(real) <= contents(read_all(open_dataset("digits"))[0])
+    assert contents(held_out) <= contents(read_all(open_dataset("digits:test"))[0])
+    assert len(contents(real)) == len(contents(held_out)) == 50
+
+
+# --- what the numbers mean --------------------------------------------------------------------------------------------
+
+
+def generated_by(monkeypatch: pytest.MonkeyPatch, images: Tensor) -> None:
+    monkeypatch.setattr(evaluation, "_sample", lambda *arguments: images)
+
+
+def reference(run: Run, count: int, seed: int = 0) -> Tensor:
+    training, _ = open_data(run.config.data)
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(training))[:count]
+    return read_all(training, chosen)[0]
+
+
+def test_copies_of_training_images_are_found_out(run: Run, monkeypatch: pytest.MonkeyPatch):
+    generated_by(monkeypatch, reference(run, 300))
+    copied = evaluate(run, images=300)
+    assert copied["memorisation"] == {"share": 1.0, "ratio": 0.0}
+    assert copied["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert (copied["precision"], copied["recall"]) == (1, 1)
+    assert copied["class_accuracy"] > 0.97
+    assert 0.5 < copied["frechet"]["ratio"] < 1.5
+
+
+def test_new_images_are_no_copies(run: Run, monkeypatch: pytest.MonkeyPatch):
+    generated_by(monkeypatch, read_all(open_dataset("digits:test"), range(300))[0])
+    fresh = evaluate(run, images=300)
+    assert fresh["memorisation"]["share"] < 0.1
+    assert 0.9 < fresh["memorisation"]["ratio"] < 1.1
+
+
+def test_noise_is_far_from_everything(run: Run, monkeypatch: pytest.MonkeyPatch, record: metrics.Record):
+    generated_by(monkeypatch, torch.from_numpy(noise(100, 1, 8, 8)))
+    far = evaluate(run, images=100)
+    assert far["memorisation"]["share"] == 0
+    assert far["precision"] < 0.1
+    assert far["class_accuracy"] < 0.4
+    assert far["frechet"]["ratio"] > 5
+
+
+def test_data_full_of_copies_can_be_evaluated(tmp_path: Path):
+    """Where training and test images are alike there is no scale of memorisation, but the rest can be measured."""
+    np.savez(tmp_path / "images.npz", images=noise(40, 4, 4, 1), labels=np.arange(40) % 2)
+    same = str(tmp_path / "images.npz")
+    train(tiny(data__source=same, data__test=same, training__images=16), tmp_path / "run", quiet=True)
+    assert command(["evaluate", str(tmp_path / "run")]) == 0
+    (written,) = (tmp_path / "run" / "evaluation").glob("*.json")
+    assert np.isfinite(metrics.Record.read(written)["frechet_distance"])
+
+
+# --- data without classes, extractors, statistics ---------------------------------------------------------------------
+
+
+def test_data_without_classes_have_no_class_accuracy(unlabelled: Run):
+    record = evaluate(unlabelled)
+    assert "class_accuracy" not in record
+    assert "class_accuracy_real" not in record
+    assert record["protocol"]["label_mode"] == "none"
+    assert record["protocol"]["extractor"] == "classifier of 1 × 4 × 6, flips"
+    assert all(np.isfinite(value) for value in record.numbers().values())
+
+
+def test_the_classifier_is_trained_once(unlabelled: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = evaluate(unlabelled, images=20)
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert kept.suffix == ".safetensors"
+    monkeypatch.setattr(metrics, "train_classifier", None)
+    again = evaluate(unlabelled, images=20)
+    assert {**again, "images_per_second": 0} == {**first, "images_per_second": 0}
+
+
+def test_other_data_have_another_classifier(tmp_path: Path):
+    for k in (0, 1):
+        np.savez(tmp_path / f"{k}.npz", images=noise(20, 4, 4, 1, seed=k))
+    one, two = (extractor_for(open_dataset(tmp_path / f"{k}.npz")) for k in (0, 1))
+    assert one.sha256 != two.sha256
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_half_written_classifier_is_trained_anew(unlabelled: Run, tmp_path: Path):
+    first = evaluate(unlabelled, images=20)
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert evaluate(unlabelled, images=20)["protocol"] == first["protocol"]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    unlabelled: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ONEFOLD_CACHE", str(tmp_path / "file"))
+    lines: list[str] = []
+    evaluate(unlabelled, images=20, say=lines.append)
+    assert any("could not be kept" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["digits.npz", "digits28.npz"])
+def test_files_named_like_the_digits_are_not_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    np.savez(name, images=noise(20, 8, 8, 1), labels=np.arange(20) % 10)
+    assert extractor_for(open_dataset(name)).sha256 != metrics.digits_classifier().sha256
+
+
+def test_the_digits_have_their_own_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metrics, "train_classifier", None)
+    for name in ("digits", "digits:test"):
+        assert extractor_for(open_dataset(name)).sha256 == metrics.digits_classifier().sha256
+    assert not (tmp_path / "cache").exists()
+
+
+def test_one_class_has_no_class_accuracy(tmp_path: Path):
+    np.savez(tmp_path / "images.npz", images=noise(80, 4, 4, 1), labels=np.zeros(80, np.int64))
+    config = tiny(data__source=str(tmp_path / "images.npz"), data__test=None, training__images=16)
+    record = evaluate(train(config, tmp_path / "run", quiet=True))
+    assert "class_accuracy" not in record
+    assert record["protocol"]["label_mode"] == "of the reference images"
+
+
+def test_stored_statistics_give_a_further_distance(run: Run, tmp_path: Path):
+    images = reference(run, 100)
+    extractor = metrics.digits_classifier()
+    moments = metrics.Moments.from_features(extractor.features(images), extractor.sha256)
+    record = evaluate(run, images=100, reference=moments)
+    assert record["frechet_to_reference"] == pytest.approx(record["frechet_distance"], rel=1e-6)
+    other = metrics.Moments.from_features(extractor.features(images), "another extractor")
+    with pytest.raises(UserError) as caught:
+        evaluate(run, images=20, reference=other)
+    assert "\n" not in str(caught.value)
+
+
+# --- what cannot be evaluated -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"images": 3}, {"images": -1}, {"seed": -1}, {"batch": 0}, {"batch": -1}, {"seed": 2**64}], ids=str
+)
+def test_numbers_out_of_range_are_refused(run: Run, options: dict[str, int]):
+    with pytest.raises(UserError) as caught:
+        evaluate(run, **{"images": 20} | options)
+    assert next(iter(options)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_a_model_is_refused(tmp_path: Path, run: Run):
+    (tmp_path / "config.json").write_text((run.folder / "config.json").read_text())
+    with pytest.raises(UserError, match="no model yet"):
+        evaluate(load_run(tmp_path))
+
+
+@pytest.mark.parametrize("count", [12, 30])
+def test_few_images_are_measured_or_refused_with_a_cure(tmp_path: Path, count: int):
+    """Of 12 images one is set apart, of 30 two: a single image has no distribution."""
+    np.savez(tmp_path / "images.npz", images=noise(count, 4, 4, 1))
+    config = tiny(data__source=str(tmp_path / "images.npz"), data__test=None, training__images=16)
+    finished = train(config, tmp_path / "run", quiet=True)
+    if count == 30:
+        assert np.isfinite(evaluate(finished)["frechet_distance"])
+        return
+    with pytest.raises(UserError, match="test") as caught:
+        evaluate(finished)
+    assert "\n" not in str(caught.value)

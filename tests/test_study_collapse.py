@@ -1,0 +1,393 @@
+"""The study of collapse, with networks so small that a training takes a second."""
+
+import csv
+import errno
+import json
+import math
+import os
+import signal
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+
+from onefold import cli
+from onefold.architecture import NetworkConfig
+from onefold.errors import TrainingAborted, UserError
+from onefold.metrics import Record
+from onefold.studies import Study, collapse, figures, run_study, table, trials
+from onefold.studies.collapse import ARMS, FURTHER_ARMS
+from onefold.studies.study import Trial, begin, check, locked
+from onefold.training import loop
+from onefold.training.log import RunLog
+from onefold.training.loop import Interrupted
+from onefold.training.run import load_run
+
+TWO = ("naive", "ema")
+FILES = {"table.json", "table.csv", "table.md", "curves.png", "spectrum.png", "samples.png", "reconstructions.png"}
+
+
+def tiny(arms: tuple[str, ...] = TWO, seeds: int = 1, **options: Any) -> Study:
+    changes = {
+        "network": {"width": 32, "depth": 1, "heads": 2},
+        "training": {"batch": 16, "warmup": 32, "ema_half_lives": (32,), "precision": "float32", "compile": "no"},
+        "sampler": {"steps": 2},
+    }
+    changes["training"]["device"] = "cpu"
+    return collapse(**{"budget": 128, "images": 40, "seeds": seeds, "arms": arms, "changes": changes, **options})
+
+
+def without_times(out: Path) -> Any:
+    """The table without the speeds of training and sampling."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(item) for key, item in value.items() if not key.endswith("images_per_second")}
+        return [cleaned(item) for item in value] if isinstance(value, list) else value
+
+    return cleaned(json.loads((out / "table.json").read_text()))
+
+
+def bytes_and_times(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def model(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+class Done(NamedTuple):
+    """A whole study of two arms and two seeds, and what it said."""
+
+    out: Path
+    study: Study
+    trials: list[Trial]
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    out, said = tmp_path_factory.mktemp("study") / "out", list[str]()
+    study = tiny(seeds=2)
+    return Done(out, study, run_study(study, out, say=said.append), said)
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_written_and_every_run_is_an_ordinary_one(done: Done):
+    out, trials, said = done.out, done.trials, done.said
+    assert {path.name for path in out.iterdir()} == FILES | {"study.json", "runs", ".lock"}
+    assert sorted(path.name for path in (out / "runs").iterdir()) == [
+        "ema-seed0",
+        "ema-seed1",
+        "naive-seed0",
+        "naive-seed1",
+    ]
+    for trial in trials:
+        for name in ("config.json", "log.jsonl", "model/model.safetensors", "evaluation/study.json"):
+            assert (trial.folder / name).stat().st_size > 0
+    for path in out.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width == 1800, path.name
+            assert len(image.convert("L").getcolors()) > 20, f"{path.name} shows nothing"
+    lines = [line for line in said if line.startswith("arm ")]
+    assert [line.split(":")[0] for line in lines] == [
+        f"arm {k} of 2, {arm}, seed {seed}" for seed in (0, 1) for k, arm in ((1, "naive"), (2, "ema"))
+    ]
+    assert all("PSNR" in line for line in lines)
+
+
+def test_numbers_of_the_tables_are_those_of_the_records(done: Done):
+    out = done.out
+    arms = {arm["name"]: arm for arm in json.loads((out / "table.json").read_text())["arms"]}
+    with (out / "table.csv").open() as file:
+        rows = {(row["arm"], int(row["seed"])): row for row in csv.DictReader(file)}
+    markdown = (out / "table.md").read_text()
+    assert len(rows) == len(done.trials) == 4
+    for name in TWO:
+        records = [Record.read(out / "runs" / f"{name}-seed{seed}" / "evaluation" / "study.json") for seed in (0, 1)]
+        for seed, (record, found) in enumerate(zip(records, arms[name]["seeds"], strict=True)):
+            assert found["seed"] == seed
+            assert found["protocol"] == record["protocol"]
+            numbers = record.numbers()
+            assert {key: found["numbers"][key] for key in numbers} == numbers
+            assert {key: float(rows[name, seed][key]) for key in numbers} == numbers
+        for column in table.COLUMNS[:-1]:
+            values = [record.numbers()[column.key] for record in records]
+            assert values[0] != values[1], "seeds should differ"
+            mean, std = statistics.mean(values), statistics.stdev(values)
+            assert arms[name]["mean"][column.key] == pytest.approx(mean)
+            assert arms[name]["std"][column.key] == pytest.approx(std)
+            assert f"| {mean:,.{column.digits}f} ± {std:,.{column.digits}f} |" in markdown
+    assert "| arm | loss | output | target | through | PSNR (dB) |" in markdown
+    assert "| naive | velocity | velocity | gradient | yes |" in markdown
+    assert "| EMA target (onefold) | clean | clean | ema | no |" in markdown
+    assert (
+        "onefold study collapse --recipe digits --data digits --budget 128 --draws 1 --seeds 2 --arms naive ema"
+        in markdown
+    )
+
+
+def test_arms_differ_from_the_configuration_in_what_they_name_alone():
+    config = collapse(budget=640).config
+    for arm in (*ARMS, *FURTHER_ARMS):
+        changed = collapse(budget=640, arms=[arm.name]).config_of(arm, seed=3)
+        restored = changed.with_changes({name: _get(config, name) for name in (*arm.changes, "training.seed")})
+        assert restored == config
+        assert changed.training.seed == 3
+    assert _get(config, "objective.draws") == 1
+    assert len({str(arm.changes) for arm in (*ARMS, *FURTHER_ARMS)}) == len(ARMS) + len(FURTHER_ARMS)
+    assert ARMS[-2].name == "ema"
+    network, objective = NetworkConfig(), config.objective
+    default = {
+        "network.output": network.output,
+        **{f"objective.{n}": getattr(objective, n) for n in ("loss", "target", "through")},
+    }
+    assert ARMS[-2].changes == default, "the last of the one network's arms is onefold's own"
+
+
+def _get(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def test_the_pictures_show_means_and_spreads(done: Done):
+    out = done.out
+    figure = figures._curves(done.study, done.trials)
+    by_title = {ax.get_title("left"): ax for ax in figure.axes}
+    ax = by_title["reconstruction loss"]
+    histories = [load_run(out / "runs" / f"ema-seed{k}").history for k in (0, 1)]
+    line = next(line for line in ax.lines if line.get_label() == "EMA target (onefold)")
+    assert line.get_xdata() == pytest.approx([entry["images"] / 1000 for entry in histories[0]])
+    means = [(a["reconstruction"] + b["reconstruction"]) / 2 for a, b in zip(*histories, strict=True)]
+    assert line.get_ydata() == pytest.approx(means)
+    assert len(ax.collections) == 2, "a band for each arm"
+    for kind, other in (("velocities", "clean latents"), ("clean latents", "velocities")):
+        labels = [line.get_label() for line in by_title[f"denoising loss, on {kind}"].lines]
+        assert len(labels) == 1
+        assert labels != [line.get_label() for line in by_title[f"denoising loss, on {other}"].lines]
+
+
+def test_spectra_belong_to_the_recorded_effective_rank(done: Done):
+    for trial in done.trials:
+        spectra = json.loads(trial.spectrum_path.read_text())
+        latent = (trial.record or {})["latent"]
+        for kind, key in (("token", "effective_rank"), ("whole", "effective_rank_whole")):
+            p = [value / sum(spectra[kind]) for value in spectra[kind]]
+            entropy = -sum(share * math.log(share) for share in p if share)
+            assert math.exp(entropy) == pytest.approx(latent[key], rel=1e-6)
+
+
+# --- interruptions and failures ---------------------------------------------------------------------------------------
+
+
+def interrupting(at: int) -> Callable[..., Any]:
+    """A training step that calls for the end when it reaches so many images of an arm with seed 1."""
+    step = loop.training_step
+
+    def stepped(state: Any, x: Any, y: Any, config: Any) -> Any:
+        values = step(state, x, y, config)
+        if config.training.seed == 1 and state.counters.images == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    return stepped
+
+
+def test_an_interrupted_study_continues_to_the_same_table(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reference, study = done.out, done.study
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "training_step", interrupting(48))
+        with pytest.raises(
+            Interrupted, match=r"stopped with 2 of 4 trainings finished; the same command goes on"
+        ) as stop:
+            run_study(study, out)
+    assert stop.value.signal == signal.SIGTERM
+    assert [path.name for path in sorted((out / "runs/naive-seed1/checkpoints").iterdir())] == [
+        "000000032",
+        "000000048",
+    ]
+    before = {name: bytes_and_times(out / "runs" / name) for name in ("naive-seed0", "ema-seed0")}
+    (out / "runs" / "ema-seed1").mkdir()
+    (out / "runs" / "ema-seed1" / "config.json").write_text("{")  # as a process leaves it that is killed just then
+    run_study(study, out)
+    for name, files in before.items():
+        assert bytes_and_times(out / "runs" / name) == files, f"{name} was touched"
+    assert without_times(out) == without_times(reference)
+    for name in ("naive-seed1", "ema-seed1"):
+        assert model(out / "runs" / name) == model(reference / "runs" / name)
+    for path in FILES - {"table.json", "table.csv", "table.md"}:
+        with Image.open(out / path) as ours, Image.open(reference / path) as theirs:
+            assert ours.tobytes() == theirs.tobytes(), path
+    again = {path.name: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    run_study(study, out)
+    assert again == {path.name: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+
+
+def test_several_jobs_train_the_same_arms_and_stop_cleanly(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out, study = tmp_path / "out", tiny((*TWO, "stopped"))
+    started: list[Any] = []
+    popen = trials.subprocess.Popen
+    monkeypatch.setattr(trials.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+
+    def stop(line: str) -> None:
+        if line.startswith("arm "):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run_study(study, out, jobs=2, say=stop)
+    assert [process.returncode for process in started if process.returncode not in (0, 143, -15)] == []
+    finished = [trial.folder for trial in study.trials(out) if trial.settled]
+    assert 1 <= len(finished) <= 2
+    before = {folder: bytes_and_times(folder) for folder in finished}
+    run_study(study, out, jobs=2)
+    assert {folder: bytes_and_times(folder) for folder in finished} == before
+    ours, theirs = ({arm["name"]: arm for arm in without_times(path)["arms"]} for path in (out, done.out))
+    assert list(ours) == [*TWO, "stopped"]
+    for name in TWO:  # the number of threads may change the last digits
+        for key, value in theirs[name]["seeds"][0]["numbers"].items():
+            assert ours[name]["seeds"][0]["numbers"][key] == pytest.approx(value, rel=1e-2, abs=1e-2), key
+
+
+def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trained: list[str] = []
+    train = trials.train
+
+    def failing(config: Any, folder: Path, **options: Any) -> Any:
+        trained.append(folder.name)
+        if folder.name == "naive-seed0":
+            raise TrainingAborted(f"{folder}: the latents have collapsed")
+        return train(config, folder, **options)
+
+    monkeypatch.setattr(trials, "train", failing)
+    said: list[str] = []
+    run_study(tiny(), tmp_path, say=said.append)
+    assert any("naive, seed 0" in line and "failed: the latents have collapsed" in line for line in said)
+    markdown = (tmp_path / "table.md").read_text()
+    assert "| naive (0 of 1 seeds) | velocity | velocity | gradient | yes | – |" in markdown
+    assert "- naive, seed 0: the latents have collapsed" in markdown
+    naive, ema = json.loads((tmp_path / "table.json").read_text())["arms"]
+    assert naive["seeds"][0]["failed"] == "the latents have collapsed"
+    assert ema["mean"]["reconstruction.psnr"] > 0
+    run_study(tiny(), tmp_path)
+    assert trained == ["naive-seed0", "ema-seed0"], "a failure is a result and is not repeated"
+
+
+def test_a_full_disk_is_one_line_and_loses_no_finished_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write = RunLog.write
+
+    def full(self: RunLog, line: dict[str, Any]) -> None:
+        if "ema-seed0" in str(self.path) and line["images"] > 32:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        write(self, line)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunLog, "write", full)
+        with pytest.raises(UserError, match="No space left on device; finished arms are kept") as error:
+            run_study(tiny(), tmp_path)
+    assert "\n" not in str(error.value)
+    before = bytes_and_times(tmp_path / "runs" / "naive-seed0")
+    run_study(tiny(), tmp_path)
+    assert bytes_and_times(tmp_path / "runs" / "naive-seed0") == before
+    assert (tmp_path / "table.md").exists()
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--arms", "naive", "best"], "--arms: 'best' is not known; choose of naive-no-norm, naive,"),
+        (["--arms", "naive", "naive"], "--arms: naive is given twice"),
+        (["--seeds", "0"], "--seeds: 0 is not positive"),
+        (["--budget", "0"], "--budget: 0 is not positive"),
+        (["--draws", "0"], "--draws: 0 is not positive"),
+        (["--jobs", "0"], "--jobs: 0 is not positive"),
+        (["--budget", "much"], "--budget"),
+        (["--data", "nowhere.zip"], "nowhere.zip"),
+        (["--recipe", "cifar11"], "recipe: 'cifar11' is not known"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["study", "collapse", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert told in said
+    assert list(tmp_path.iterdir()) == [], "nothing is written for wrong arguments"
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "letter.txt").write_text("dear reader")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        run_study(tiny(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match="does not describe a study"):
+        run_study(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"budget": 256}, "was begun with --budget 128, not 256"),
+        ({"draws": 2}, "was begun with --draws 1, not 2"),
+        ({"seeds": 1}, "was begun with --seeds 2, not 1"),
+        ({"arms": ("ema",)}, "was begun with --arms naive ema, not ema"),
+        ({"images": 50}, "was begun with images 40, not 50"),
+        ({"changes": {"network.width": 64}}, "was begun with network.width 32, not 64"),
+    ],
+)
+def test_a_study_goes_on_as_it_began(other: dict[str, Any], told: str, tmp_path: Path):
+    begin(tiny(seeds=2), tmp_path)
+    before = (tmp_path / "study.json").read_bytes()
+    if "changes" in other:
+        other = {"changes": {**_flat_changes(), **other["changes"]}}
+    with pytest.raises(UserError) as error:
+        check(tiny(**{"seeds": 2, **other}), tmp_path)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "study.json").read_bytes() == before
+
+
+def _flat_changes() -> dict[str, Any]:
+    config = tiny().config
+    names = ("network.width", "network.depth", "network.heads", "sampler.steps", "training.batch", "training.warmup")
+    names += ("training.ema_half_lives", "training.precision", "training.compile", "training.device")
+    return {name: _get(config, name) for name in names}
+
+
+def test_more_seeds_and_arms_may_be_added(tmp_path: Path):
+    begin(tiny(), tmp_path)
+    wider = tiny((*TWO, "clean"), seeds=3)
+    check(wider, tmp_path)
+    begin(wider, tmp_path)
+    described = json.loads((tmp_path / "study.json").read_text())
+    assert described["seeds"] == 3
+    assert list(described["arms"]) == [*TWO, "clean"]
+
+
+def test_what_was_measured_at_the_beginning_holds_for_the_whole_study(tmp_path: Path):
+    automatic = {**_flat_changes(), "training.precision": "auto", "training.compile": "auto"}
+    study = begin(tiny(changes=automatic), tmp_path)
+    assert study.config.training.precision != "auto"
+    described = json.loads((tmp_path / "study.json").read_text())
+    described["chosen"]["training.precision"] = "bfloat16"
+    (tmp_path / "study.json").write_text(json.dumps(described))
+    check(tiny(changes=automatic), tmp_path)
+    assert begin(tiny(changes=automatic), tmp_path).config.training.precision == "bfloat16"
+
+
+def test_two_processes_cannot_work_on_one_study(tmp_path: Path):
+    with locked(tmp_path), pytest.raises(UserError, match="another process works on this study"):
+        run_study(tiny(), tmp_path)
