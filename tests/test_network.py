@@ -81,18 +81,13 @@ def test_roles_have_the_shapes_of_the_design(config: NetworkConfig):
     assert z.shape == (2, height * width // config.patch**2, config.latent_channels)
     assert net.decode(z).shape == x.shape
     assert net.denoise(z, torch.tensor([0.0, 0.5])).shape == z.shape
+    features = net.features(x)
+    assert [h.shape for h in features] == [(2, config.tokens, config.width)] * config.depth
+    torch.testing.assert_close(net.norm(net.latents_out(net.trunk.norm(features[-1]))), z)
     images = net.sample(3, steps=2)
     assert images.shape == (3, height, width, config.channels)
     assert images.dtype == np.uint8
     assert images.std() > 0
-
-
-@SHAPES
-def test_features_are_the_hidden_tokens_of_encoding(config: NetworkConfig):
-    net, x = network(config), pictures(config, 2)
-    features = net.features(x)
-    assert [h.shape for h in features] == [(2, config.tokens, config.width)] * config.depth
-    torch.testing.assert_close(net.norm(net.latents_out(net.trunk.norm(features[-1]))), net.encode(x))
 
 
 def gradients(net: OneFold, out: Tensor) -> dict[str, Tensor]:
@@ -237,13 +232,26 @@ def test_one_step_decodes_the_prediction_at_time_zero():
     assert np.array_equal(net.sample(1, steps=1, seed=3), x.permute(0, 2, 3, 1).numpy())
 
 
-def test_sampling_leaves_no_gradient_and_no_trace():
-    net, state = network(), torch.get_rng_state()
-    latent = next(net.sample_latents([0], [1], Sampler(2)))
-    net.sample(1, steps=1)
-    assert latent.shape == (1, 16, 4)
+def test_options_reach_the_solver():
+    net, options = network(), {"solver": "heun", "guidance": 3.0, "guidance_interval": (0.1, 0.9), "shift": 0.5}
+    expected = to_uint8(net.decode(next(net.sample_latents([5, 6], [5, 6], Sampler(4, **options)))))
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(net.sample(2, steps=4, seed=5, **options), expected)
+    for change in ({"solver": "euler"}, {"guidance": 1.0}, {"guidance_interval": (0.0, 0.2)}, {"shift": 1.0}):
+        assert not np.array_equal(net.sample(2, steps=4, seed=5, **{**options, **change}), expected), change
+
+
+def test_sampling_keeps_no_graph_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch):
+    net, state, graphs = network(), torch.get_rng_state(), list[bool]()
+
+    def decode(z: Tensor) -> Tensor:
+        graphs.append(z.requires_grad)
+        return OneFold.decode(net, z)
+
+    monkeypatch.setattr(net, "decode", decode)
+    net.sample(5, steps=1, batch=2)
+    assert graphs == [False, False, False]
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in net.parameters())
 
 
 @pytest.mark.parametrize(
@@ -317,6 +325,15 @@ def test_nearly_all_parameters_serve_all_roles(config: NetworkConfig, millions: 
         ({"classes": -1}, "network.classes: -1 is not 0 or more"),
         ({"patch": 9}, "network.patch: 9 is larger than the image (8×8)"),
         ({"patch": 3}, "network.image_size: 8×8 is not divisible by patch 3; choose another patch or convert the "),
+        ({"image_size": (8, 1)}, "network.patch: 2 is larger than the image (8×1)"),
+        (
+            {"image_size": (8, 7)},
+            "network.image_size: 8×7 is not divisible by patch 2; choose another patch or convert ",
+        ),
+        (
+            {"image_size": (7, 8)},
+            "network.image_size: 7×8 is not divisible by patch 2; choose another patch or convert ",
+        ),
         ({"image_size": (0, 8)}, "network.image_size: 0 is not positive"),
         ({"heads": 3}, "network.heads: width 32 over 3 heads must give a multiple of 4"),
         ({"heads": 16}, "network.heads: width 32 over 16 heads must give a multiple of 4"),
@@ -386,7 +403,7 @@ def write_foreign(folder: Path, kind: str) -> None:
         ("another library's", "config.json: unknown setting 'model_type'"),
         ("another network", "model.safetensors: does not hold this network"),
         ("other names", "model.safetensors: does not hold this network"),
-        ("not text", "config.json: "),
+        ("not text", "config.json: cannot be read"),
     ],
 )
 def test_foreign_files_are_refused_in_one_line(kind: str, text: str, tmp_path: Path):

@@ -177,6 +177,14 @@ def test_an_image_does_not_depend_on_batch_order_or_number(guidance: float):
     assert torch.equal(latents(seeds[::-1], labels[::-1], 4), whole.flip(0))
 
 
+def test_batches_are_of_the_size_asked_for():
+    calls: list[int] = []
+    parts = list(generate(counted(calls), SHAPE, range(7), None, Sampler(1), batch=3))
+    assert [len(part) for part in parts] == calls == [3, 3, 1]
+    with pytest.raises(UserError, match="^batch: 0 is not positive"):
+        next(generate(elementwise, SHAPE, range(7), None, Sampler(1), batch=0))
+
+
 def test_noise_comes_from_each_seed_alone():
     eps = noise([3, 5, 3], (4, 2))
     assert torch.equal(eps[1], torch.randn(4, 2, generator=torch.Generator().manual_seed(5)))
@@ -219,6 +227,10 @@ def test_labels_that_make_no_sense_are_one_line(arguments: tuple, text: str):
         ({"steps": 0}, "steps: 0 is not positive; give 1 for one-step sampling or more"),
         ({"shift": 0.0}, "shift: 0.0 is not positive; 1 leaves the time grid uniform"),
         ({"shift": float("nan")}, "shift: nan is not"),
+        ({"shift": float("inf")}, "shift: inf is not"),
+        ({"guidance": float("nan")}, "guidance: nan is not"),
+        ({"guidance": float("-inf")}, "guidance: -inf is not"),
+        ({"solver": "huen"}, "sampler.solver: 'huen' is not one of 'euler', 'heun'"),
         ({"guidance_interval": (0.6, 0.4)}, "guidance_interval: (0.6, 0.4) is not within 0 ≤ low ≤ high ≤ 1"),
         ({"guidance_interval": (-0.1, 0.4)}, "guidance_interval: (-0.1, 0.4) is not within"),
         ({"guidance_interval": (0.1, 1.4)}, "guidance_interval: (0.1, 1.4) is not within"),
@@ -229,9 +241,3 @@ def test_sampler_options_that_make_no_sense_are_one_line(options: dict[str, obje
         Sampler(**options)
     assert str(error.value).startswith(text)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("options", [{"guidance": float("nan")}, {"shift": float("inf")}], ids=lambda o: next(iter(o)))
-def test_sampler_options_that_are_not_refused_yet(options: dict[str, object]):
-    with pytest.raises(UserError):
-        Sampler(**options)

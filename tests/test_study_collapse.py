@@ -187,13 +187,14 @@ def test_spectra_belong_to_the_recorded_effective_rank(done: Done):
 # --- interruptions and failures ---------------------------------------------------------------------------------------
 
 
-def interrupting(at: int) -> Callable[..., Any]:
-    """A training step that calls for the end when it reaches so many images of an arm with seed 1."""
+def watched(steps: list[int], until: int | None = None) -> Callable[..., Any]:
+    """A training step that notes images seen, and calls for the end when an arm with seed 1 has seen so many."""
     step = loop.training_step
 
     def stepped(state: Any, x: Any, y: Any, config: Any) -> Any:
         values = step(state, x, y, config)
-        if config.training.seed == 1 and state.counters.images == at:
+        steps.append(state.counters.images)
+        if config.training.seed == 1 and state.counters.images == until:
             os.kill(os.getpid(), signal.SIGTERM)
         return values
 
@@ -204,7 +205,7 @@ def test_an_interrupted_study_continues_to_the_same_table(done: Done, tmp_path: 
     reference, study = done.out, done.study
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "training_step", interrupting(48))
+        patched.setattr(loop, "training_step", watched([], until=48))
         with pytest.raises(
             Interrupted, match=r"stopped with 2 of 4 trainings finished; the same command goes on"
         ) as stop:
@@ -217,7 +218,11 @@ def test_an_interrupted_study_continues_to_the_same_table(done: Done, tmp_path: 
     before = {name: bytes_and_times(out / "runs" / name) for name in ("naive-seed0", "ema-seed0")}
     (out / "runs" / "ema-seed1").mkdir()
     (out / "runs" / "ema-seed1" / "config.json").write_text("{")  # as a process leaves it that is killed just then
-    run_study(study, out)
+    steps: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "training_step", watched(steps))
+        run_study(study, out)
+    assert steps == [*range(64, 129, 16), *range(16, 129, 16)], "the interrupted training goes on, the next begins"
     for name, files in before.items():
         assert bytes_and_times(out / "runs" / name) == files, f"{name} was touched"
     assert without_times(out) == without_times(reference)

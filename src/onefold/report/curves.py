@@ -1,19 +1,22 @@
 """The curves of a run: losses, reconstruction and health over the images seen, from its log, in one picture.
 
 A panel is drawn if the log has its numbers. Colours are those of Okabe & Ito, which the colour-blind can tell apart,
-and lines of one panel differ in their dashes too. An alarm is a vertical line through all panels.
+and the lines of a panel differ in their dashes too. Red are the thresholds of the collapse alarm, and the image at
+which it first sounded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from onefold.training.alarm import LEAST_RANK, LEAST_STD
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["write"]
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+BLUE, ORANGE, GREEN, PURPLE, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
 DASHES = ("-", "--", "-.", ":")
 COLUMNS = 3
 STYLE: dict[Any, Any] = {
@@ -27,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.5,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "legend.handlelength": 2.5,
 }
 
 Line = Mapping[str, Any]
@@ -47,6 +51,9 @@ class Panel(NamedTuple):
     title: str
     curves: tuple[Curve, ...]
     log: bool = False
+    band: tuple[Value, Value] | None = None
+    """Lower and upper edge of a shaded band."""
+    threshold: Callable[[Sequence[Line]], float] | None = None
 
 
 def _line(name: str) -> Value:
@@ -69,9 +76,17 @@ def _measured(line: Line) -> Mapping[str, Any]:
     return line.get("health") or {}
 
 
+def _least_std(history: Sequence[Line]) -> float:
+    return LEAST_STD
+
+
+def _least_rank(history: Sequence[Line]) -> float:
+    return LEAST_RANK * max(_health("effective_rank_whole")(line) or 0.0 for line in history)
+
+
 PANELS = (
     Panel(
-        "losses, training batches",
+        "losses, of training batches",
         (
             Curve("reconstruction", _line("reconstruction"), BLUE),
             Curve("denoising", _line("denoising"), ORANGE),
@@ -81,13 +96,11 @@ PANELS = (
     ),
     Panel("reconstruction of test images, PSNR in dB", (Curve("", _health("psnr"), BLUE),)),
     Panel(
-        "latents: standard deviation over images",
-        (
-            Curve("widest channel", _channel(max), GREY),
-            Curve("mean of channels", _health("latent_std"), BLUE),
-            Curve("narrowest channel", _channel(min), GREY),
-        ),
+        "latents: std over images (band: all channels)",
+        (Curve("mean of channels", _health("latent_std"), BLUE),),
         log=True,
+        band=(_channel(min), _channel(max)),
+        threshold=_least_std,
     ),
     Panel(
         "effective rank of whole latents",
@@ -95,6 +108,7 @@ PANELS = (
             Curve("z", _health("effective_rank_whole"), BLUE),
             Curve("its prediction ẑ", _health("prediction_rank_whole"), ORANGE),
         ),
+        threshold=_least_rank,
     ),
     Panel(
         "effective rank of tokens",
@@ -102,7 +116,7 @@ PANELS = (
             Curve("z", _health("effective_rank"), BLUE),
             Curve("its prediction ẑ", _health("prediction_rank"), ORANGE),
             Curve("velocity z − ε", _health("velocity_target_rank"), GREEN),
-            Curve("its prediction v", _health("velocity_rank"), RED),
+            Curve("its prediction v", _health("velocity_rank"), PURPLE),
         ),
     ),
     Panel(
@@ -114,54 +128,73 @@ PANELS = (
         log=True,
     ),
     Panel(
-        "gradients at the trunk, norm",
+        "gradients at the trunk: norm",
         (
             Curve("reconstruction", _health("gradient_reconstruction"), BLUE),
             Curve("denoising", _health("gradient_denoising"), ORANGE),
             Curve("perceptual", _health("gradient_perceptual"), GREEN),
-            Curve("variance term", _health("gradient_variance"), RED),
+            Curve("variance term", _health("gradient_variance"), PURPLE),
         ),
         log=True,
     ),
-    Panel("cosine of reconstruction's and denoising's gradient", (Curve("", _health("gradient_cosine"), BLUE),)),
-    Panel("drift of the latent means, in standard deviations", (Curve("", _health("drift"), BLUE),), log=True),
+    Panel("gradients at the trunk: cosine of the losses'", (Curve("", _health("gradient_cosine"), BLUE),)),
+    Panel("drift of the latents' mean, in their std", (Curve("", _health("drift"), BLUE),), log=True),
 )
 
 
 def write(history: Sequence[Line], path: Path) -> None:
-    """Draw the log lines of a run into a PNG file; none if there is nothing to draw."""
+    """Draw the log lines of a run into a PNG file; nothing before the second measurement of health."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    panels = [
-        panel for panel in PANELS if any(curve.value(line) is not None for curve in panel.curves for line in history)
-    ]
-    if not panels:
+    if sum(bool(_measured(line)) for line in history) < 2:
         return
+    panels = [p for p in PANELS if any(curve.value(line) is not None for curve in p.curves for line in history)]
     rows = -(-len(panels) // COLUMNS)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.0 * COLUMNS, 2.5 * rows), dpi=110, layout="constrained")
+        figure = Figure(figsize=(4.0 * COLUMNS, 2.3 * rows), dpi=110)
+        figure.subplots_adjust(0.045, 0.2 / rows, 0.99, 1 - 0.12 / rows, wspace=0.16, hspace=0.3)
         for k, panel in enumerate(panels):
-            _draw(figure.add_subplot(rows, COLUMNS, k + 1), panel, history)
+            ax = figure.add_subplot(rows, COLUMNS, k + 1)
+            _draw(ax, panel, history)
+            if k + COLUMNS >= len(panels):
+                ax.set_xlabel("thousand images seen")
         figure.savefig(path)
 
 
 def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:
+    """One panel: band, threshold, curves, the first alarm."""
     ax.set_title(panel.title)
-    drawn = 0
-    for curve in panel.curves:
-        points = [(line["images"] / 1000, value) for line in history if (value := curve.value(line)) is not None]
-        if points:
-            images, values = zip(*points, strict=True)
-            marker = "." if len(points) < 3 else ""
-            ax.plot(images, values, DASHES[drawn], color=curve.colour, label=curve.label, marker=marker)
-            drawn += 1
-    for line in history:
-        if "alarm" in line:
-            ax.axvline(line["images"] / 1000, color=RED, linewidth=0.8, label="alarm")
-            break
+    if panel.band is not None:
+        images, low, high = _points(history, *panel.band)
+        ax.fill_between(images, low, high, color=panel.curves[0].colour, alpha=0.15, linewidth=0)
+    for curve, dash in zip([c for c in panel.curves if _points(history, c.value)[0]], DASHES, strict=False):
+        ax.plot(*_points(history, curve.value), dash, color=curve.colour, label=curve.label)
+    if panel.threshold is not None:
+        ax.axhline(panel.threshold(history), color=RED, linewidth=0.9, label="alarm below")
+    alarms = [line["images"] / 1000 for line in history if "alarm" in line]
+    if alarms:
+        ax.axvline(alarms[0], color=RED, linewidth=0.9, linestyle=(0, (1, 2)))
     if panel.log:
-        ax.set_yscale("log")
-    ax.set_xlabel("thousand images seen")
-    if drawn > 1:
+        _logarithmic(ax)
+    if len(ax.get_legend_handles_labels()[0]) > 1:
         ax.legend()
+
+
+def _points(history: Sequence[Line], *values: Value) -> list[list[float]]:
+    """Thousands of images, and each value, of the lines that have them all."""
+    found = [[line["images"] / 1000, *(value(line) for value in values)] for line in history]
+    rows = [[number for number in row if number is not None] for row in found]
+    full = [row for row in rows if len(row) == 1 + len(values)]
+    return [[row[k] for row in full] for k in range(1 + len(values))]
+
+
+def _logarithmic(ax: "Axes") -> None:
+    """A logarithmic axis that is labelled at 1, 2, 5, 10, … in plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
