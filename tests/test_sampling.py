@@ -181,7 +181,7 @@ def test_batches_are_of_the_size_asked_for():
     calls: list[int] = []
     parts = list(generate(counted(calls), SHAPE, range(7), None, Sampler(1), batch=3))
     assert [len(part) for part in parts] == calls == [3, 3, 1]
-    with pytest.raises(UserError, match="^batch: 0 is not positive"):
+    with pytest.raises(UserError, match=r"^batch: 0 is not positive"):
         next(generate(elementwise, SHAPE, range(7), None, Sampler(1), batch=0))
 
 
