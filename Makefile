@@ -48,7 +48,7 @@ types: $(DEV_STAMP)  ## static types (basedpyright)
 
 tests: $(DEV_STAMP)  ## the tests alone (pytest)
 	$(SAY) "Tests: pytest"
-	@$(PY) -m pytest -q
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses auto --dist worksteal
 
 docs: $(DEV_STAMP)  ## build the documentation into site/
 	$(SAY) "Docs: mkdocs"

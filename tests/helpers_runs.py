@@ -30,6 +30,7 @@ def tiny(**changes: Any) -> Config:
             "warmup": 32,
             "ema_half_lives": (32, 64),
             "log_every": 32,
+            "health_every": 1_000_000,
             "sample_every": 1_000_000,
             "checkpoint_every": 48,
             "precision": "float32",

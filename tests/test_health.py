@@ -173,7 +173,7 @@ def learned(**changes: Any) -> tuple[TrainingState, Probe, Config]:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_cosine_of_losses_that_agree_and_of_those_that_do_not(monkeypatch: pytest.MonkeyPatch, sign: float):
     """Reconstruction is half the square of the trunk's parameters p, denoising ±3 times that: gradients p and ±3p."""
-    state, batch, config = learned(objective__denoising_weight=2.0)
+    state, fixed, config = learned(objective__denoising_weight=2.0)
     norm = torch.cat([p.flatten() for p in state.network.trunk.parameters()]).norm().item()
 
     def constructed(network, target, x, y, draws, objective) -> Losses:
@@ -182,7 +182,7 @@ def test_the_cosine_of_losses_that_agree_and_of_those_that_do_not(monkeypatch: p
         return Losses(total, {}, torch.zeros(()))
 
     monkeypatch.setattr(health, "self_distillation", constructed)
-    values = gradients(state.network, state.averages[0], batch, config.objective)
+    values = gradients(state.network, state.averages[0], fixed, config.objective)
     assert values["gradient_cosine"] == pytest.approx(sign, abs=1e-6)
     assert values["gradient_reconstruction"] == pytest.approx(norm, rel=1e-5)
     assert values["gradient_denoising"] == pytest.approx(6 * norm, rel=1e-5)
@@ -217,8 +217,8 @@ def test_the_variance_term_pulls_at_the_encoder():
 
 
 def test_a_loss_without_weight_has_no_gradient():
-    state, batch, config = learned(objective__denoising_weight=0.0)
-    values = gradients(state.network, state.averages[0], batch, config.objective)
+    state, fixed, config = learned(objective__denoising_weight=0.0)
+    values = gradients(state.network, state.averages[0], fixed, config.objective)
     assert values.keys() == {"gradient_reconstruction", "gradient_variance"}
 
 
@@ -246,13 +246,13 @@ def test_measuring_changes_nothing():
     for p in state.network.parameters():
         p.grad = torch.ones_like(p)
     before, random = tensors(state), torch.get_rng_state()
-    batch = probe(open_dataset("digits:test"), config, CPU)
-    first = measure(state.network, state.averages[0], batch, config)
+    fixed = probe(open_dataset("digits:test"), config, CPU)
+    first = measure(state.network, state.averages[0], fixed, config)
     assert differing(before, tensors(state)) == []
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in state.network.parameters() if p.grad is not None)
     assert all(p.grad is None for p in state.averages[0].parameters())
-    assert measure(state.network, state.averages[0], batch, config) == first
+    assert measure(state.network, state.averages[0], fixed, config) == first
 
 
 def test_a_run_is_the_same_to_the_bit_however_often_it_is_measured(tmp_path: Path):

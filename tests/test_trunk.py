@@ -45,7 +45,7 @@ def logits(rows: int, columns: int, head: int, seed: int) -> Tensor:
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([4, 8, 32]), st.integers(0, 99))
+@given(st.integers(1, 4), st.integers(1, 4), st.sampled_from([4, 8, 32]), st.integers(0, 99))
 def test_attention_sees_relative_positions_only(rows: int, columns: int, head: int, seed: int):
     seen: dict[tuple[int, int], float] = {}
     for i, row in enumerate(logits(rows, columns, head, seed)):
@@ -59,6 +59,7 @@ def test_attention_tells_every_offset_from_every_other():
     assert torch.pdist(offsets[:, None]).min() > 1e-3
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 99))
 def test_rotation_keeps_norms_and_the_first_token(seed: int):
     x = torch.randn(2, 3, 12, 8, generator=torch.Generator().manual_seed(seed))

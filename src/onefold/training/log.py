@@ -7,6 +7,8 @@ the file reads as if there had been no interruption (but for the times).
 import json
 import resource
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,10 +16,11 @@ from typing import Any, Self
 import torch
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+from torch import Tensor
 
 from onefold.errors import writing
 
-__all__ = ["ImageProgress", "RunLog", "peak_memory"]
+__all__ = ["ImageProgress", "RunLog", "Window", "peak_memory", "read_log"]
 
 
 class RunLog:
@@ -26,7 +29,7 @@ class RunLog:
     def __init__(self, path: Path, *, images: int) -> None:
         """Open for a run that stands at `images`; what an abandoned continuation logged beyond it is removed."""
         self.path = path
-        kept = [line for line in _lines(path) if line["images"] <= images]
+        kept = [line for line in read_log(path) if line["images"] <= images]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
@@ -34,7 +37,8 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, none if there is no file."""
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
@@ -52,6 +56,49 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class Window:
+    """Means since the last log line, of each value over the steps that have it; skipped steps do not enter them."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.images = 0
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._start = time.perf_counter()
+
+    def end(self, values: Mapping[str, Tensor], images: int, *, skipped: bool) -> None:
+        """The step on `images` images has given `values`."""
+        if not skipped:
+            for name, value in values.items():
+                total, steps = self.sums.get(name, (torch.zeros_like(value), 0))
+                self.sums[name] = total + value, steps + 1
+        self.images += images
+        self.seconds += time.perf_counter() - self._start
+
+    def means(self) -> dict[str, float | None]:
+        """Mean of each value (none if every step was skipped) and the speed, without pictures and checkpoints."""
+        means = {name: total.item() / steps for name, (total, steps) in self.sums.items()}
+        return {**means, "images_per_second": self.images / self.seconds if self.seconds else None}
+
+    def note(self) -> str:
+        """The means in a few words, for the progress bar."""
+        return "  ".join(f"{name} {total.item() / steps:.4f}" for name, (total, steps) in self.sums.items())
+
+    def to_json(self) -> dict[str, list[float]]:
+        """What a checkpoint keeps, so that a resumed run logs the same means."""
+        return {name: [total.item(), steps] for name, (total, steps) in self.sums.items()}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, list[float]], device: torch.device) -> Self:
+        """The window that `to_json` gave; its speed is measured anew."""
+        window = cls()
+        window.sums = {name: (torch.tensor(total, device=device), int(steps)) for name, (total, steps) in kept.items()}
+        return window
 
 
 class _Speed(ProgressColumn):

@@ -5,7 +5,6 @@
 `training_step` is all that changes the weights; `train` prepares a run and owns its files.
 """
 
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from onefold.training.config import Config
 from onefold.training.engine import Interruption, autocast, eager, resolve_device, resolved
 from onefold.training.grids import save_grids
 from onefold.training.health import CURE, Watch
-from onefold.training.log import ImageProgress, RunLog, peak_memory
+from onefold.training.log import ImageProgress, RunLog, Window, peak_memory
 from onefold.training.optimizer import rate_factor, set_rates
 from onefold.training.run import Run, create_folder, fitted, load_run, open_data
 from onefold.training.stages import enter, stage_at
@@ -128,6 +127,8 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
     else:
         run = create_folder(folder, resolved(fitted(config, data), device))
     state = _newest_state(run, device)
+    if state.counters.images:
+        states.publish(state, folder)  # in case that a kill came between the checkpoint and this
     with (
         writing(folder),
         Interruption() as interruption,
@@ -153,13 +154,12 @@ def _train_on(
     shown = shown.to(device)
     watch = Watch(run, test, device)
     loader = _loader(data, config, state, progress)
-    window = Window()
     while state.counters.images < training.images:
         enter(state, config, data)
         x, y = next(loader)
-        window.begin()
+        state.window.begin()
         values = training_step(state, to_float(x.to(device)), y.to(device), config)
-        window.end(values, len(x), state)
+        state.window.end(values, len(x), skipped=state.counters.skipped_in_row > 0)
         progress.update(state.counters.images)
         if state.counters.skipped_in_row >= SKIPS_IN_ROW:
             state = _rolled_back(run, state, device, progress)
@@ -172,15 +172,15 @@ def _train_on(
 
         line: dict[str, Any] = {}
         if due(training.log_every) or due(training.health_every):
-            line = {"images": images, **window.means(), "peak_memory": peak_memory(device)}
+            line = {"images": images, **state.window.means(), "peak_memory": peak_memory(device)}
             stage = stage_at(images, config)
             factor = rate_factor(images - stage.start, stage.training)
             line |= {"rate_factor": factor, "skipped": state.counters.skipped}
             if due(training.health_every):
                 line |= watch.look(state, line, progress.say)
             log.write(line)
-            progress.update(images, note=window.note())
-            window = Window()
+            progress.update(images, note=state.window.note())
+            state.window = Window()
         if due(training.sample_every):
             with eager():
                 save_grids(state.published, shown, run.folder, images, config.sampler)
@@ -197,35 +197,6 @@ def _train_on(
             where = f"stopped at {images:,} of {training.images:,} images, saved; go on with --resume"
             raise Interrupted(interruption.signal, f"{run.folder}: {where}")
     loader.close()
-
-
-class Window:
-    """Means since the last log line, of each value over the steps that have it; skipped steps do not enter them."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[Tensor, int]] = {}
-        self.images = 0
-        self.seconds = 0.0
-        self._start = 0.0
-
-    def begin(self) -> None:
-        self._start = time.perf_counter()
-
-    def end(self, values: dict[str, Tensor], images: int, state: TrainingState) -> None:
-        if state.counters.skipped_in_row == 0:
-            for name, value in values.items():
-                total, steps = self.sums.get(name, (torch.zeros_like(value), 0))
-                self.sums[name] = total + value, steps + 1
-        self.images += images
-        self.seconds += time.perf_counter() - self._start
-
-    def means(self) -> dict[str, float | None]:
-        """Mean of each value (none if every step was skipped) and the speed, without pictures and checkpoints."""
-        means = {name: total.item() / steps for name, (total, steps) in self.sums.items()}
-        return {**means, "images_per_second": self.images / self.seconds if self.seconds else None}
-
-    def note(self) -> str:
-        return "  ".join(f"{name} {total.item() / steps:.4f}" for name, (total, steps) in self.sums.items())
 
 
 def _loader(data: Dataset, config: Config, state: TrainingState, progress: ImageProgress) -> Loader:

@@ -12,6 +12,7 @@ from onefold.architecture import Network
 from onefold.data import Dataset, holdout, open_dataset
 from onefold.errors import UserError
 from onefold.training.config import Config, DataConfig
+from onefold.training.log import read_log
 
 __all__ = ["Run", "create_folder", "fitted", "load_run", "open_data"]
 
@@ -35,8 +36,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The lines of the log so far."""
-        path = self.folder / "log.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_log(self.folder / "log.jsonl")
 
 
 def load_run(folder: str | Path) -> Run:
@@ -49,9 +49,8 @@ def load_run(folder: str | Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a run (no config.json); give the folder that `onefold train --out` made")
-    text = path.read_text()
     try:
-        described = json.loads(text)["config"]
+        described = json.loads(path.read_text())["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
     return Run(folder, settings.from_json(Config, json.dumps(described), str(path)))

@@ -26,9 +26,10 @@ from onefold.architecture import Network, build
 from onefold.errors import UserError, reason
 from onefold.training import ema
 from onefold.training.config import Config
+from onefold.training.log import Window
 from onefold.training.optimizer import build_optimizers
 
-__all__ = ["Counters", "TrainingState", "checkpoints", "load", "save"]
+__all__ = ["Counters", "TrainingState", "checkpoints", "load", "publish", "save"]
 
 FORMAT = "onefold checkpoint 1"
 
@@ -54,6 +55,8 @@ class TrainingState:
     averages: list[Network]
     optimizers: list[Optimizer]
     counters: Counters = field(default_factory=Counters)
+    window: Window = field(default_factory=Window)
+    """What the next log line is the mean of."""
 
     @classmethod
     def fresh(cls, config: Config, device: torch.device) -> "TrainingState":
@@ -111,7 +114,7 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
         sizes = {path.name: path.stat().st_size for path in sorted(final.iterdir())}
         (final / "COMPLETE").write_text(json.dumps(sizes))
         _flush(final)
-        _publish(state, folder)
+        publish(state, folder)
     except (OSError, SafetensorError) as error:
         _sweep(folder)
         raise UserError(
@@ -145,6 +148,7 @@ def load(config: Config, path: Path, device: torch.device) -> TrainingState:
             raise UserError(f"{path}: its optimizer.safetensors is not what this run's optimizer left")
         _set_optimizer_tensors(state.optimizers, moments)
         state.counters = Counters(**described["counters"])
+        state.window = Window.from_json(described["window"], device)
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -166,6 +170,7 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
         "format": FORMAT,
         "optimizer": _kind(state.optimizers, moments),
         "counters": asdict(state.counters),
+        "window": state.window.to_json(),
         "network": json.loads(settings.to_json(config.network)),
     }
     (folder / "state.json").write_text(json.dumps(described, indent=2))
@@ -184,7 +189,7 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _publish(state: TrainingState, folder: Path) -> None:
+def publish(state: TrainingState, folder: Path) -> None:
     """Replace `model/` by the published average; both files are exchanged whole."""
     temporary, final = folder / ".writing-model", folder / "model"
     shutil.rmtree(temporary, ignore_errors=True)
