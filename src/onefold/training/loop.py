@@ -163,6 +163,7 @@ def _train_on(
         progress.update(state.counters.images)
         if state.counters.skipped_in_row >= SKIPS_IN_ROW:
             state = _rolled_back(run, state, device, progress)
+            log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
             loader.close()
             loader = _loader(data, config, state, progress)
         images, finished = state.counters.images, state.counters.images >= training.images
@@ -185,7 +186,9 @@ def _train_on(
             with eager():
                 save_grids(state.published, shown, run.folder, images, config.sampler)
         collapsed = line.get("alarm") if training.on_collapse == "stop" else None
-        if due(training.checkpoint_every) or interruption.signal or collapsed:
+        # Not amid skipped steps: a roll-back wants weights from before the trouble began.
+        good = state.counters.skipped_in_row == 0 or finished
+        if (due(training.checkpoint_every) and good) or interruption.signal or collapsed:
             states.save(state, config, run.folder)
             curves.write(run.history, run.folder / "curves.png")
         if collapsed:
