@@ -32,7 +32,11 @@ def test_values_between_are_rounded(offset: float, level: int):
 def test_values_beyond_are_clamped():
     x = torch.tensor([[-5.0, -1.001, 1.001, 7.0, float("inf"), float("-inf")]])
     assert to_uint8(x).tolist() == [[0, 0, 255, 255, 255, 0]]
-    assert to_uint8(x.bfloat16()).dtype == torch.uint8
+
+
+def test_low_precision_is_rounded_once():
+    x = to_float(torch.arange(256, dtype=torch.uint8)).bfloat16()
+    assert torch.equal(to_uint8(x), to_uint8(x.float()))
 
 
 def test_kinds_of_numbers_are_checked_in_tests():

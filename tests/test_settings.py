@@ -133,6 +133,7 @@ def test_what_is_written_is_complete_and_strict(config: Config):
             if dataclasses.is_dataclass(hint):
                 check(hint, value[name])
 
+    assert "größe" in to_json(Config(recipe="größe"))
     text = to_json(config)
     assert text.endswith("}\n")
     check(Config, json.loads(text, parse_constant=refuse))

@@ -53,7 +53,8 @@ class Panel(NamedTuple):
     log: bool = False
     band: tuple[Value, Value] | None = None
     """Lower and upper edge of a shaded band."""
-    threshold: Callable[[Sequence[Line]], float] | None = None
+    threshold: Value | None = None
+    """Below it, the alarm sounds."""
 
 
 def _line(name: str) -> Value:
@@ -76,12 +77,13 @@ def _measured(line: Line) -> Mapping[str, Any]:
     return line.get("health") or {}
 
 
-def _least_std(history: Sequence[Line]) -> float:
-    return LEAST_STD
+def _least_std(line: Line) -> float | None:
+    return LEAST_STD if _measured(line) else None
 
 
-def _least_rank(history: Sequence[Line]) -> float:
-    return LEAST_RANK * max(_health("effective_rank_whole")(line) or 0.0 for line in history)
+def _least_rank(line: Line) -> float | None:
+    rank = _measured(line).get("image_rank_whole")
+    return None if rank is None else LEAST_RANK * rank
 
 
 PANELS = (
@@ -171,7 +173,7 @@ def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:
     for curve, dash in zip([c for c in panel.curves if _points(history, c.value)[0]], DASHES, strict=False):
         ax.plot(*_points(history, curve.value), dash, color=curve.colour, label=curve.label)
     if panel.threshold is not None:
-        ax.axhline(panel.threshold(history), color=RED, linewidth=0.9, label="alarm below")
+        ax.plot(*_points(history, panel.threshold), color=RED, linewidth=0.9, label="alarm below")
     alarms = [line["images"] / 1000 for line in history if "alarm" in line]
     if alarms:
         ax.axvline(alarms[0], color=RED, linewidth=0.9, linestyle=(0, (1, 2)))

@@ -3,8 +3,8 @@
 Latents have collapsed when one of two quantities was below its threshold at two measurements in a row, after the
 warm-up of the learning rate:
 
-    latent_std              < 0.2                        images hardly differ in their latents
-    effective_rank_whole    < 0.5 · its highest so far   directions that the latents had are gone
+    latent_std              < 0.2                       images hardly differ in their latents
+    effective_rank_whole    < 0.5 · image_rank_whole    latents have lost directions that the images have
 
 Why these, and how they were measured: `docs/training.md`. The alarm is a function of the log alone, so that a resumed
 run goes on judging as if it had not been interrupted.
@@ -18,7 +18,7 @@ __all__ = ["IN_A_ROW", "LEAST_RANK", "LEAST_STD", "collapse"]
 LEAST_STD = 0.2
 """Of the latents over images, in units of the noise's: below it, noise drowns them in the first 5/6 of the path."""
 LEAST_RANK = 0.5
-"""Of the whole latents, as a share of its highest value in the run."""
+"""Effective rank of the whole latents, as a share of that of the images."""
 IN_A_ROW = 2
 """Measurements below a threshold that make a collapse: a single one may be a bad step."""
 
@@ -26,22 +26,20 @@ IN_A_ROW = 2
 def collapse(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:
     """What has collapsed at the last measurement in the log, in words; None if nothing has.
 
-    Lines without `health` are passed over, and so are those of the warm-up, but for the highest rank.
+    Lines without `health`, and those before `warmup` images, are passed over.
     """
-    measured = [line for line in log if line.get("health")]
-    recent = [line["health"] for line in measured if line["images"] >= warmup][-IN_A_ROW:]
+    recent = [line["health"] for line in log if line.get("health") and line["images"] >= warmup][-IN_A_ROW:]
     if len(recent) < IN_A_ROW:
         return None
-    std = _numbers(recent, "latent_std")
-    if len(std) == IN_A_ROW and max(std) < LEAST_STD:
-        return f"the latents' standard deviation over images is {std[-1]:.3g}, below {LEAST_STD}"
-    rank = _numbers(recent, "effective_rank_whole")
-    highest = max(_numbers([line["health"] for line in measured], "effective_rank_whole"), default=0.0)
-    if len(rank) == IN_A_ROW and max(rank) < LEAST_RANK * highest:
-        return f"the latents' effective rank is {rank[-1]:.3g}, less than half of the {highest:.3g} that it was"
+    last = recent[-1]
+    if all(_below(values, "latent_std", LEAST_STD) for values in recent):
+        return f"the latents' standard deviation over images is {last['latent_std']:.3g}, below {LEAST_STD}"
+    least = LEAST_RANK * (last.get("image_rank_whole") or 0.0)
+    if all(_below(values, "effective_rank_whole", least) for values in recent):
+        return f"the latents' effective rank is {last['effective_rank_whole']:.3g}, below {least:.3g}"
     return None
 
 
-def _numbers(measurements: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """What was finite."""
-    return [m[name] for m in measurements if m.get(name) is not None]
+def _below(values: Mapping[str, Any], name: str, least: float) -> bool:
+    """Whether a quantity is known, and below."""
+    return values.get(name) is not None and values[name] < least

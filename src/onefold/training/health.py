@@ -11,6 +11,7 @@ Keys, all of them scalars but for the two of the channels, and null where not fi
     channel_mean, drift          mean of each channel; RMS distance of these means from those measured before, in
                                  units of latent_std
     effective_rank(_whole)       of tokens; of whole latents
+    image_rank_whole             of the images themselves, or the numbers in a latent if these are fewer: what to expect
     prediction_rank(_whole)      of ẑ, whose target is z
     velocity_rank(_whole)        of v, whose target is z − ε with velocity_target_rank(_whole)
     psnr                         of x̂
@@ -22,13 +23,13 @@ Keys, all of them scalars but for the two of the channels, and null where not fi
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from onefold import metrics
@@ -115,17 +116,19 @@ def measure(network: Network, target: Network, batch: Probe, config: Config, bef
     with eager(), autocast(training, batch.x.device):
         parts = [_roles(network, batch.part(k, k + size)) for k in range(0, len(batch.x), size)]
         z, x_hat, z_hat, z_t = (torch.cat(values).float() for values in zip(*parts, strict=True))
-        few = batch.part(0, min(GRADIENT_IMAGES, size))
-        shared = gradients(network, target, few, config.objective) if isinstance(network, OneFold) else {}
+        shared: Values = {}
+        if isinstance(network, OneFold) and _finite(z):
+            shared = gradients(network, target, batch.part(0, min(GRADIENT_IMAGES, size)), config.objective)
     t = batch.draws.t.flatten()
     v, v_target = velocity_of(z_hat, z_t, t), velocity_of(z, z_t, t)
     values = latent_statistics(z, before)
+    values["image_rank_whole"] = _rank(batch.x.flatten(1), at_most=z[0].numel())
     for name, latents in {"effective": z, "prediction": z_hat, "velocity": v, "velocity_target": v_target}.items():
-        values[f"{name}_rank"] = _finite(metrics.effective_rank, latents)
-        values[f"{name}_rank_whole"] = _finite(metrics.effective_rank, latents.flatten(1))
-    values["psnr"] = _finite(lambda image: metrics.psnr(image, batch.x), x_hat)
+        values[f"{name}_rank"] = _rank(latents.flatten(0, 1))
+        values[f"{name}_rank_whole"] = _rank(latents.flatten(1))
+    values["psnr"] = metrics.psnr(x_hat, batch.x) if _finite(x_hat) else None
     values["velocity_error"] = (v - v_target).square().mean().item()
-    values["variance_term"] = _finite(lambda latents: variance_term(latents, t).item(), z)
+    values["variance_term"] = variance_term(z, t).item() if _finite(z) else None
     return {name: _rounded(value) for name, value in {**values, **shared}.items()}
 
 
@@ -146,6 +149,8 @@ def latent_statistics(z: Float[Tensor, "B N D"], before: Mapping[str, Any] | Non
     z = z.cpu().double()
     std = (z - z.mean(0)).square().mean((0, 1)).sqrt()
     mean = z.mean((0, 1))
+    if len(z) == 1:
+        std = torch.full_like(std, torch.nan)
     values: Values = {"latent_std": std.mean().item(), "channel_std": std.tolist(), "channel_mean": mean.tolist()}
     if before and None not in before["channel_mean"]:
         moved = (mean - torch.tensor(before["channel_mean"], dtype=torch.float64)).square().mean().sqrt()
@@ -158,34 +163,39 @@ def gradients(network: OneFold, target: Network, batch: Probe, objective: SelfDi
     trunk = list(network.trunk.parameters())
     none = dict.fromkeys(WEIGHTS.values(), 0.0)
 
-    def gradient(value: Tensor) -> Float64[Tensor, " P"]:
-        found = torch.autograd.grad(value, trunk, materialize_grads=True)
-        return torch.cat([g.flatten() for g in found]).double()
+    def gradient(value: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(value, trunk, materialize_grads=True))
 
-    of: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}
     for name, weight in WEIGHTS.items():
         if getattr(objective, weight):
             alone = replace(objective, **{**none, weight: getattr(objective, weight)})
             loss = self_distillation(network, target, batch.x, batch.y, batch.draws, alone).total
-            of[name] = gradient(loss)
-    of["variance"] = gradient(variance_term(network.encode(batch.x), batch.draws.t.flatten()))
-    values = {f"gradient_{name}": value.norm().item() for name, value in of.items()}
-    if "reconstruction" in of and "denoising" in of:
-        a, b = of["reconstruction"], of["denoising"]
-        values["gradient_cosine"] = (a @ b / (a.norm() * b.norm())).item()
+            found[name] = gradient(loss)
+    found["variance"] = gradient(variance_term(network.encode(batch.x), batch.draws.t.flatten()))
+    values = {f"gradient_{name}": math.sqrt(_dot(own, own)) for name, own in found.items()}
+    if "reconstruction" in found and "denoising" in found:
+        both = values["gradient_reconstruction"] * values["gradient_denoising"]
+        values["gradient_cosine"] = _dot(found["reconstruction"], found["denoising"]) / both if both else math.nan
     return values
 
 
-def _finite(function: Callable[[Tensor], float], latents: Tensor) -> float | None:
-    """What the function gives for finite numbers of more than one image; a single one has no distribution."""
-    return function(latents) if len(latents) > 1 and bool(latents.isfinite().all()) else None
+def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum().item()
+
+
+def _rank(rows: Float[Tensor, "n d"], at_most: float = math.inf) -> float | None:
+    """Effective rank, if there is one."""
+    return min(metrics.effective_rank(rows), at_most) if len(rows) > 1 and _finite(rows) else None
+
+
+def _finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())
 
 
 def _rounded(value: float | list[float] | None) -> float | list[float | None] | None:
     """Six significant digits; null instead of what is not finite."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    return _number(value)
+    return [_number(item) for item in value] if isinstance(value, list) else _number(value)
 
 
 def _number(value: float | None) -> float | None:
