@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import onefold
-from helpers_runs import batch, differing, fresh, log, newest, tensors, tiny
+from helpers_runs import batch, differing, fresh, newest, tensors, tiny
 from onefold.cli import run as command
 from onefold.errors import TrainingAborted
 from onefold.objectives.self_distillation import Losses
@@ -171,7 +171,6 @@ def test_skipped_steps_do_not_enter_the_logged_means(monkeypatch: pytest.MonkeyP
 def test_ten_in_a_row_go_back_to_a_checkpoint_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A checkpoint after 15 steps, then two good ones, ten bad ones, and again 15 good ones from the checkpoint."""
     config = tiny(training__images=480, training__checkpoint_every=240)
-    honest = onefold.train(config, tmp_path / "honest", quiet=True)
     seen = Poison(monkeypatch, lambda call: 18 <= call <= 27)
     run = onefold.train(config, tmp_path / "run", quiet=True)
     assert len(seen.calls) == 27 + 15
@@ -181,7 +180,6 @@ def test_ten_in_a_row_go_back_to_a_checkpoint_once(monkeypatch: pytest.MonkeyPat
     (x, eps), (x_again, eps_again) = seen.calls[15], seen.calls[27]
     assert torch.equal(x, x_again)
     assert not torch.equal(eps, eps_again)
-    assert log(honest.folder)[:7] == log(run.folder)[:7], "what came before the checkpoint stays as it was"
 
 
 def test_the_log_after_a_roll_back_has_no_abandoned_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -305,8 +303,8 @@ def test_losses_fall_on_digits(optimizer: str):
     config = tiny(training__optimizer=optimizer, training__images=6400, training__batch=32)
     state = fresh(config)
     losses: list[tuple[float, float]] = []
-    for k in range(60):
-        values = training_step(state, *batch(32, start=(32 * k) % 1280), config)
+    for k in range(40):
+        values = training_step(state, *batch(32, start=32 * k), config)
         losses.append((values["reconstruction"].item(), values["denoising"].item()))
     first, last = torch.tensor(losses[:5]).mean(0), torch.tensor(losses[-5:]).mean(0)
     assert last[0] < 0.4 * first[0], losses
