@@ -5,6 +5,7 @@ prints; the work is done elsewhere. Wrong input ends with exit code 2 and one li
 with 3, SIGTERM with 143 and Ctrl-C with 130, both after a checkpoint.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -71,6 +72,8 @@ def train(arguments: list[str]) -> None:
             config: All settings of the run; the defaults shown are the recipe's.
         """
         if resume:
+            if steps is not None:
+                raise UserError("--steps: a resumed run keeps its own length; leave it out, or start a new run")
             finished = train_run(None, out or Path("runs") / name, resume=True, quiet=quiet)
         else:
             config = config.with_changes({"data.unreadable": unreadable})
@@ -440,6 +443,9 @@ def run(arguments: list[str]) -> int:
         return _fail(error, 128 + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return 0
 
 

@@ -48,9 +48,12 @@ def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
     if len(images) == 1 and (images[0].is_dir() or images[0].suffix in (".zip", ".npz", ".parquet", "")):
         data = open_dataset(str(images[0]))
         if data.image_shape != (height, width, config.channels):
+            cure = f"use `onefold data convert {images[0]} OUT.zip --size {width} --height {height}`"
+            if data.image_shape[2] != config.channels:
+                cure = f"give images of {config.channels} channels"
             raise UserError(
                 f"{images[0]}: images of {data.image_shape}, but the network takes {(height, width, config.channels)}; "
-                f"use `onefold data convert {images[0]} OUT.zip --size {width}`"
+                f"{cure}"
             )
         return read_all(data, np.arange(min(MOST, len(data))))[0]
     if config.channels not in MODES:
