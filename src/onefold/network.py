@@ -86,8 +86,8 @@ class OneFold(Network):
 def parameter_shares(network: Network) -> dict[str, float]:
     """Number of parameters, and the share of them that serves all three roles.
 
-    Shared by all: the trunk and the modulation, and the role table, which each role reads. Not shared: the four
-    linear entrances and exits, the time map, the class vectors and the latent norm. Three networks share nothing.
+    Shared by all: the trunk and the modulation. Not shared: the four linear entrances and exits, the vectors of roles
+    and classes, the time map and the latent norm. Three networks share nothing.
     """
     total = sum(p.numel() for p in network.parameters())
     common = (network.trunk, network.modulation) if isinstance(network, OneFold) else ()

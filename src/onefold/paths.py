@@ -142,7 +142,7 @@ class TimeDistribution:
         settings.check("objective.time", self, positive=("std", "shift"))
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
-        """`n` times on the generator's device, stratified: the k-th falls into the k-th of n equal quantiles.
+        """`n` times on the generator's device, stratified: each of n equal quantiles holds one, in random order.
 
         Stratification (Kingma et al., 2021) leaves each time's marginal distribution as it is, once the times are
         matched with images at random, and removes most of the noise that the times bring into the loss.

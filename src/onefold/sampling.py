@@ -130,10 +130,10 @@ def resolve_labels(n: int, labels: Sequence[int] | None, seed: int, classes: int
     if len(labels) != n:
         raise UserError(f"labels: {len(labels)} were given for {n} images; give one for each")
     for label in labels:
-        if not 0 <= label <= classes:
+        if label != int(label) or not 0 <= label <= classes:
             known = f"0 to {classes - 1}, or {classes} for no class" if classes else "only 0: it has no classes"
             raise UserError(f"labels: {label} is not a class of this network, which knows {known}")
-    return list(labels)
+    return [int(label) for label in labels]
 
 
 def generate(

@@ -62,7 +62,10 @@ class Muon(Optimizer):
 
     def _step_stack(self, params: list[Tensor], group: dict[str, Any], scale: float) -> None:
         gradients = [p.grad for p in params if p.grad is not None]
-        momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+        for p in params:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
         updates = orthogonalised(nesterov.to(group["dtype"])).to(nesterov.dtype).unbind()
