@@ -1,0 +1,207 @@
+"""The collapse alarm on made-up logs and on small runs that do and do not collapse; the curves that show it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers_runs import differing, log, newest, tiny
+from onefold.cli import run as command
+from onefold.errors import TrainingAborted
+from onefold.report import curves
+from onefold.training import health
+from onefold.training.alarm import collapse
+from onefold.training.loop import train
+from onefold.training.run import load_run
+from onefold.training.state import checkpoints
+
+Log = list[dict[str, Any]]
+
+NAIVE = {
+    "objective__target": "gradient",
+    "objective__loss": "velocity",
+    "objective__through": True,
+    "network__output": "velocity",
+}
+SMALL = {
+    "training__images": 2560,
+    "training__batch": 64,
+    "training__warmup": 640,
+    "training__ema_half_lives": (4000,),
+    "training__log_every": 640,
+    "training__health_every": 640,
+    "training__checkpoint_every": 10_000,
+    "objective__draws": 1,
+}
+
+
+def made_up(std: list[float | None], rank: list[float | None] | None = None, images: float | None = 36.0) -> Log:
+    """Measurements at 100, 200, … images, with a line without one after each."""
+    lines: Log = []
+    for k, value in enumerate(std):
+        values = {"latent_std": value, "effective_rank_whole": rank[k] if rank else 40.0, "image_rank_whole": images}
+        lines += [{"images": 100 * (k + 1), "health": values}, {"images": 100 * (k + 1) + 50}]
+    return lines
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        (made_up([]), None),
+        (made_up([0.1]), None),
+        (made_up([0.7, 0.7, 0.7]), None),
+        (made_up([0.7, 0.1]), None),
+        (made_up([0.7, 0.1, 0.7]), None),
+        (made_up([0.7, 0.1, 0.7, 0.1]), None),
+        (made_up([0.1, 0.1, 0.7]), None),
+        (made_up([0.21, 0.21]), None),
+        (made_up([0.7, 0.19, 0.05]), "standard deviation over images is 0.05"),
+        (made_up([0.7, 0.1, 0.1, 0.1]), "standard deviation"),
+        (made_up([0.0, 0.0], [0.0, 0.0]), "standard deviation"),
+        (made_up([0.7, 0.7, 0.7], [40.0, 17.9, 17.9]), "effective rank is 17.9, below 18"),
+        (made_up([0.7, 0.7, 0.7], [40.0, 17.9, 18.1]), None),
+        (made_up([0.7, 0.7, 0.7], [40.0, 18.1, 17.9]), None),
+        (made_up([0.1, 0.7], [40.0, 1.0]), None),
+        (made_up([None, None], [None, None]), None),
+        (made_up([0.1, None]), None),
+        (made_up([0.7, 0.7], [1.0, 1.0], images=None), None),
+    ],
+)
+def test_two_measurements_below_a_threshold_are_a_collapse(lines: Log, word: str | None):
+    reason = collapse(lines)
+    assert (reason is None) if word is None else (reason is not None and word in reason), reason
+
+
+def test_the_warm_up_is_not_judged():
+    lines = made_up([0.1, 0.1, 0.1, 0.1])
+    assert [collapse(lines[: 2 * k + 1], warmup=200) is not None for k in range(4)] == [False, False, True, True]
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("norm", ["rms", "none"])
+def test_onefold_does_not_set_it_off(tmp_path: Path, seed: int, norm: str):
+    config = tiny(**SMALL, training__seed=seed, network__latent_norm=norm, training__on_collapse="stop")
+    run = train(config, tmp_path / "run", quiet=True)
+    assert not any("alarm" in line for line in run.history)
+    assert min(line["health"]["latent_std"] for line in run.history[1:]) > 0.3
+
+
+@pytest.mark.parametrize("norm", ["rms", "none"])
+def test_the_naive_objective_does(tmp_path: Path, norm: str, capsys: pytest.CaptureFixture[str]):
+    """With `stop`: exit code 3 after a checkpoint, and again when it is resumed, since it does not recover."""
+    run = tmp_path / "run"
+    config = tiny(**SMALL, **NAIVE, network__latent_norm=norm, training__on_collapse="stop")
+    with pytest.raises(TrainingAborted) as caught:
+        train(config, run, quiet=True)
+    first = load_run(run).history[-1]
+    assert first["images"] < 2560
+    assert "standard deviation" in first["alarm"]
+    assert first["health"]["latent_std"] < 0.2
+    assert str(run) in str(caught.value)
+    assert f"{first['images']:,} images, saved" in str(caught.value)
+    assert [path.name for path in checkpoints(run)] == [f"{first['images']:09d}"]
+    assert (run / "model" / "model.safetensors").exists()
+    assert (run / "curves.png").exists()
+
+    assert command(["train", "--resume", "--out", str(run), "--quiet"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("onefold: ")
+    assert error.count("\n") == 1
+    assert load_run(run).history[-1]["images"] == first["images"] + 640
+
+
+def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All latents are collapsed from the third measurement on."""
+    monkeypatch.setattr(health, "collapse", lambda lines, warmup: "reason" if len(lines) > 2 else None)
+
+
+def test_the_command_stops_with_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    collapsing(monkeypatch)
+    options = [
+        "--network.width",
+        "32",
+        "--network.depth",
+        "1",
+        "--network.heads",
+        "2",
+        "--training.images",
+        "320",
+        "--training.batch",
+        "16",
+    ]
+    options += ["--training.health-every", "32", "--training.log-every", "64", "--training.compile", "no"]
+    run = tmp_path / "run"
+    assert command(["train", "digits", "--out", str(run), "--quiet", "--on-collapse", "stop", *options]) == 3
+    assert "reason" in capsys.readouterr().err
+    assert checkpoints(run)[-1].name == "000000096"
+    assert load_run(run).config.training.on_collapse == "stop"
+
+
+@pytest.mark.parametrize(("choice", "said"), [("warn", 1), ("ignore", 0)])
+def test_a_warning_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], choice: str, said: int
+):
+    collapsing(monkeypatch)
+    config = tiny(training__health_every=32, training__on_collapse=choice)
+    run = train(config, tmp_path / "run", quiet=True)
+    captured = capfd.readouterr()
+    assert (captured.out + captured.err).count("reason") == said
+    assert ["alarm" in line for line in run.history] == [False, False, True, True, True]
+    assert run.history[-1]["images"] == 160
+
+
+def test_a_resumed_run_is_measured_and_judged_as_if_it_had_not_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The drift looks back at the measurement before the interruption, and so does the alarm."""
+    collapsing(monkeypatch)
+    whole = train(tiny(training__health_every=16, training__keep_last=9), tmp_path / "whole", quiet=True)
+    for stopped in (48, 144):
+        run = tmp_path / f"run{stopped}"
+        shutil.copytree(whole.folder, run)
+        for path in checkpoints(run):
+            if int(path.name) > stopped:
+                shutil.rmtree(path)
+        resumed = train(None, run, resume=True, quiet=True)
+        assert log(run) == log(whole.folder)
+        assert differing(newest(run), newest(whole.folder)) == []
+        assert resumed.history[-1]["health"]["drift"] is not None
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def drawn(lines: Log, path: Path) -> np.ndarray | None:
+    curves.write(lines, path)
+    return np.asarray(Image.open(path).convert("RGB"), dtype=int) if path.exists() else None
+
+
+def test_curves_need_two_measurements(tmp_path: Path):
+    lines = [{"images": 100 * k, "reconstruction": 0.5, "denoising": 0.5} for k in range(1, 9)]
+    assert drawn(lines, tmp_path / "curves.png") is None
+    assert drawn(lines + made_up([0.5]), tmp_path / "curves.png") is None
+    assert drawn(made_up([0.5, 0.6]), tmp_path / "curves.png") is not None
+
+
+def test_curves_of_all_that_there_is(tmp_path: Path):
+    run = train(tiny(training__health_every=32, objective__perceptual_weight=0.1), tmp_path / "run", quiet=True)
+    whole = drawn(run.history, tmp_path / "whole.png")
+    few = drawn(made_up([0.5, 0.6]), tmp_path / "few.png")
+    assert whole is not None
+    assert few is not None
+    assert whole.shape[1] == few.shape[1] > 1000, "a panel has its width, however many there are"
+    assert whole.shape[0] == 3 * few.shape[0], "three rows of panels, or one"
+
+
+def test_curves_of_numbers_that_are_missing(tmp_path: Path):
+    lines = made_up([0.5, None, 0.6], [None, None, None], images=None)
+    lines[0]["health"]["channel_std"] = [0.4, None]
+    lines[2]["health"]["channel_std"] = [0.4, 0.6]
+    assert drawn(lines, tmp_path / "curves.png") is not None
