@@ -27,12 +27,12 @@ NAIVE = {
     "network__output": "velocity",
 }
 SMALL = {
-    "training__images": 2560,
-    "training__batch": 64,
-    "training__warmup": 640,
-    "training__ema_half_lives": (4000,),
-    "training__log_every": 640,
-    "training__health_every": 640,
+    "training__images": 1280,
+    "training__batch": 32,
+    "training__warmup": 320,
+    "training__ema_half_lives": (2000,),
+    "training__log_every": 320,
+    "training__health_every": 320,
     "training__checkpoint_every": 10_000,
     "objective__draws": 1,
 }
@@ -87,9 +87,8 @@ def test_the_warm_up_is_not_judged():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("norm", ["rms", "none"])
-def test_onefold_does_not_set_it_off(tmp_path: Path, seed: int, norm: str):
-    config = tiny(**SMALL, training__seed=seed, network__latent_norm=norm, training__on_collapse="stop")
+def test_onefold_does_not_set_it_off(tmp_path: Path, seed: int):
+    config = tiny(**SMALL, training__seed=seed, training__on_collapse="stop")
     run = train(config, tmp_path / "run", quiet=True)
     assert not any("alarm" in line for line in run.history)
     assert min(line["health"]["latent_std"] for line in run.history[1:]) > 0.3
@@ -103,7 +102,7 @@ def test_the_naive_objective_does(tmp_path: Path, norm: str, capsys: pytest.Capt
     with pytest.raises(TrainingAborted) as caught:
         train(config, run, quiet=True)
     first = load_run(run).history[-1]
-    assert first["images"] < 2560
+    assert first["images"] < 1280
     assert "standard deviation" in first["alarm"]
     assert first["health"]["latent_std"] < 0.2
     assert str(run) in str(caught.value)
@@ -116,7 +115,7 @@ def test_the_naive_objective_does(tmp_path: Path, norm: str, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert error.startswith("onefold: ")
     assert error.count("\n") == 1
-    assert load_run(run).history[-1]["images"] == first["images"] + 640
+    assert load_run(run).history[-1]["images"] == first["images"] + 320
 
 
 def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,19 +125,9 @@ def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_stops_with_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     collapsing(monkeypatch)
-    options = [
-        "--network.width",
-        "32",
-        "--network.depth",
-        "1",
-        "--network.heads",
-        "2",
-        "--training.images",
-        "320",
-        "--training.batch",
-        "16",
-    ]
-    options += ["--training.health-every", "32", "--training.log-every", "64", "--training.compile", "no"]
+    small = {"network.width": 32, "network.depth": 1, "network.heads": 2, "training.compile": "no"}
+    small |= {"training.images": 320, "training.batch": 16, "training.health-every": 32, "training.log-every": 64}
+    options = [f"--{name}={value}" for name, value in small.items()]
     run = tmp_path / "run"
     assert command(["train", "digits", "--out", str(run), "--quiet", "--on-collapse", "stop", *options]) == 3
     assert "reason" in capsys.readouterr().err
@@ -151,7 +140,7 @@ def test_a_warning_is_said_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], choice: str, said: int
 ):
     collapsing(monkeypatch)
-    config = tiny(training__health_every=32, training__on_collapse=choice)
+    config = tiny(training__health_every=32, training__on_collapse=choice, training__checkpoint_every=10_000)
     run = train(config, tmp_path / "run", quiet=True)
     captured = capfd.readouterr()
     assert (captured.out + captured.err).count("reason") == said
@@ -162,6 +151,7 @@ def test_a_warning_is_said_once(
 def test_a_resumed_run_is_measured_and_judged_as_if_it_had_not_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The drift looks back at the measurement before the interruption, and so does the alarm."""
     collapsing(monkeypatch)
+    monkeypatch.setattr(curves, "write", lambda lines, path: None)  # slow, and without a part in it
     whole = train(tiny(training__health_every=16, training__keep_last=9), tmp_path / "whole", quiet=True)
     for stopped in (48, 144):
         run = tmp_path / f"run{stopped}"
@@ -205,3 +195,14 @@ def test_curves_of_numbers_that_are_missing(tmp_path: Path):
     lines[0]["health"]["channel_std"] = [0.4, None]
     lines[2]["health"]["channel_std"] = [0.4, 0.6]
     assert drawn(lines, tmp_path / "curves.png") is not None
+
+
+def test_an_alarm_is_drawn(tmp_path: Path):
+    lines = made_up([0.5, 0.6, 0.1, 0.1])
+    calm = drawn(lines, tmp_path / "calm.png")
+    alarmed = drawn([*lines[:6], {**lines[6], "alarm": "reason"}, lines[7]], tmp_path / "alarmed.png")
+    assert calm is not None
+    assert alarmed is not None
+    changed = np.abs(alarmed - calm).max(-1) > 60
+    assert 1 < changed.any(0).sum() <= 6, "a vertical line in each of two panels"
+    assert changed.any(1).sum() > 30

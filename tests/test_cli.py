@@ -3,6 +3,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import onefold
 from data_images import cut, encode, noise, write_folder, write_zip
 from helpers_runs import differing, newest, tiny
 from onefold import cli, demo, metrics
+from onefold.commands import estimate
+from onefold.metrics import Record
 from onefold.recipes import recipe
 from onefold.training.loop import train
+from onefold.training.onestep import converted
 from onefold.training.run import Run, load_run
 from onefold.training.state import checkpoints
 
@@ -102,6 +106,12 @@ def test_the_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"onefold {onefold.__version__}\n"
 
 
+def test_the_package_can_be_run_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "onefold", "bogus"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("onefold: bogus: no such command; choose one of demo, train,")
+
+
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 WRONG: list[tuple[str, str]] = [
@@ -133,6 +143,8 @@ WRONG: list[tuple[str, str]] = [
     ("train digits --network.patch 0", "network.patch"),
     ("train digits --network.heads 5", "network.heads"),
     ("train digits --objective.draws 0", "objective.draws"),
+    ("train digits --objective.time.mean nan", "objective.time.mean"),
+    ("train digits --network.classes 0 --sampler.guidance 2 $small --out new", "guidance: 2 needs classes"),
     ("train digits --data.holdout 1", "data.holdout"),
     ("train digits --steps 0", "--steps"),
     ("train digits --steps -3", "--steps"),
@@ -181,6 +193,7 @@ WRONG: list[tuple[str, str]] = [
     ("sample run --batch -1", "batch"),
     ("sample run --shift 0", "shift"),
     ("sample run --guidance nan", "guidance"),
+    ("sample unconditional --guidance 2", "guidance: 2 needs classes"),
     ("sample run --solver rk4", "--solver"),
     ("sample run --n 2 --out file/x.png", "file/x.png"),
     ("sample run --n 2 --out folder", "folder"),
@@ -206,6 +219,7 @@ WRONG: list[tuple[str, str]] = [
     ("evaluate run --images 20 --seed -1", "seed"),
     ("evaluate run --images 20 --batch 0", "batch"),
     ("evaluate run --steps 0", "steps: 0"),
+    ("evaluate unconditional --images 20 --guidance 0", "guidance: 0 needs classes"),
     ("evaluate run --device tpu", "tpu"),
     ("evaluate run --features missing.pt", "missing.pt"),
     ("evaluate run --features file", "file"),
@@ -218,6 +232,7 @@ WRONG: list[tuple[str, str]] = [
     ("estimate digits --seconds x", "--seconds"),
     ("estimate digits --micro-batch 0", "micro_batch"),
     ("estimate digits --device tpu", "tpu"),
+    ("estimate digits --architecture two", "--architecture"),
     ("data inspect", "data inspect"),
     ("data inspect missing", "missing"),
     ("data inspect empty", "empty"),
@@ -256,6 +271,7 @@ def wrong_things(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
         (here / name).write_bytes(b"PK\x03\x04 not what its name says")
     (here / "full.png").symlink_to("/dev/full")
     shutil.copytree(trained.folder, here / "run")
+    train(tiny(network__classes=0, training__images=16), here / "unconditional", quiet=True)
     return here
 
 
@@ -383,11 +399,20 @@ def test_unreadable_images_can_be_skipped():
     assert load_run("run").config.data.unreadable == "skip"
 
 
-def test_resume_goes_on(run: Path, trained: Run):
+def test_resume_goes_on(run: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
     for path in checkpoints(run):
         shutil.rmtree(path)
-    assert call("train", "--resume", "--out", run, "--quiet") == 0
+    assert call("train", "--resume", "--out", run) == 0
+    assert "finished" not in capsys.readouterr().out
     assert differing(newest(run), newest(trained.folder)) == []
+
+
+def test_resume_of_a_finished_run_says_so(run: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
+    assert call("train", "--resume", "--out", run) == 0
+    assert "run: already finished, at 160 images; for a longer training, start a new run" in capsys.readouterr().out
+    assert differing(newest(run), newest(trained.folder)) == []
+    assert call("train", "--resume", "--out", run, "--quiet") == 0
+    assert capsys.readouterr().out == ""
 
 
 # --- sample -----------------------------------------------------------------------------------------------------------
@@ -406,6 +431,11 @@ def test_a_grid_knows_its_seeds_labels_and_sampler(run: Path, capsys: pytest.Cap
         "solver": "euler",
     }
     assert pixels("grid.png").shape == (3 * 49 + 1, 4 * 49 + 1)
+
+
+def test_names_are_printed_as_they_are(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert call("sample", run, "--n", "2", "--out", "[red]:car:.png") == 0
+    assert capsys.readouterr().out == "[red]:car:.png: 2 images, 2 steps\n"
 
 
 def test_the_default_is_a_grid_of_64_in_the_present_folder(run: Path):
@@ -520,11 +550,17 @@ def test_estimate_counts_and_measures(capsys: pytest.CaptureFixture[str], monkey
     shown = capsys.readouterr().out
     assert "parameters" in shown
     assert "expected time" not in shown
-    monkeypatch.setattr(cli, "recipe", lambda name, **overrides: tiny().with_changes(overrides))
+    monkeypatch.setattr(estimate, "recipe", lambda name, **overrides: tiny().with_changes(overrides))
     assert call("estimate", "digits", "--seconds", "0.05", "--device", "cpu", "--micro-batch", "4") == 0
     shown = capsys.readouterr().out
     assert "4 images a pass" in shown
     assert "expected time" in shown
+
+
+def test_estimate_of_the_baseline(capsys: pytest.CaptureFixture[str]):
+    for architecture, shared in (("one-network", "98."), ("three-networks", "0.0 %")):
+        assert call("estimate", "digits", "--seconds", "0", "--architecture", architecture) == 0
+        assert f"0.98M, {shared}" in capsys.readouterr().out
 
 
 def test_data_commands(capsys: pytest.CaptureFixture[str]):
@@ -542,11 +578,17 @@ def test_data_commands(capsys: pytest.CaptureFixture[str]):
 def test_demo_trains_once_and_shows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(demo, "recipe", lambda name, **overrides: tiny().with_changes(overrides))
     monkeypatch.setattr(demo, "evaluate", functools.partial(demo.evaluate, images=20))
+    short = {"onestep.critic_warmup": 16, "training.images": 64}
+    monkeypatch.setattr(demo, "converted", lambda folder: converted(folder).with_changes(short))
     assert call("demo", "--out", "shown", "--seed", "3", "--quiet") == 0
     shown = capsys.readouterr().out
-    for name in ("shown/samples.png", "shown/evaluation/demo.json"):
+    for name in ("shown/samples.png", "shown-onestep/one-step.png"):
         assert name in shown
         assert Path(name).exists()
+    for name in ("shown", "shown-onestep"):
+        assert Record.read(Path(name) / "evaluation" / "demo.json")["protocol"]["steps"] == (
+            2 if name == "shown" else 1
+        )
     assert load_run("shown").config.training.seed == 3
     before = newest(Path("shown"))
     assert call("demo", "--out", "shown", "--seed", "3", "--quiet") == 0

@@ -256,8 +256,8 @@ def test_measuring_changes_nothing():
 
 
 def test_a_run_is_the_same_to_the_bit_however_often_it_is_measured(tmp_path: Path):
-    seldom = train(tiny(), tmp_path / "seldom", quiet=True)
-    often = train(tiny(training__health_every=16), tmp_path / "often", quiet=True)
+    seldom = train(tiny(training__checkpoint_every=160), tmp_path / "seldom", quiet=True)
+    often = train(tiny(training__health_every=16, training__checkpoint_every=160), tmp_path / "often", quiet=True)
     assert differing(newest(seldom.folder), newest(often.folder)) == []
     assert [line["images"] for line in often.history] == list(range(16, 161, 16)), "measuring writes a line"
     assert all("health" in line for line in often.history)

@@ -450,6 +450,6 @@ def test_what_the_hub_refuses_is_one_line(failure: Exception, monkeypatch: pytes
         raise failure
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(UserError, match=r"^\.\./no-run: neither a folder here nor a network") as error:
+    with pytest.raises(UserError, match=r"^no such folder: \.\./no-run; nor does the hub") as error:
         OneFold.from_pretrained("../no-run")
     assert "\n" not in str(error.value)

@@ -304,6 +304,7 @@ def test_changes_that_do_not_fit_are_refused_in_one_line(changes: dict[str, Any]
         ({"objective.denoising_weight": -1}, "objective.denoising_weight: -1.0 is not"),
         ({"objective.time.shift": 0}, "objective.time.shift: 0.0 is not"),
         ({"objective.time.std": -1}, "objective.time.std: -1.0 is not"),
+        ({"objective.time.mean": float("inf")}, "objective.time.mean: inf is not a finite number"),
         ({"data.workers": -1}, "data.workers: -1 is not"),
         ({"data.holdout": 1.0}, "data.holdout: 1.0 is not between 0 and 1"),
         ({"data.holdout": 0}, "data.holdout: 0.0 is not between 0 and 1"),

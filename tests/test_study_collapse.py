@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from onefold import cli
 from onefold.architecture import NetworkConfig
 from onefold.errors import TrainingAborted, UserError
 from onefold.metrics import Record
-from onefold.studies import Study, collapse, figures, run_study, table, trials
-from onefold.studies.collapse import ARMS, FURTHER_ARMS
+from onefold.studies import Study, collapse, figures, run_study, trials
+from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
 from onefold.studies.study import Trial, begin, check, locked
 from onefold.training import loop
 from onefold.training.log import RunLog
@@ -58,6 +58,14 @@ def bytes_and_times(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def model(folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_curves_of_single_runs() -> Generator[None]:
+    """They take longer than the training here, and have tests of their own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop.curves, "write", lambda *arguments: None)
+        yield
 
 
 class Done(NamedTuple):
@@ -117,7 +125,7 @@ def test_numbers_of_the_tables_are_those_of_the_records(done: Done):
             numbers = record.numbers()
             assert {key: found["numbers"][key] for key in numbers} == numbers
             assert {key: float(rows[name, seed][key]) for key in numbers} == numbers
-        for column in table.COLUMNS[:-1]:
+        for column in COLUMNS[:-1]:
             values = [record.numbers()[column.key] for record in records]
             assert values[0] != values[1], "seeds should differ"
             mean, std = statistics.mean(values), statistics.stdev(values)
@@ -155,6 +163,14 @@ def _get(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)
     return config
+
+
+def test_a_panel_may_divide_one_quantity_by_another():
+    panel = figures.Panel("", "a", over="b")
+    assert panel.value({"images": 1, "health": {"a": 3.0, "b": 2.0}}) == 1.5
+    for unknown in ({"a": 3.0}, {"b": 2.0}, {"a": None, "b": 2.0}, {"a": 3.0, "b": None}, {"a": 3.0, "b": 0.0}):
+        assert panel.value({"health": unknown}) is None
+    assert figures.Panel("", "a").value({"a": 3.0}) == 3.0
 
 
 def test_the_pictures_show_means_and_spreads(done: Done):
@@ -239,6 +255,7 @@ def test_an_interrupted_study_continues_to_the_same_table(done: Done, tmp_path: 
 def test_several_jobs_train_the_same_arms_and_stop_cleanly(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out, study = tmp_path / "out", tiny((*TWO, "stopped"))
     started: list[Any] = []
+    monkeypatch.setattr(figures, "write", lambda *arguments: None)
     popen = trials.subprocess.Popen
     monkeypatch.setattr(trials.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
 
@@ -272,6 +289,7 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
         return train(config, folder, **options)
 
     monkeypatch.setattr(trials, "train", failing)
+    monkeypatch.setattr(figures, "write", lambda *arguments: None)
     said: list[str] = []
     run_study(tiny(), tmp_path, say=said.append)
     assert any("naive, seed 0" in line and "failed: the latents have collapsed" in line for line in said)
@@ -287,6 +305,7 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
 
 def test_a_full_disk_is_one_line_and_loses_no_finished_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write = RunLog.write
+    monkeypatch.setattr(figures, "write", lambda *arguments: None)
 
     def full(self: RunLog, line: dict[str, Any]) -> None:
         if "ema-seed0" in str(self.path) and line["images"] > 32:

@@ -13,7 +13,8 @@ from helpers_runs import differing, log, newest, tiny
 from onefold import settings
 from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
-from onefold.training import loop
+from onefold.sampling import Sampler
+from onefold.training import grids, loop
 from onefold.training.config import Config
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run, open_data
@@ -106,6 +107,16 @@ def test_pictures_name_their_seeds_and_labels(run: Run):
         assert image.text == {"seeds": "0…49", "labels": "(seed + k) mod 10", "steps": "2", "guidance": "1.0"}
     with Image.open(run.folder / "samples" / "000000160-reconstructions.png") as image:
         assert image.size == (10 * 49 + 1, 6 * 49 + 1), "three rows of test images, each above its own"
+
+
+def test_pictures_keep_to_the_guidance_interval(run: Run, tmp_path: Path):
+    """Of the times 0 and ½ of two steps, the one interval holds both and the other none."""
+    pictures: list[bytes] = []
+    for sampler in (Sampler(2), Sampler(2, guidance=4, guidance_interval=(0.1, 0.4)), Sampler(2, guidance=4)):
+        grids.sample_grid(run.network, tmp_path / "grid.png", count=4, sampler=sampler)
+        with Image.open(tmp_path / "grid.png") as image:
+            pictures.append(image.tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
 
 
 def test_quiet_and_without_a_terminal_it_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -4,14 +4,15 @@
     denoise:  noised latents, t, class  →  clean latents    ẑ  ≈ E[z | z_t, t, y]
     decode:   latents                   →  image            x̂
 
-`network.py` has all three in one trunk: `OneFold`. `three_networks.py` has the baseline with a trunk for each.
+`network.py` has all three in one trunk: `OneFold`. `three_networks.py` has the baseline with a trunk for each, and
+`pixel_network.py` an ordinary diffusion model, whose latents are the pixels.
 
 Conventions: images (B, C, H, W) in [−1, 1]; latents (B, N, D), one token for each of the N = (H/p)·(W/p) patches;
 t in [0, 1] with 0 noise and 1 data; label K means "no class".
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -25,13 +26,12 @@ from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from onefold import sampling, settings
+from onefold.backbone import Backbone
 from onefold.errors import UserError, reason
 from onefold.pixels import to_uint8
 from onefold.trunk import Trunk
 
-__all__ = ["LATENT_NORMS", "TIME_FEATURES", "Network", "NetworkConfig", "build"]
-
-TIME_FEATURES = 64
+__all__ = ["LATENT_NORMS", "Network", "NetworkConfig", "build"]
 
 
 class ImageRMSNorm(nn.Module):
@@ -69,6 +69,8 @@ class NetworkConfig:
     """What the denoising exit computes: ẑ itself, or v with ẑ = z_t + (1 − t)·v. `denoise` always returns ẑ."""
     architecture: Annotated[Literal["one_network", "three_networks"], Suppress] = "one_network"  # --architecture
     """One trunk in three roles, or, as a baseline, a network for each role (see `three_networks.py`)."""
+    space: Literal["latents", "pixels"] = "latents"
+    """Where diffusion takes place: in learned latents, or in the pixels, with patch² · channels numbers per token."""
     equal: Literal["parameters", "compute"] = "parameters"
     """What three networks have in common with one of the same settings: all its parameters in sum, or its compute in
     each role, which takes three times the parameters."""
@@ -76,6 +78,10 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
         settings.check("network", self, positive=sizes, not_negative=("classes",))
+        if self.space == "pixels":
+            if self.architecture != "one_network":
+                raise UserError("network.space: three networks have latents; give one_network or latents")
+            object.__setattr__(self, "latent_channels", self.patch**2 * self.channels)
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise UserError(
                 f"network.heads: width {self.width} over {self.heads} heads must give a multiple of 4 per head"
@@ -138,6 +144,29 @@ class Network(nn.Module):
         raise NotImplementedError
 
     @property
+    def shares_codec(self) -> bool:
+        """Whether training the denoiser changes what encodes and decodes."""
+        return False
+
+    def denoising_parts(self) -> dict[str, nn.Module]:
+        """What a `Backbone` of the same denoiser consists of, by the backbone's names."""
+        raise NotImplementedError
+
+    def backbone(self, blocks: int | None = None) -> Backbone:
+        """A copy of what reads noised latents here, or of its first `blocks` blocks.
+
+        Raises:
+            UserError: more blocks than there are.
+        """
+        config, parts = self.config, self.denoising_parts()
+        deepest = len(parts["trunk"].blocks)  # type: ignore[arg-type]
+        depth = deepest if blocks is None else blocks
+        if not 1 <= depth <= deepest:
+            raise UserError(f"blocks: {depth} is not within 1 to {deepest}, the blocks of the network")
+        sizes = (config.latent_channels, config.width, depth, config.heads, config.grid, config.classes)
+        return Backbone(*sizes).to(self.device).copy_from(**parts)
+
+    @property
     def trunks(self) -> list[Trunk]:
         """All there are: where the blocks, and with them nearly all parameters and compute, are found."""
         return [part for part in self.modules() if isinstance(part, Trunk)]
@@ -175,7 +204,7 @@ class Network(nn.Module):
         steps: int = 50,
         guidance: float = 1.0,
         seed: int = 0,
-        solver: Literal["euler", "heun"] = "euler",
+        solver: Literal["euler", "heun", "renoise"] = "euler",
         shift: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         batch: int = 256,
@@ -198,7 +227,11 @@ class Network(nn.Module):
         """
         sampler = sampling.Sampler(steps, solver, guidance, guidance_interval, shift)
         y = sampling.resolve_labels(n, labels, seed, self.config.classes)
-        latents = self.sample_latents(range(seed, seed + n), y, sampler, batch=batch)
+        return self.pictures(self.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
+
+    @torch.no_grad()
+    def pictures(self, latents: Iterable[Float[Tensor, "B N D"]]) -> UInt8[np.ndarray, "n H W C"]:
+        """The images of latents, which come batch by batch."""
         return torch.cat([to_uint8(self.decode(z)).permute(0, 2, 3, 1).cpu() for z in latents]).numpy()
 
     def sample_latents(
@@ -227,7 +260,7 @@ class Network(nn.Module):
         """Write `config.json` and `model.safetensors` (float32) into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(settings.to_json(self.config))
+        (folder / "config.json").write_text(settings.to_json(self.config), encoding="utf-8")
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
@@ -246,7 +279,7 @@ class Network(nn.Module):
         if not (folder / "config.json").is_file():
             raise UserError(f"{source}: no config.json there; give the folder of a run or of a saved network")
         try:
-            described = (folder / "config.json").read_text()
+            described = (folder / "config.json").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{folder / 'config.json'}: cannot be read ({reason(error)})") from error
         config = settings.from_json(NetworkConfig, described, str(folder / "config.json"))
@@ -265,8 +298,11 @@ class Network(nn.Module):
 def build(config: NetworkConfig) -> Network:
     """The network of a configuration, with random weights."""
     from onefold.network import OneFold
+    from onefold.pixel_network import PixelNetwork
     from onefold.three_networks import ThreeNetworks
 
+    if config.space == "pixels":
+        return PixelNetwork(config)
     return OneFold(config) if config.architecture == "one_network" else ThreeNetworks(config)
 
 
@@ -278,6 +314,6 @@ def _download(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise UserError(
-            f"{repository}: neither a folder here nor a network that the hub gives out ({type(error).__name__}); "
-            "check the name and the connection"
+            f"no such folder: {repository}; nor does the hub give out a network of that name "
+            f"({type(error).__name__}); check the spelling, or the connection"
         ) from error

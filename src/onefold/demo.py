@@ -1,6 +1,7 @@
-"""The demo: train on the embedded digits, sample, evaluate, and say where the pictures are."""
+"""The demo: train on the embedded digits, make a one-step generator of it, evaluate both, and show the pictures."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -8,36 +9,84 @@ from rich.console import Console
 from onefold import tables
 from onefold.data import open_dataset
 from onefold.evaluation import evaluate
+from onefold.metrics import Record
 from onefold.recipes import recipe
+from onefold.report import panels
+from onefold.training.config import Config
 from onefold.training.grids import sample_grid
 from onefold.training.loop import train
+from onefold.training.onestep import converted
+from onefold.training.run import Run
 
 __all__ = ["run_demo"]
 
+SHOWN = 100
+
 
 def run_demo(out: Path, seed: int, console: Console, *, quiet: bool = False) -> None:
-    """Train the recipe `digits` into `out`, or continue what is there, and show the results.
+    """Train the recipe `digits` into `out` and its one-step generator into `out`-onestep, and show the results.
+
+    What is there already is continued, or kept if it is finished.
 
     Raises:
         UserError: `out` holds something else.
     """
-    started = time.perf_counter()
     config = recipe("digits", **{"training.seed": seed})
-    if (out / "config.json").exists():
-        run = train(None, out, resume=True, quiet=quiet)
-    else:
-        console.print(
-            f"One network of {config.network.depth} blocks learns to encode, denoise and decode "
-            f"{len(open_dataset('digits')):,} handwritten digits, from random weights."
-        )
-        run = train(config, out, quiet=quiet)
-    console.print(f"training and pictures: {tables.duration(time.perf_counter() - started)}")
-    record = evaluate(run, say=lambda line: console.print(f"[dim]{line}"))
-    record.write(out / "evaluation" / "demo.json")
+    console.print(
+        f"One network of {config.network.depth} blocks learns to encode, denoise and decode "
+        f"{len(open_dataset('digits')):,} handwritten digits, from random weights."
+    )
+    run = _trained(lambda: config, out, console, quiet=quiet)
+    record = _evaluated(run, console)
     picture = out / "samples.png"
-    sample_grid(run.network, picture, count=100, sampler=run.config.sampler, columns=10)
-    tables.show_record(console, record)
+    sample_grid(run.network, picture, count=SHOWN, sampler=run.config.sampler, columns=10)
     newest = sorted((out / "samples").glob("*-reconstructions.png"))[-1]
     console.print(f"samples, a column per class: {picture}")
-    console.print(f"test images above their reconstructions: {newest}")
-    console.print(f"the run: {out}; the record: {out / 'evaluation' / 'demo.json'}")
+    console.print(f"test images above their reconstructions: {newest}\n")
+
+    console.print("The same weights become a one-step generator, taught by the data through a learned density ratio.")
+    fast = _trained(lambda: converted(out), out.with_name(f"{out.name}-onestep"), console, quiet=quiet)
+    fast_record = _evaluated(fast, console)
+    both = fast.folder / "one-step.png"
+    _show(both, run, fast, record, fast_record)
+    times = fast_record["images_per_second"] / record["images_per_second"]
+    console.print(f"one step instead of {run.config.sampler.steps}: {times:.0f} times as many images per second")
+    console.print(f"{run.config.sampler.steps} steps, one step before and one step after, side by side: {both}")
+    console.print(f"the runs: {out}, {fast.folder}; the records: evaluation/demo.json in both")
+
+
+def _trained(config: Callable[[], Config], folder: Path, console: Console, *, quiet: bool) -> Run:
+    """Train, or continue what is in the folder; says how long it took."""
+    started = time.perf_counter()
+    if (folder / "config.json").exists():
+        run = train(None, folder, resume=True, quiet=quiet)
+    else:
+        run = train(config(), folder, quiet=quiet)
+    console.print(f"training and pictures: {tables.duration(time.perf_counter() - started)}")
+    return run
+
+
+def _evaluated(run: Run, console: Console) -> Record:
+    record = evaluate(run, say=lambda line: console.print(line, style="dim"))
+    record.write(run.folder / "evaluation" / "demo.json")
+    tables.show_record(console, record)
+    return record
+
+
+def _show(path: Path, run: Run, fast: Run, record: Record, fast_record: Record) -> None:
+    """Samples of the same seeds and classes: many steps, one step before, one step after."""
+    steps = run.config.sampler.steps
+
+    def title(text: str, numbers: Record) -> str:
+        return f"{text}: accuracy {numbers['class_accuracy']:.3f}, Fréchet {numbers['frechet_distance']:.2f}"
+
+    many = run.network.sample(SHOWN, steps=steps)
+    before, after = run.network.sample(SHOWN, steps=1), fast.network.sample(SHOWN, steps=1)
+    panels.write(
+        path,
+        [
+            (title(f"{steps} steps", record), many),
+            ("1 step of the same network, before", before),
+            (title("1 step, after", fast_record), after),
+        ],
+    )

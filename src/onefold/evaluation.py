@@ -27,6 +27,7 @@ from onefold.errors import UserError
 from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
 from onefold.training.run import Run, open_data
+from onefold.verifier import Verifier
 
 __all__ = ["SPLITS", "evaluate", "extractor_for"]
 
@@ -47,6 +48,7 @@ def evaluate(
     reference: metrics.Moments | None = None,
     batch: int = 256,
     device: torch.device | str = "cpu",
+    verifier: Callable[[Network], Verifier] | None = None,
     say: Say = lambda line: None,
 ) -> metrics.Record:
     """Measure a run's published network.
@@ -60,13 +62,16 @@ def evaluate(
         reference: Stored statistics (`onefold data stats`) to measure a further `frechet_to_reference` against.
         batch: Images per call of a network; does not change the result but for rounding.
         device: Where the network runs.
+        verifier: Makes the verifier that chooses among samples of the network, if one is to.
         say: Told what is being done, a line each.
 
     Raises:
-        UserError: no model, unreadable data, or statistics of another extractor.
+        UserError: no model, unreadable data, a sampler that does not suit the network, or statistics of another
+            extractor.
     """
     sampler = sampler or run.config.sampler
     network = run.network.to(device)
+    sampling.check_guidance(sampler.guidance, network.config.classes)
     train, test = open_data(run.config.data)
     extractor = extractor or extractor_for(train, say)
     count = min(images, len(train))
@@ -85,7 +90,9 @@ def evaluate(
     say(f"sampling {count:,} images in {sampler.steps} steps")
     start = time.perf_counter()
     wanted = labels.tolist() if network.config.classes else None
-    generated = _sample(network, count, wanted, sampler, seed, batch)
+    chooser = verifier(network) if verifier else None
+    latents = (chooser or network).sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
+    generated = torch.from_numpy(network.pictures(latents)).permute(0, 3, 1, 2)
     seconds = time.perf_counter() - start
 
     say("measuring")
@@ -123,7 +130,7 @@ def evaluate(
         few_images=count < 2 * extractor.width,
         kid_subset=min(1000, count // 2),
         neighbours=NEIGHBOURS,
-        sampler=_sampler_text(sampler),
+        sampler=_sampler_text(sampler) + (f", {chooser}" if chooser else ""),
         steps=sampler.steps,
         guidance=sampler.guidance,
         ema=run.config.training.ema_half_lives[-1],
@@ -175,14 +182,6 @@ def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor, say: Say) -
         say(f"memorisation is not measured: {error}")
         return None
     return {"share": found.share, "ratio": found.ratio}
-
-
-def _sample(
-    network: Network, count: int, labels: list[int] | None, sampler: Sampler, seed: int, batch: int
-) -> UInt8[Tensor, "n C H W"]:
-    with torch.no_grad():
-        latents = network.sample_latents(range(seed, seed + count), labels, sampler, batch=batch)
-        return torch.cat([to_uint8(network.decode(z)).cpu() for z in latents])
 
 
 def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: int) -> tuple[float, float]:

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.architecture import LATENT_NORMS, TIME_FEATURES, Network, NetworkConfig
+from onefold.architecture import LATENT_NORMS, Network, NetworkConfig
+from onefold.backbone import TIME_FEATURES
 from onefold.trunk import Modulation, Trunk, fourier_features
 
 __all__ = ["NetworkConfig", "OneFold", "parameter_shares"]
@@ -68,6 +69,17 @@ class OneFold(Network):
     def features(self, x: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B N width"]]:
         """The encoder's hidden tokens after each block: a perceptual space that needs no other network."""
         return self.trunk.hidden(self.patches_in(self.patchify(x)), self._condition("encode"))
+
+    @property
+    def shares_codec(self) -> bool:
+        return True
+
+    def denoising_parts(self) -> dict[str, nn.Module]:
+        # A backbone has one role; its vector goes into those of the labels, to which it is added anyway.
+        role = self.roles.weight[ROLES.index("denoise")]
+        labels = nn.Embedding.from_pretrained((self.labels.weight + role).detach())
+        own = {"time": self.time, "modulation": self.modulation, "trunk": self.trunk}
+        return {"entrance": self.latents_in, "labels": labels, **own}
 
     # --- ends and conditioning ---
 

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onefold import settings
+from onefold.errors import UserError
 
 __all__ = [
     "Linear",
@@ -140,6 +141,8 @@ class TimeDistribution:
 
     def __post_init__(self) -> None:
         settings.check("objective.time", self, positive=("std", "shift"))
+        if not math.isfinite(self.mean):
+            raise UserError(f"objective.time.mean: {self.mean} is not a finite number; 0 is the middle of the path")
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
         """`n` times on the generator's device, stratified: each of n equal quantiles holds one, in random order.

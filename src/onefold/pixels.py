@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from onefold.errors import UserError, writing
 
-__all__ = ["grid", "save_png", "to_float", "to_uint8"]
+__all__ = ["grid", "mirrored", "save_png", "to_float", "to_uint8"]
 
 
 def to_float(x: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -23,6 +23,11 @@ def to_float(x: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """Floats in [−1, 1] to uint8, clamped and rounded (not truncated); the exact inverse of `to_float`."""
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def mirrored(x: Float[Tensor, "B C H W"], chosen: Bool[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """The images, those chosen left to right."""
+    return torch.where(chosen[:, None, None, None], x.flip(3), x)
 
 
 def grid(

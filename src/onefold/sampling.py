@@ -20,9 +20,20 @@ from torch import Tensor
 
 from onefold import settings
 from onefold.errors import UserError
-from onefold.paths import Linear, Path, per_token, shift_time, velocity
+from onefold.paths import Linear, Path, noised, per_token, shift_time, velocity
 
-__all__ = ["Denoiser", "Sampler", "generate", "guided", "noise", "resolve_labels", "solve", "time_grid"]
+__all__ = [
+    "Denoiser",
+    "Sampler",
+    "check_guidance",
+    "generate",
+    "guided",
+    "noise",
+    "noises",
+    "resolve_labels",
+    "solve",
+    "time_grid",
+]
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(z_t (B, N, D), t (B,), y (B,) or None) → ẑ (B, N, D)."""
@@ -34,7 +45,8 @@ class Sampler:
 
     steps: int = 50
     """Intervals of the time grid. Euler evaluates the network once in each, Heun twice (but once in the last)."""
-    solver: Literal["euler", "heun"] = "euler"
+    solver: Literal["euler", "heun", "renoise"] = "euler"
+    """Of the probability-flow ODE; or, for one-step generators, ẑ noised anew to the next time (Song et al., 2023)."""
     guidance: float = 1.0
     """w of ẑ = ẑ(no class) + w·(ẑ(y) − ẑ(no class)) (Ho & Salimans, 2022); 1 is unguided and costs half."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -62,24 +74,43 @@ def time_grid(sampler: Sampler) -> Float[Tensor, " steps_plus_one"]:
 
 def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[Tensor, "B ..."]:
     """Standard normal noise (len(seeds), *shape) on the CPU, each row from its own seed."""
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)
+    return next(noises(seeds, shape))
 
 
-def guided(denoise: Denoiser, sampler: Sampler, null_label: int) -> Denoiser:
-    """Classifier-free guidance around a denoiser; the denoiser itself where guidance is 1 or outside its interval.
+def noises(seeds: Sequence[int], shape: tuple[int, ...]) -> Iterator[Float[Tensor, "B ..."]]:
+    """Standard normal noise (len(seeds), *shape) on the CPU, again and again, each row from its own seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        yield torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def check_guidance(guidance: float, classes: int) -> None:
+    """Refuse guidance where there is nothing to guide by.
+
+    Raises:
+        UserError: guidance other than 1 of a denoiser without classes.
+    """
+    if guidance != 1 and not classes:
+        raise UserError(f"guidance: {guidance:g} needs classes, and this network knows none; leave it at 1")
+
+
+def guided(denoise: Denoiser, guidance: float, null_label: int) -> Denoiser:
+    """Classifier-free guidance around a denoiser; where guidance is 1, the denoiser itself.
 
     Both predictions come from one call on a doubled batch.
+
+    Raises:
+        UserError: no labels to guide by, when it is called.
     """
-    low, high = sampler.guidance_interval
+    if guidance == 1:
+        return denoise
 
     def guided_denoise(z_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        now = float(t[0])
-        if sampler.guidance == 1 or y is None or not low <= now <= high:
-            return denoise(z_t, t, y)
+        if y is None:
+            raise UserError(f"guidance: {guidance:g} needs labels; give them, or leave it at 1")
         pair = torch.cat([y, torch.full_like(y, null_label)])
         with_class, without = denoise(z_t.repeat(2, 1, 1), t.repeat(2), pair).chunk(2)
-        return without + sampler.guidance * (with_class - without)
+        return without + guidance * (with_class - without)
 
     return guided_denoise
 
@@ -90,29 +121,42 @@ def solve(
     y: Int64[Tensor, " B"] | None,
     sampler: Sampler,
     path: Path | None = None,
+    *,
+    guide: Denoiser | None = None,
+    fresh: Iterator[Float[Tensor, "B N D"]] | None = None,
 ) -> Float[Tensor, "B N D"]:
     """Integrate the probability-flow ODE from z at t = 0 (on the linear path: ε) to the clean latents at t = 1.
 
     Heun's method corrects each Euler step with the velocity at its end, except the last, which ends where the
-    velocity is undefined (Karras et al., 2022). The last step takes ẑ itself.
+    velocity is undefined (Karras et al., 2022). The last step takes ẑ itself. Within the sampler's guidance interval,
+    `guide` takes the place of `denoise`, if there is one. The solver `renoise` follows no ODE: it noises each ẑ to the
+    next time with noise from `fresh`.
     """
     path = path or Linear()
-    times = time_grid(sampler).tolist()
+    low, high = sampler.guidance_interval
+    times = time_grid(sampler).tolist()  # Python's numbers: asking a device for one would wait for it at each step
 
     def denoise_at(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
         at = torch.full((len(z),), t, device=z.device)
-        z_hat = denoise(z, at, y)
-        return z_hat, velocity(path, z_hat, z, per_token(at))
+        return (guide if guide and low <= t <= high else denoise)(z, at, y), at
+
+    def velocity_at(z: Tensor, t: float) -> Tensor:
+        z_hat, at = denoise_at(z, t)
+        return velocity(path, z_hat, z, per_token(at))
 
     z = eps
     for now, then in itertools.pairwise(times[:-1]):
-        _, v = denoise_at(z, now)
+        if sampler.solver == "renoise":
+            assert fresh is not None, "renoise needs noise"
+            z_hat, at = denoise_at(z, now)
+            z = noised(path, z_hat, next(fresh).to(z), per_token(torch.full_like(at, then)))
+            continue
+        v = velocity_at(z, now)
         ahead = z + (then - now) * v
         if sampler.solver == "heun":
-            _, v_ahead = denoise_at(ahead, then)
-            ahead = z + (then - now) * (v + v_ahead) / 2
+            ahead = z + (then - now) * (v + velocity_at(ahead, then)) / 2
         z = ahead
-    return denoise(z, torch.full((len(z),), times[-2], device=z.device), y)
+    return denoise_at(z, times[-2])[0]
 
 
 def resolve_labels(n: int, labels: Sequence[int] | None, seed: int, classes: int) -> list[int] | None:
@@ -143,17 +187,33 @@ def generate(
     labels: Sequence[int] | None,
     sampler: Sampler,
     *,
-    null_label: int = 0,
+    null_label: int,
     batch: int = 256,
     device: torch.device | str = "cpu",
 ) -> Iterator[Float[Tensor, "B N D"]]:
-    """Clean latents of shape (N, D) for `seeds` and `labels`, batch by batch."""
+    """Clean latents of shape (N, D) for `seeds` and `labels` (None: no classes), batch by batch.
+
+    Args:
+        denoise: Any denoiser.
+        shape: (N, D).
+        seeds: One for each image.
+        labels: One for each image, or None.
+        sampler: Solver, time grid and guidance.
+        null_label: The label K of "no class", which guidance needs; 0 for a denoiser without classes.
+        batch: Images per call of the denoiser.
+        device: Where the denoiser runs.
+
+    Raises:
+        UserError: a batch that makes no sense, or guidance without classes.
+    """
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
-    denoise = guided(denoise, sampler, null_label)
+    check_guidance(sampler.guidance, 0 if labels is None else null_label)
+    guide = guided(denoise, sampler.guidance, null_label)
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
         y = None
         if labels is not None:
             y = torch.tensor(list(labels[start : start + batch]), dtype=torch.int64, device=device)
-        yield solve(denoise, noise(part, shape).to(device), y, sampler)
+        fresh = noises(part, shape)
+        yield solve(denoise, next(fresh).to(device), y, sampler, guide=guide, fresh=fresh)

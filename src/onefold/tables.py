@@ -24,9 +24,10 @@ def duration(seconds: float) -> str:
 def show_commands(console: Console, commands: Mapping[str, Callable[..., None]]) -> None:
     """The overview that `onefold --help` prints."""
     console.print("onefold: image generators as one network, trained in one run, sampled in one step\n")
+    width = max(map(len, commands))
     for name, function in commands.items():
         line = (function.__doc__ or "").strip().splitlines()[0]
-        console.print(f"  {name:<13} {line}", markup=False)
+        console.print(f"  {name:<{width}} {line}", markup=False)
     console.print("\n`onefold COMMAND --help` shows a command's options and an example.", markup=False)
 
 

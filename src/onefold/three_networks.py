@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.architecture import LATENT_NORMS, TIME_FEATURES, Network, NetworkConfig
+from onefold.architecture import LATENT_NORMS, Network, NetworkConfig
+from onefold.backbone import TIME_FEATURES
 from onefold.trunk import Modulation, Trunk, fourier_features
 
 __all__ = ["Depths", "ThreeNetworks", "depths"]
@@ -101,6 +102,10 @@ class ThreeNetworks(Network):
     def features(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
         """The encoder's hidden tokens after each block: a perceptual space that needs no other network."""
         return self.encoder.trunk.hidden(self.encoder.entrance(self.patchify(x)), self.unconditional)
+
+    def denoising_parts(self) -> dict[str, nn.Module]:
+        own = {"time": self.time, "labels": self.labels, "modulation": self.modulation}
+        return {"entrance": self.denoiser.entrance, "trunk": self.denoiser.trunk, **own}
 
     @torch.no_grad()
     def normalise(self, mean: Float[Tensor, " D"], std: Float[Tensor, " D"]) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 from onefold import settings
 from onefold.architecture import Network
 from onefold.paths import Linear, TimeDistribution, noised, per_token
+from onefold.pixels import mirrored
 
 __all__ = ["Draws", "Losses", "SelfDistillation", "draw", "self_distillation"]
 
@@ -137,7 +138,7 @@ def self_distillation(
         draws: The batch's randomness.
         objective: The switches.
     """
-    x = torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+    x = mirrored(x, draws.mirrored)
     z = network.encode(x)
     z_target = _target_latents(target, x, z, objective)
 

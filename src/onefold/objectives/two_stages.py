@@ -34,6 +34,7 @@ from onefold.objectives.self_distillation import (
     reconstruction_error,
 )
 from onefold.paths import Linear, noised, per_token
+from onefold.pixels import mirrored
 
 __all__ = ["TwoStages", "autoencoder", "diffusion"]
 
@@ -62,7 +63,7 @@ def autoencoder(
     stages: TwoStages,
 ) -> Losses:
     """The loss of the first stage, which reaches encoder and decoder; `target` is an average of the network."""
-    x = torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+    x = mirrored(x, draws.mirrored)
     z = network.encode(x)
     decoder_z = noised(Linear(), z, draws.decoder_eps, per_token(draws.decoder_t))
     x_hat = network.decode(decoder_z + stages.latent_noise * draws.decoder_eps)
@@ -82,7 +83,7 @@ def diffusion(
     objective: SelfDistillation,
 ) -> Losses:
     """The loss of the second stage, which reaches the denoiser alone."""
-    x = torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+    x = mirrored(x, draws.mirrored)
     with torch.no_grad():
         z = network.encode(x)
     n = draws.t.shape[1]

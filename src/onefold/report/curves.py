@@ -65,6 +65,16 @@ def _health(name: str) -> Value:
     return lambda line: _measured(line).get(name)
 
 
+def _onestep(name: str, level: int | None = None) -> Value:
+    """A measurement of a one-step run, at one of its noise levels if it has them."""
+
+    def value(line: Line) -> float | None:
+        found = (line.get("onestep") or {}).get(name)
+        return found if level is None or found is None else found[level]
+
+    return value
+
+
 def _channel(pick: Callable[[Sequence[float]], float]) -> Value:
     def value(line: Line) -> float | None:
         std = _measured(line).get("channel_std")
@@ -141,6 +151,32 @@ PANELS = (
     ),
     Panel("gradients at the trunk: cosine of the losses'", (Curve("", _health("gradient_cosine"), BLUE),)),
     Panel("drift of the latents' mean, in their std", (Curve("", _health("drift"), BLUE),), log=True),
+    Panel("Fréchet distance of some one-step samples", (Curve("", _onestep("frechet"), BLUE),), log=True),
+    Panel("class accuracy of one-step samples", (Curve("", _onestep("class_accuracy"), BLUE),)),
+    Panel(
+        "losses of the critic, of training batches",
+        (Curve("ratio", _line("ratio"), BLUE), Curve("student", _line("student"), ORANGE)),
+    ),
+    Panel(
+        "AUC of the ratio, data against samples",
+        tuple(
+            Curve(f"t = {t}", _onestep("auc", k), colour)
+            for k, t, colour in ((0, 0.1, PURPLE), (2, 0.5, ORANGE), (3, 0.7, GREEN), (4, 0.9, BLUE))
+        ),
+    ),
+    Panel(
+        "samples over data",
+        (
+            Curve("diversity", _onestep("diversity"), BLUE),
+            Curve("contrast", _onestep("contrast"), ORANGE),
+            Curve("saturation", _onestep("saturation"), GREEN),
+        ),
+    ),
+    Panel(
+        "drift of encoder and decoder",
+        (Curve("decoding", _line("decoding"), BLUE), Curve("encoding", _line("encoding"), ORANGE)),
+        log=True,
+    ),
 )
 
 
@@ -149,7 +185,7 @@ def write(history: Sequence[Line], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    if sum(bool(_measured(line)) for line in history) < 2:
+    if sum(bool(_measured(line) or line.get("onestep")) for line in history) < 2:
         return
     panels = [p for p in PANELS if any(curve.value(line) is not None for curve in p.curves for line in history)]
     rows = -(-len(panels) // COLUMNS)

@@ -1,7 +1,8 @@
 """Studies: the same training under several settings and seeds, compared in a table and in pictures."""
 
 from onefold.studies.collapse import collapse
+from onefold.studies.initialisation import initialisation
 from onefold.studies.session import run_study
 from onefold.studies.study import Arm, Study, Trial
 
-__all__ = ["Arm", "Study", "Trial", "collapse", "run_study"]
+__all__ = ["Arm", "Study", "Trial", "collapse", "initialisation", "run_study"]

@@ -14,13 +14,14 @@ does. The baseline has three networks, trained in the two stages of latent diffu
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onefold.errors import UserError
 from onefold.recipes import recipe
-from onefold.studies.study import Arm, Study
+from onefold.studies.study import Arm, Column, Study
 
-__all__ = ["ARMS", "FURTHER_ARMS", "collapse"]
+__all__ = ["ARMS", "COLUMNS", "FURTHER_ARMS", "collapse"]
 
 POINTS = 30
 """Log lines in a run, and so points in a curve."""
@@ -38,6 +39,11 @@ def _arm(name: str, title: str, objective: str, *, through: bool = False, varian
     switches = {**OBJECTIVES[objective], "objective.through": through}
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     return Arm(name, title, {**switches, **changes}, objective, variant or ("through z_t" if through else ""))
+
+
+def _choice(name: str, title: str, family: str, variant: str = "", **changes: Any) -> Arm:
+    """The arm of onefold's defaults with another setting, for the choice of defaults."""
+    return replace(_arm(name, f"EMA target, {title}", "ema", variant=variant, **changes), family=family)
 
 
 def _three(name: str, title: str, loss: str, variant: str = "", **changes: Any) -> Arm:
@@ -62,7 +68,16 @@ ARMS = (
 """Trained unless others are named."""
 
 FURTHER_ARMS = (
-    _arm("draws", "EMA target, 4 draws", "ema", variant="draws", objective__draws=4),
+    _choice("draws-2", "2 draws", "draws", "less", objective__draws=2),
+    _choice("draws", "4 draws", "draws", objective__draws=4),
+    _choice("draws-8", "8 draws", "draws", "more", objective__draws=8),
+    _choice("noisier", "noisier t", "times", "less", objective__time__shift=0.5),
+    _choice("cleaner", "cleaner t", "times", "more", objective__time__shift=2.0),
+    _choice("logit-normal", "logit-normal t", "times", objective__time__kind="logit_normal"),
+    _choice("min-snr", "min-SNR weights", "weights", objective__weighting="min_snr"),
+    _choice("l1", "L1", "reconstruction", objective__reconstruction="l1"),
+    _choice("charbonnier", "Charbonnier", "reconstruction", "more", objective__reconstruction="charbonnier"),
+    _choice("velocity-loss", "velocity loss", "loss", objective__loss="velocity", network__output="velocity"),
     _arm("decoder-noise", "EMA target, decoder noise", "ema", variant="decoder noise", objective__decoder_noise=0.5),
     _arm("perceptual", "EMA target, perceptual", "ema", variant="perceptual", objective__perceptual_weight=0.1),
     _arm("ema-no-norm", "EMA target, no norm", "ema", variant="no norm", network__latent_norm="none"),
@@ -74,6 +89,17 @@ FURTHER_ARMS = (
     _three("three-networks-compute", "three networks, equal compute", "clean", "compute", network__equal="compute"),
 )
 """Trained only if they are named."""
+
+
+COLUMNS = (
+    Column("reconstruction.psnr", "PSNR (dB)", 2),
+    Column("class_accuracy", "class accuracy", 3),
+    Column("frechet_distance", "Fréchet distance", 2),
+    Column("latent.effective_rank", "effective rank, token", 2),
+    Column("latent.effective_rank_whole", "effective rank, whole", 1),
+    Column("latent.std", "latent std", 3),
+    Column("training.images_per_second", "images/s", 0),
+)
 
 
 def collapse(
@@ -94,7 +120,7 @@ def collapse(
         budget: Images that each network is trained on.
         seeds: Each arm is trained with the seeds 0 … seeds − 1.
         arms: Names of `ARMS` and `FURTHER_ARMS`; default: all `ARMS`.
-        draws: Pairs (t, ε) for each encoding, in all arms but "draws".
+        draws: Pairs (t, ε) for each encoding, in all arms but those named after their own number of them.
         name: The recipe that gives all other settings.
         images: Generated and reference images of an evaluation.
         changes: Further settings of all arms, such as {"network.width": 64}.
@@ -124,4 +150,4 @@ def collapse(
     }
     chosen = ARMS if arms is None else tuple(known[wanted] for wanted in arms)
     arguments = {"recipe": name, "data": source, "budget": budget, "draws": draws}
-    return Study("collapse", arguments, config.with_changes(settings), chosen, seeds, images)
+    return Study("collapse", arguments, config.with_changes(settings), chosen, seeds, images, COLUMNS)

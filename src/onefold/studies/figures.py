@@ -6,6 +6,7 @@ for each variant. Lines are means over seeds; bands reach one standard deviation
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,9 +54,13 @@ class Panel(NamedTuple):
     log: bool = False
     losses: tuple[str, ...] = ("clean", "velocity")
     """Arms with another objective.loss are left out: the two kinds of denoising loss do not compare."""
+    over: str = ""
+    """What the quantity is divided by, if by anything."""
 
     def value(self, line: Line) -> float | None:
-        return {**line, **(line.get("health") or {})}.get(self.key)
+        found = {**line, **(line.get("health") or {}), **(line.get("onestep") or {}), "": 1.0}
+        value, divisor = found.get(self.key), found.get(self.over)
+        return None if value is None or not divisor else value / divisor
 
 
 PANELS = (
@@ -68,14 +73,32 @@ PANELS = (
     Panel("denoising loss, on velocities", "denoising", log=True, losses=("velocity",)),
     Panel("denoising loss, on clean latents", "denoising", log=True, losses=("clean",)),
     Panel("velocity error, in all arms", "velocity_error", log=True),
+    Panel("rank of ẑ ÷ rank of z, tokens", "prediction_rank", over="effective_rank"),
+    Panel("rank of v ÷ rank of z − ε, tokens", "velocity_rank", over="velocity_target_rank"),
 )
 """The losses are means over the training batches since the line before; all else is `training.health`'s."""
 
+ONESTEP_PANELS = (
+    Panel("Fréchet distance of one-step samples", "frechet", log=True),
+    Panel("class accuracy of one-step samples", "class_accuracy"),
+    Panel("diversity: std of latents over that of data", "diversity"),
+    Panel("loss of the ratio network", "ratio"),
+)
+"""Of arms that begin from another; see `training.onestep_watch`."""
+
 
 def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
-    """Write all pictures of the finished trials."""
+    """Write all pictures of the finished trials; of a study of one-step generators, curves and samples."""
+    onestep = any(arm.after for arm in study.arms)
     with mpl.rc_context(STYLE):
-        _curves(study, trials).savefig(out / "curves.png")
+        if onestep:
+            begun = [trial for trial in trials if trial.arm.after]
+            _curves(study, begun, ONESTEP_PANELS).savefig(out / "curves.png")
+            _sheets(study, trials, "samples", "Samples, from the same noise and classes in every arm").savefig(
+                out / "samples.png"
+            )
+            return
+        _curves(study, trials, PANELS).savefig(out / "curves.png")
         _spectra(study, trials).savefig(out / "spectrum.png")
         _sheets(study, trials, "samples", "Samples, from the same noise and classes in every arm").savefig(
             out / "samples.png"
@@ -88,10 +111,10 @@ def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
-def _curves(study: Study, trials: Sequence[Trial]) -> Figure:
+def _curves(study: Study, trials: Sequence[Trial], panels: Sequence[Panel]) -> Figure:
     """Quantities over images seen, a panel each."""
     history = {trial.folder: Run(trial.folder, trial.config).history for trial in trials}
-    known = [panel for panel in PANELS if any(panel.value(line) is not None for h in history.values() for line in h)]
+    known = [panel for panel in panels if any(panel.value(line) is not None for h in history.values() for line in h)]
     figure, axes = _figure(len(known))
     for ax, panel in zip(axes, known, strict=True):
         ax.set_title(panel.title, loc="left")
@@ -118,7 +141,7 @@ def _spectra(study: Study, trials: Sequence[Trial]) -> Figure:
         ax.set_title(f"standard deviation along principal directions, {title}", loc="left")
         largest = 0.0
         for arm, own in _by_arm(study, trials):
-            spectra = [json.loads(trial.spectrum_path.read_text())[kind] for trial in own]
+            spectra = [json.loads(trial.spectrum_path.read_text(encoding="utf-8"))[kind] for trial in own]
             rank, values = _together([dict(enumerate(spectrum, 1)) for spectrum in spectra])
             _draw(ax, rank, values, marker="." if len(rank) < 40 else "", **_style(study, arm))
             largest = max(largest, float(values.max(initial=0)))
@@ -153,7 +176,7 @@ def _draw(ax: Axes, at: Float[np.ndarray, " n"], values: Float[np.ndarray, "seed
 
 def _style(study: Study, arm: Arm) -> dict[str, Any]:
     families = list(dict.fromkeys(one.family or one.name for one in study.arms))
-    variants = sorted({one.variant for one in study.arms}, key=lambda variant: (variant != "", variant))
+    variants = ["", *dict(Counter(one.variant for one in study.arms if one.variant).most_common())]
     colour = COLOURS[families.index(arm.family or arm.name) % len(COLOURS)]
     return {"label": _title(arm), "color": colour, "linestyle": LINES[variants.index(arm.variant) % len(LINES)]}
 

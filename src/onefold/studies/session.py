@@ -77,7 +77,7 @@ class _Clock:
         arms = self.study.arms
         where = f"arm {arms.index(trial.arm) + 1} of {len(arms)}, {trial.arm.name}, seed {trial.seed}: {seconds:.0f} s"
         record = trial.record
-        what = f"failed: {trial.failure}" if record is None else table.line(record)
+        what = f"failed: {trial.failure}" if record is None else table.line(self.study, record)
         done = sum(trial.settled for trial in self.trials)
         left = (time.perf_counter() - self.start) / (done - self.before) * (len(self.trials) - done)
         self.say(f"{where}; {what}" + (f" ({left / 60:.0f} minutes left)" if left >= 60 else ""))

@@ -19,23 +19,32 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onefold import __version__, settings
 from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.evaluation import extractor_for
 from onefold.metrics import Record
-from onefold.training.config import Config
+from onefold.training.config import Config, OneStep
 from onefold.training.engine import resolve_device, resolved
+from onefold.training.onestep import onestep_of
 from onefold.training.run import fitted, open_data
 
-__all__ = ["Arm", "Study", "Trial", "begin", "check", "disk_errors_told", "locked", "write_whole"]
+__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "disk_errors_told", "locked", "write_whole"]
 
 NAME, LOCK = "study.json", ".lock"
 KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "chosen")
 
 Say = Callable[[str], None]
+
+
+class Column(NamedTuple):
+    """A number of the records, as a table shows it."""
+
+    key: str
+    title: str
+    digits: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class Arm:
     """… and those of one variant one kind of line."""
     unread: tuple[str, ...] = ()
     """Settings of other arms that mean nothing to this one."""
+    after: str = ""
+    """Name of the arm whose runs this one makes one-step generators of."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class Trial:
     seed: int
     folder: Path
     config: Config
+    teacher: Path | None = None
+    """The folder of the trial that this one begins from."""
 
     @property
     def record_path(self) -> Path:
@@ -84,7 +97,9 @@ class Trial:
     @property
     def failure(self) -> str | None:
         """Why training could not go on."""
-        return json.loads(self.failure_path.read_text())["reason"] if self.failure_path.exists() else None
+        if not self.failure_path.exists():
+            return None
+        return json.loads(self.failure_path.read_text(encoding="utf-8"))["reason"]
 
     @property
     def settled(self) -> bool:
@@ -107,6 +122,8 @@ class Study:
     """Every arm is trained with training.seed = 0 … seeds − 1."""
     images: int = 5000
     """Generated and reference images of an evaluation, at most as many as there are training images."""
+    columns: tuple[Column, ...] = ()
+    """Of the table that people read."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -115,19 +132,27 @@ class Study:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"--arms: {name} is given twice")
+        for arm in self.arms:
+            if arm.after and arm.after not in names:
+                raise UserError(f"--arms: {arm.name} begins from {arm.after}; name it too")
         if self.seeds < 1:
             raise UserError(f"--seeds: {self.seeds} is not positive; give at least 1")
 
-    def config_of(self, arm: Arm, seed: int = 0) -> Config:
-        return self.config.with_changes({**arm.changes, "training.seed": seed})
+    def config_of(self, arm: Arm, seed: int = 0, teacher: Path | None = None) -> Config:
+        config = onestep_of(self.config, OneStep(teacher=str(teacher or ""))) if arm.after else self.config
+        return config.with_changes({**arm.changes, "training.seed": seed})
 
     def trials(self, out: Path) -> list[Trial]:
         """All trials, seed by seed, so that a first whole comparison comes early."""
-        return [
-            Trial(arm, seed, out / "runs" / f"{arm.name}-seed{seed}", self.config_of(arm, seed))
-            for seed in range(self.seeds)
-            for arm in self.arms
-        ]
+
+        def folder(name: str, seed: int) -> Path:
+            return out / "runs" / f"{name}-seed{seed}"
+
+        def trial(arm: Arm, seed: int) -> Trial:
+            teacher = folder(arm.after, seed) if arm.after else None
+            return Trial(arm, seed, folder(arm.name, seed), self.config_of(arm, seed, teacher), teacher)
+
+        return [trial(arm, seed) for seed in range(self.seeds) for arm in self.arms]
 
     @property
     def command(self) -> str:

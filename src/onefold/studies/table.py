@@ -11,33 +11,14 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from onefold import __version__
 from onefold.metrics import Record, comparable
 from onefold.studies.study import Arm, Study, Trial, write_whole
 from onefold.training.run import Run
 
-__all__ = ["COLUMNS", "Column", "line", "numbers_of", "settings_of", "write"]
-
-
-class Column(NamedTuple):
-    """A number of the records."""
-
-    key: str
-    title: str
-    digits: int
-
-
-COLUMNS = (
-    Column("reconstruction.psnr", "PSNR (dB)", 2),
-    Column("class_accuracy", "class accuracy", 3),
-    Column("frechet_distance", "Fréchet distance", 2),
-    Column("latent.effective_rank", "effective rank, token", 2),
-    Column("latent.effective_rank_whole", "effective rank, whole", 1),
-    Column("latent.std", "latent std", 3),
-    Column("training.images_per_second", "images/s", 0),
-)
+__all__ = ["line", "numbers_of", "settings_of", "write"]
 
 
 def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
@@ -47,10 +28,10 @@ def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
     write_whole(out / "table.md", _as_markdown(study, trials))
 
 
-def line(record: Record) -> str:
+def line(study: Study, record: Record) -> str:
     """A record in few words."""
     numbers = record.numbers()
-    parts = (f"{c.title} {numbers[c.key]:.{c.digits}f}" for c in COLUMNS[:4] if c.key in numbers)
+    parts = (f"{c.title} {numbers[c.key]:.{c.digits}f}" for c in study.columns[:4] if c.key in numbers)
     return ", ".join(parts)
 
 
@@ -77,7 +58,7 @@ def _value(study: Study, arm: Arm, name: str) -> Any:
         return None
     value: Any = study.config_of(arm)
     for part in name.split("."):
-        value = getattr(value, part)
+        value = getattr(value, part, None)
     return value
 
 
@@ -121,7 +102,7 @@ def _as_csv(study: Study, trials: Sequence[Trial]) -> str:
     settings = settings_of(study)
     switches = list(settings[study.arms[0].name])
     rows = [(trial, numbers_of(trial)) for arm in study.arms for trial in _of(arm, trials)]
-    names = list(dict.fromkeys([c.key for c in COLUMNS] + [name for _, numbers in rows for name in numbers]))
+    names = list(dict.fromkeys([c.key for c in study.columns] + [name for _, numbers in rows for name in numbers]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "seed", *switches, *names, "failed"])
@@ -134,7 +115,7 @@ def _as_csv(study: Study, trials: Sequence[Trial]) -> str:
 def _as_markdown(study: Study, trials: Sequence[Trial]) -> str:
     settings = settings_of(study)
     switches = list(settings[study.arms[0].name])
-    shown = [c for c in COLUMNS if any(c.key in numbers_of(trial) for trial in trials)]
+    shown = [c for c in study.columns if any(c.key in numbers_of(trial) for trial in trials)]
     header = ["arm", *(name.split(".")[-1].replace("_", " ") for name in switches), *(c.title for c in shown)]
     rows = [header, ["---"] * (1 + len(switches)) + ["---:"] * len(shown)]
     for arm in study.arms:

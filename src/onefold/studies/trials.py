@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -91,13 +90,13 @@ def _spectra(run: Run, images: int, device: torch.device) -> dict[str, list[floa
 
 def _run_at_once(trials: list[Trial], images: int, jobs: int, lock: int, ended: Ended) -> None:
     threads = max(1, torch.get_num_threads() // jobs)
-    waiting = deque(trials)
+    waiting = list(trials)
     running: dict[subprocess.Popen[str], tuple[Trial, float]] = {}
     with Interruption() as interruption:
         try:
             while (waiting or running) and not interruption.signal:
-                while waiting and len(running) < jobs:
-                    trial = waiting.popleft()
+                while len(running) < jobs and (trial := _next(waiting, [trial for trial, _ in running.values()])):
+                    waiting.remove(trial)
                     running[_started(trial, images, threads, lock)] = trial, time.perf_counter()
                 over = [process for process in running if process.poll() is not None]
                 for process in over:
@@ -110,6 +109,12 @@ def _run_at_once(trials: list[Trial], images: int, jobs: int, lock: int, ended: 
             _stop(list(running))
     if interruption.signal:
         raise Interrupted(interruption.signal, "stopped; every training is saved")
+
+
+def _next(waiting: Sequence[Trial], running: Sequence[Trial]) -> Trial | None:
+    """The first trial that need not wait for another, from which it begins."""
+    unfinished = {trial.folder for trial in (*waiting, *running)}
+    return next((trial for trial in waiting if trial.teacher not in unfinished), None)
 
 
 def _started(trial: Trial, images: int, threads: int, lock: int) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ run goes on judging as if it had not been interrupted.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["IN_A_ROW", "LEAST_RANK", "LEAST_STD", "collapse"]
+__all__ = ["IN_A_ROW", "LEAST_RANK", "LEAST_STD", "ONESTEP_CURE", "collapse", "departure"]
 
 LEAST_STD = 0.2
 """Of the latents over images, in units of the noise's: below it, noise drowns them in the first 5/6 of the path."""
@@ -37,6 +37,30 @@ def collapse(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None
     least = LEAST_RANK * (last.get("image_rank_whole") or 0.0)
     if all(_below(values, "effective_rank_whole", least) for values in recent):
         return f"the latents' effective rank is {last['effective_rank_whole']:.3g}, below {least:.3g}"
+    return None
+
+
+BOUNDS = {
+    "mean_shift": (-0.3, 0.3),
+    "contrast": (0.7, 1.4),
+    "saturation": (0.6, 1.6),
+    "diversity": (0.6, 1.5),
+}
+"""What the measurements of a one-step generator may be; see `training/onestep_watch.py` for their units."""
+ONESTEP_CURE = "a lower training.learning_rate, a higher onestep.ratio.penalty or more onestep.critic_updates may help"
+
+
+def departure(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:
+    """How a one-step generator departs from the data at the last two measurements in the log; None if it does not.
+
+    Those up to `warmup` images are passed over: the generator, which has not moved, is the teacher's first step, a mean.
+    """
+    recent = [line["onestep"] for line in log if line.get("onestep") and line["images"] > warmup][-IN_A_ROW:]
+    if len(recent) < IN_A_ROW:
+        return None
+    for name, (low, high) in BOUNDS.items():
+        if all(name in values and not low <= values[name] <= high for values in recent):
+            return f"{name} is {recent[-1][name]:.3g}, not within {low:g} to {high:g}"
     return None
 
 

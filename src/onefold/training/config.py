@@ -11,11 +11,13 @@ from tyro.conf import Suppress
 from onefold import settings
 from onefold.errors import UserError
 from onefold.network import NetworkConfig
+from onefold.objectives.density_ratio import DensityRatio
+from onefold.objectives.score_distillation import ScoreDistillation
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.objectives.two_stages import TwoStages
 from onefold.sampling import Sampler
 
-__all__ = ["Config", "DataConfig", "TrainingConfig"]
+__all__ = ["Config", "DataConfig", "OneStep", "TrainingConfig"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,56 @@ class TrainingConfig:
             raise UserError(f"training.seed: {self.seed} is out of range; give an integer from 0 to about 9e18")
 
 
+Weights = Literal["teacher", "random", "trunk", "ends"]
+"""Where weights start: all from the teacher, none, those of trunk and modulation alone, or all but those."""
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """How a trained denoiser, the teacher, becomes a one-step generator.
+
+    The critic is what the generator learns from: a ratio network, or a student that learns the generator's score.
+    """
+
+    teacher: Annotated[str, Suppress] = ""  # the first argument of the command
+    """The run that it begins from; its model is copied into this one."""
+    method: Annotated[Literal["ratio", "score", "dmd"], Suppress] = "ratio"  # --method
+    ratio: DensityRatio = field(default_factory=DensityRatio)
+    score: ScoreDistillation = field(default_factory=ScoreDistillation)
+    generator: Weights = "teacher"
+    generator_trains: Literal["all", "norms"] = "all"
+    """norms: the matrices of the trunk's blocks stay as they are."""
+    critic: Weights = "teacher"
+    critic_trains: Literal["all", "norms"] = "all"
+    critic_blocks: int | None = None
+    """Depth of the ratio network: the teacher's first blocks. None: all."""
+    critic_rate: float = 3e-4
+    """Learning rate of the critic; that of the generator is `training.learning_rate`."""
+    critic_updates: int = 1
+    """Critic updates, each on a batch of its own, for each update of the generator."""
+    critic_warmup: int = 9_600
+    """Images that the critic learns from before the generator moves."""
+    codec_share: float = 0.25
+    """Share of the batch on which encoder and decoder, which are the same network, are kept as they were …"""
+    codec_weight: float = 1.0
+    """… and the weight of that."""
+    renoised: float = 0.0
+    """Share of the generator's inputs that are noised data instead of noise, which teaches it a few steps as well."""
+    selection: int = 1000
+    """Samples of the small measurement that chooses the published checkpoint; 0 publishes the last."""
+
+    def __post_init__(self) -> None:
+        settings.check(
+            "onestep",
+            self,
+            positive=("critic_rate", "critic_updates"),
+            not_negative=("critic_warmup", "codec_weight", "selection"),
+            shares=("codec_share", "renoised"),
+        )
+        if self.selection == 1:
+            raise UserError("onestep.selection: 1 sample has no distance; give at least 2, or 0 to publish the last")
+
+
 @dataclass(frozen=True)
 class Config:
     """A run, wholly. `onefold.recipe(name)` makes one; `with_changes` adapts it."""
@@ -116,6 +168,23 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampler: Sampler = field(default_factory=Sampler)
     """What `sample` and `evaluate` use unless told otherwise."""
+    onestep: Annotated[OneStep | None, Suppress] = None  # made by `onefold onestep`
+    """Of a run that makes a one-step generator, which is trained by this and not by the objective above."""
+
+    def __post_init__(self) -> None:
+        options = self.onestep
+        if options is None:
+            return
+        if options.critic_warmup >= self.training.images:
+            raise UserError(
+                f"onestep.critic_warmup: {options.critic_warmup:,} images leave none of {self.training.images:,} for "
+                "the generator; give a shorter warm-up or more --images"
+            )
+        if self.network.space == "latents" and (options.generator, options.generator_trains) != ("teacher", "all"):
+            raise UserError(
+                "onestep.generator: with other weights than the teacher's it would lose its decoder, which is the same "
+                "network; begin from a run in pixels (--network.space pixels)"
+            )
 
     def with_changes(self, changes: dict[str, Any]) -> Self:
         """A copy with changed settings, e.g. {"training.batch": 32}; unknown names raise a UserError."""

@@ -17,7 +17,8 @@ __all__ = ["reconstructions", "sample_grid", "save_grids"]
 @torch.no_grad()
 def reconstructions(network: Network, x: UInt8[Tensor, "n C H W"]) -> UInt8[np.ndarray, "n H W C"]:
     """Encode and decode uint8 images."""
-    return to_uint8(network.decode(network.encode(to_float(x)))).permute(0, 2, 3, 1).cpu().numpy()
+    x_hat = network.decode(network.encode(to_float(x.to(network.device))))
+    return to_uint8(x_hat).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def sample_grid(
@@ -31,6 +32,7 @@ def sample_grid(
         seed=seed,
         solver=sampler.solver,
         shift=sampler.shift,
+        guidance_interval=sampler.guidance_interval,
     )
     classes = network.config.classes
     labels = f"(seed + k) mod {classes}" if classes else "none"

@@ -30,10 +30,10 @@ class RunLog:
         """Open for a run that stands at `images`; what an abandoned continuation logged beyond it is removed."""
         self.path = path
         kept = [line for line in read_log(path) if line["images"] <= images]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
-        with writing(self.path), self.path.open("a") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -42,7 +42,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:  # the last line of a killed process may be cut short

@@ -26,6 +26,8 @@ from onefold.training.engine import Interruption, autocast, eager, resolve_devic
 from onefold.training.grids import save_grids
 from onefold.training.health import CURE, Watch
 from onefold.training.log import ImageProgress, RunLog, Window, peak_memory
+from onefold.training.onestep import keep_teacher, onestep_step
+from onefold.training.onestep_watch import OneStepWatch
 from onefold.training.optimizer import rate_factor, set_rates
 from onefold.training.run import Run, create_folder, fitted, load_run, open_data
 from onefold.training.stages import enter, stage_at
@@ -152,13 +154,14 @@ def _train_on(
     log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
     shown, _ = read_all(test, np.arange(min(len(test), 30)))
     shown = shown.to(device)
-    watch = Watch(run, test, device)
+    watch = OneStepWatch(run, data, test, device) if config.onestep else Watch(run, test, device)
+    step = onestep_step if config.onestep else training_step
     loader = _loader(data, config, state, progress)
     while state.counters.images < training.images:
         enter(state, config, data)
         x, y = next(loader)
         state.window.begin()
-        values = training_step(state, to_float(x.to(device)), y.to(device), config)
+        values = step(state, to_float(x.to(device)), y.to(device), config)
         state.window.end(values, len(x), skipped=state.counters.skipped_in_row > 0)
         progress.update(state.counters.images)
         if state.counters.skipped_in_row >= SKIPS_IN_ROW:
@@ -220,7 +223,11 @@ def _check_fit(config: Config, data: Dataset) -> None:
 
 def _newest_state(run: Run, device: torch.device) -> TrainingState:
     found = states.checkpoints(run.folder)
-    state = states.load(run.config, found[-1], device) if found else TrainingState.fresh(run.config, device)
+    teacher = keep_teacher(run).to(device) if run.config.onestep else None
+    if found:
+        state = states.load(run.config, found[-1], device, teacher)
+    else:
+        state = TrainingState.fresh(run.config, device, teacher)
     if run.config.training.compile == "yes":
         state.compile()
     return state

@@ -76,14 +76,16 @@ class Muon(Optimizer):
 def block_matrices(network: Network) -> list[nn.Parameter]:
     """What Muon is for: the matrices of the trunk's blocks."""
     blocks = (p for trunk in network.trunks for p in trunk.blocks.parameters())
-    return [p for p in blocks if p.ndim == 2 and min(p.shape) > 6]
+    return [p for p in blocks if p.ndim == 2 and min(p.shape) > 6 and p.requires_grad]
 
 
 def build_optimizers(network: Network, config: TrainingConfig) -> list[Optimizer]:
-    """AdamW alone, or AdamW and Muon. Vectors, embeddings and offsets have no weight decay."""
+    """AdamW alone, or AdamW and Muon. Vectors, embeddings and offsets have no weight decay; frozen weights
+    are left out.
+    """
     matrices = block_matrices(network)
     by_muon = {id(p) for p in matrices} if config.optimizer == "muon" else set[int]()
-    rest = [(name, p) for name, p in network.named_parameters() if id(p) not in by_muon]
+    rest = [(name, p) for name, p in network.named_parameters() if p.requires_grad and id(p) not in by_muon]
 
     def decays(name: str, p: Tensor) -> bool:
         return p.ndim == 2 and not name.endswith("offset") and not name.startswith(("roles", "labels"))

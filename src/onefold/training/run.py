@@ -11,6 +11,7 @@ from onefold import __version__, settings
 from onefold.architecture import Network
 from onefold.data import Dataset, holdout, open_dataset
 from onefold.errors import UserError
+from onefold.sampling import check_guidance
 from onefold.training.config import Config, DataConfig
 from onefold.training.log import read_log
 
@@ -50,7 +51,7 @@ def load_run(folder: str | Path) -> Run:
     if not path.is_file():
         raise UserError(f"{folder}: not a run (no config.json); give the folder that `onefold train --out` made")
     try:
-        described = json.loads(path.read_text())["config"]
+        described = json.loads(path.read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
     return Run(folder, settings.from_json(Config, json.dumps(described), str(path)))
@@ -73,7 +74,7 @@ def create_folder(folder: Path, config: Config) -> Run:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     return Run(folder, config)
@@ -100,12 +101,16 @@ def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
 def fitted(config: Config, data: Dataset) -> Config:
     """The configuration with the network's image size, channels and classes taken from the data.
 
-    A network with `classes` = 0 stays unconditional. Raises a UserError if the patch does not divide the images.
+    A network with `classes` = 0 stays unconditional.
+
+    Raises:
+        UserError: a patch that does not divide the images, or a sampler with guidance where there are no classes.
     """
     height, width, channels = data.image_shape
     classes = data.classes if config.network.classes else 0
     network = replace(config.network, image_size=(height, width), channels=channels, classes=classes)
     _ = network.grid  # says so if the patch does not divide the images
+    check_guidance(config.sampler.guidance, classes)
     return replace(config, network=network)
 
 

@@ -30,7 +30,7 @@ MEASURED = 4096
 class Stage(NamedTuple):
     """A part of a run."""
 
-    name: Literal["joint", "autoencoder", "diffusion"]
+    name: Literal["joint", "autoencoder", "diffusion", "onestep"]
     start: int
     """Images seen before it."""
     training: TrainingConfig
@@ -40,6 +40,8 @@ class Stage(NamedTuple):
 def stage_at(images: int, config: Config) -> Stage:
     """The stage of the step that begins after `images` images."""
     training = config.training
+    if config.onestep is not None:
+        return Stage("onestep", 0, training)
     if config.network.architecture == "one_network":
         return Stage("joint", 0, training)
     change = _change(config)
@@ -61,7 +63,7 @@ def enter(state: TrainingState, config: Config, data: Dataset) -> None:
     as they are from then on, and its latents are normalised by their mean and standard deviation over the data.
     """
     network = state.published
-    if not isinstance(network, ThreeNetworks) or state.counters.images != _change(config):
+    if not isinstance(network, ThreeNetworks) or config.onestep is not None or state.counters.images != _change(config):
         return
     network.normalise(*_latent_moments(network, data))
     for copy in (state.network, *state.averages):

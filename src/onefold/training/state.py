@@ -18,16 +18,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onefold import settings
 from onefold.architecture import Network, build
 from onefold.errors import UserError, reason
+from onefold.ratio import RatioNet
 from onefold.training import ema
 from onefold.training.config import Config
+from onefold.training.critic import Duel
 from onefold.training.log import Window
 from onefold.training.optimizer import build_optimizers
+from onefold.trunk import Trunk
 
 __all__ = ["Counters", "TrainingState", "checkpoints", "load", "publish", "save"]
 
@@ -45,6 +48,12 @@ class Counters:
     skipped_in_row: int = 0
     rollbacks: int = 0
     """Returns to an earlier checkpoint after too many skipped steps in a row."""
+    generator_updates: int = 0
+    """Of a one-step generator: updates of the generator, which the critic's outnumber."""
+    best: float | None = None
+    """Of a one-step generator: the least Fréchet distance measured along the run …"""
+    best_images: int = 0
+    """… and when."""
 
 
 @dataclass
@@ -57,25 +66,41 @@ class TrainingState:
     counters: Counters = field(default_factory=Counters)
     window: Window = field(default_factory=Window)
     """What the next log line is the mean of."""
+    duel: Duel | None = None
+    """What a one-step generator learns from."""
 
     @classmethod
-    def fresh(cls, config: Config, device: torch.device) -> "TrainingState":
-        """Random weights from the run's seed, drawn on the CPU and so the same for every device."""
+    def fresh(cls, config: Config, device: torch.device, teacher: Network | None = None) -> "TrainingState":
+        """Random weights from the run's seed, drawn on the CPU and so the same for every device.
+
+        A one-step generator begins with what `config.onestep` takes from the teacher.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             network = build(config.network).to(device)
+            duel = None if teacher is None else Duel.fresh(network, teacher, config)
         averages = [ema.average_of(network) for _ in config.training.ema_half_lives]
-        return cls(network, averages, build_optimizers(network, config.training))
+        return cls(network, averages, build_optimizers(network, config.training), duel=duel)
 
     @property
     def published(self) -> Network:
-        """The average that is saved as the run's model, sampled and evaluated."""
-        return self.averages[-1]
+        """What is saved as the run's model, sampled and evaluated: the last average, of a one-step run the best."""
+        best = self.duel.best if self.duel else None
+        return best or self.averages[-1]
 
     def compile(self) -> None:
-        """Compile the trunks of the network and of the objective's target in place; their names stay as they are."""
-        for trunk in (*self.network.trunks, *self.averages[0].trunks):
-            trunk.compile(dynamic=False)
+        """Compile all trunks that a step uses, in place; their names stay as they are."""
+        torch._dynamo.config.recompile_limit = 64  # shapes and gradients of all roles share the code of one trunk
+        used = [self.averages[0]] if self.duel is None else [self.duel.teacher, self.duel.critic]
+        for module in (self.network, *used):
+            for part in module.modules():
+                if isinstance(part, Trunk):
+                    part.compile(dynamic=False)
+
+    @property
+    def all_optimizers(self) -> list[Optimizer]:
+        """Those of the network, and the critic's."""
+        return self.optimizers if self.duel is None else [*self.optimizers, self.duel.optimizer]
 
     def generator(self, seed: int, device: torch.device) -> torch.Generator:
         """The source of the next step's random numbers."""
@@ -92,7 +117,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_complete(path: Path) -> bool:
     """Whether `COMPLETE` is there and every file has the size that it names."""
     try:
-        sizes = json.loads((path / "COMPLETE").read_text())
+        sizes = json.loads((path / "COMPLETE").read_text(encoding="utf-8"))
         return all((path / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
@@ -112,7 +137,7 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sizes = {path.name: path.stat().st_size for path in sorted(final.iterdir())}
-        (final / "COMPLETE").write_text(json.dumps(sizes))
+        (final / "COMPLETE").write_text(json.dumps(sizes), encoding="utf-8")
         _flush(final)
         publish(state, folder)
     except (OSError, SafetensorError) as error:
@@ -125,17 +150,17 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
     return final
 
 
-def load(config: Config, path: Path, device: torch.device) -> TrainingState:
-    """The state saved in a checkpoint folder.
+def load(config: Config, path: Path, device: torch.device, teacher: Network | None = None) -> TrainingState:
+    """The state saved in a checkpoint folder; that of a one-step generator needs its teacher.
 
     Raises:
         UserError: a checkpoint that is incomplete, damaged, or of another configuration.
     """
     if not is_complete(path):
         raise UserError(f"{path}: the checkpoint is incomplete; delete it to go on from the one before")
-    state = TrainingState.fresh(config, device)
+    state = TrainingState.fresh(config, device, teacher)
     try:
-        described = json.loads((path / "state.json").read_text())
+        described = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if described["format"] != FORMAT:
             raise UserError(f"{path}: written as {described['format']!r}, this version reads {FORMAT!r}")
         if described["network"] != json.loads(settings.to_json(config.network)):
@@ -143,12 +168,17 @@ def load(config: Config, path: Path, device: torch.device) -> TrainingState:
         state.network.load_state_dict(load_file(path / "network.safetensors", device=str(device)))
         for k, average in enumerate(state.averages):
             average.load_state_dict(load_file(path / f"average-{k}.safetensors", device=str(device)))
+        if state.duel is not None:
+            state.duel.critic.load_state_dict(load_file(path / "critic.safetensors", device=str(device)))
         moments = load_file(path / "optimizer.safetensors", device=str(device))
-        if described["optimizer"] != _kind(state.optimizers, moments):
+        if described["optimizer"] != _kind(state.all_optimizers, moments):
             raise UserError(f"{path}: its optimizer.safetensors is not what this run's optimizer left")
-        _set_optimizer_tensors(state.optimizers, moments)
+        _set_optimizer_tensors(state.all_optimizers, moments)
         state.counters = Counters(**described["counters"])
         state.window = Window.from_json(described["window"], device)
+        if state.duel is not None and state.counters.best is not None:
+            state.duel.best = ema.average_of(state.averages[-1]).cpu()
+            state.duel.best.load_state_dict(load_file(path / "best.safetensors"))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -164,16 +194,20 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
     save_file(_tensors(state.network), folder / "network.safetensors")
     for k, average in enumerate(state.averages):
         save_file(_tensors(average), folder / f"average-{k}.safetensors")
-    moments = _optimizer_tensors(state.optimizers)
+    if state.duel is not None:
+        save_file(_tensors(state.duel.critic), folder / "critic.safetensors")
+        if state.duel.best is not None:
+            save_file(_tensors(state.duel.best), folder / "best.safetensors")
+    moments = _optimizer_tensors(state.all_optimizers)
     save_file(moments, folder / "optimizer.safetensors")
     described = {
         "format": FORMAT,
-        "optimizer": _kind(state.optimizers, moments),
+        "optimizer": _kind(state.all_optimizers, moments),
         "counters": asdict(state.counters),
         "window": state.window.to_json(),
         "network": json.loads(settings.to_json(config.network)),
     }
-    (folder / "state.json").write_text(json.dumps(described, indent=2))
+    (folder / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     _flush(folder)
 
 
@@ -190,10 +224,17 @@ def _sweep(folder: Path) -> None:
 
 
 def publish(state: TrainingState, folder: Path) -> None:
-    """Replace `model/` by the published average; both files are exchanged whole."""
-    temporary, final = folder / ".writing-model", folder / "model"
+    """Replace `model/` by the published network, and `ratio/` by the ratio network if there is one."""
+    _exchange(state.published, folder, "model")
+    if state.duel is not None and state.duel.critic.ratio is not None:
+        _exchange(state.duel.critic.ratio, folder, "ratio")
+
+
+def _exchange(module: Network | RatioNet, folder: Path, name: str) -> None:
+    """Write a network into a folder; all files are exchanged whole."""
+    temporary, final = folder / f".writing-{name}", folder / name
     shutil.rmtree(temporary, ignore_errors=True)
-    state.published.save_pretrained(temporary)
+    module.save_pretrained(temporary)
     _flush(temporary)
     final.mkdir(exist_ok=True)
     for path in temporary.iterdir():
@@ -217,7 +258,7 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _tensors(network: Network) -> dict[str, Tensor]:
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in network.state_dict().items()}
 
 

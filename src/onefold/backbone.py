@@ -1,0 +1,53 @@
+"""The backbone: what reads noised latents, whoever asks. A trunk with its entrance and its conditioning on t and y.
+
+    h = trunk(entrance(z_t), modulation(time(t) + label(y)))
+
+A pixel diffusion model is one with a linear exit (`pixel_network.py`), a ratio network one with a pooling head
+(`ratio.py`). Every network here can give a copy of its own (`Network.backbone`), with what it has learned.
+"""
+
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from onefold.trunk import Modulation, Trunk, fourier_features
+
+__all__ = ["TIME_FEATURES", "Backbone"]
+
+TIME_FEATURES = 64
+
+
+class Backbone(nn.Module):
+    """Tokens of noised latents, with random weights."""
+
+    def __init__(self, numbers: int, width: int, depth: int, heads: int, grid: tuple[int, int], classes: int) -> None:
+        """`numbers` per latent token; `depth` blocks on a `grid` of tokens; `classes` + 1 vectors of labels."""
+        super().__init__()
+        self.entrance = nn.Linear(numbers, width)
+        self.time = nn.Linear(TIME_FEATURES, width, bias=False)
+        self.labels = nn.Embedding(classes + 1, width)
+        self.modulation = Modulation(width)
+        self.trunk = Trunk(width, depth, heads, *grid)
+        self.classes = classes
+
+    def forward(
+        self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B N W"]:
+        """Tokens behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        return self.trunk(self.entrance(z_t), self.condition(t, y))
+
+    def condition(self, t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None) -> Float[Tensor, "B 6 W"]:
+        """The trunk's modulation at times t, given labels y (None: no class)."""
+        if y is None:
+            y = torch.full(t.shape, self.classes, device=t.device)
+        return self.modulation(self.time(fourier_features(t, TIME_FEATURES)) + self.labels(y))
+
+    @torch.no_grad()
+    def copy_from(self, **parts: nn.Module) -> Self:
+        """Take over the weights of a network's parts, by name; of a deeper trunk those of its first blocks."""
+        for name, part in parts.items():
+            own, theirs = getattr(self, name), part.state_dict()
+            own.load_state_dict({key: theirs[key] for key in own.state_dict()})
+        return self

@@ -1,0 +1,85 @@
+"""`onefold evaluate`."""
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from onefold import evaluation, metrics, tables
+from onefold.commands.images import chosen_sampler, chosen_verifier
+from onefold.commands.terminal import console, hush
+from onefold.errors import writing
+from onefold.training.engine import resolve_device
+from onefold.training.run import load_run
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    run: Positional[Path],
+    /,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: Literal["euler", "heun", "renoise"] | None = None,
+    shift: float | None = None,
+    best_of: int | None = None,
+    resample: int | None = None,
+    images: int = 5000,
+    seed: int = 0,
+    batch: int = 256,
+    features: Path | None = None,
+    features_sha256: str | None = None,
+    features_size: int = 299,
+    reference: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Measure a run against real images; writes evaluation/….json into the run.
+
+    Example: onefold evaluate runs/digits --steps 50 --json
+
+    Args:
+        run: A run's folder.
+        steps: Steps of the solver. Default: the run's.
+        guidance: Weight of classifier-free guidance; 1 is none.
+        solver: ODE solver.
+        shift: Time shift of the solver's grid.
+        best_of: Of N samples for each image keep the one that the run's ratio network prefers.
+        resample: Of N samples for each image draw one by the run's ratio network.
+        images: Generated and reference images, at most as many as there are training images.
+        seed: Seed of the first generated image.
+        batch: Images per call of the networks; does not change the result.
+        features: Feature extractor: .safetensors, .pt (TorchScript) or .onnx. Default: a small classifier of the data.
+        features_sha256: Refuse the features' file if it has another SHA-256.
+        features_size: Side to which images are resized for a foreign extractor.
+        reference: Statistics of `onefold data stats` to measure a further Fréchet distance against.
+        device: auto, cpu, cuda, …
+        json: Print the record as JSON.
+        quiet: Print nothing but the record.
+    """
+    loaded = load_run(run)
+    sampler = chosen_sampler(run, steps=steps, guidance=guidance, solver=solver, shift=shift)
+    verifier = chosen_verifier(run, best_of=best_of, resample=resample)
+    record = evaluation.evaluate(
+        loaded,
+        sampler=sampler,
+        images=images,
+        seed=seed,
+        batch=batch,
+        extractor=metrics.from_file(features, features_sha256, size=features_size) if features else None,
+        reference=metrics.Moments.load(reference) if reference else None,
+        device=resolve_device(device),
+        verifier=verifier,
+        say=hush if quiet or json else lambda line: console.print(line, style="dim"),
+    )
+    name = f"{sampler.solver}-{sampler.steps}-guidance-{sampler.guidance:g}-shift-{sampler.shift:g}-seed-{seed}"
+    name += f"-best-of-{best_of}" if best_of else f"-resample-{resample}" if resample else ""
+    path = run / "evaluation" / f"{name}.json"
+    with writing(path):
+        record.write(path)
+    if json:
+        print(path.read_text(encoding="utf-8"), end="")
+    else:
+        tables.show_record(console, record)
+        console.print(f"{path}")

@@ -1,0 +1,122 @@
+"""`onefold sample` and `onefold reconstruct`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from onefold import pixels
+from onefold.architecture import Network
+from onefold.commands.terminal import console
+from onefold.errors import UserError
+from onefold.ratio import RatioNet
+from onefold.reconstruction import reconstruct_files
+from onefold.sampling import Sampler, check_guidance, resolve_labels
+from onefold.training.run import load_run
+from onefold.verifier import Verifier
+
+__all__ = ["chosen_sampler", "chosen_verifier", "reconstruct", "sample"]
+
+
+def sample(
+    run: Positional[Path],
+    /,
+    n: int = 64,
+    out: Path | None = None,
+    labels: tuple[int, ...] | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: Literal["euler", "heun", "renoise"] | None = None,
+    shift: float | None = None,
+    best_of: int | None = None,
+    resample: int | None = None,
+    seed: int = 0,
+    batch: int = 256,
+    separate: bool = False,
+) -> None:
+    """Generate images with a run's network.
+
+    Example: onefold sample runs/digits --n 100 --steps 50 --labels 3 --out threes.png
+
+    Args:
+        run: A run's folder, a saved network's folder, or a network on the hub (owner/name).
+        n: Number of images.
+        out: PNG file of the grid, or folder with --separate. Default: samples.png in the current folder.
+        labels: One label for all images, or one for each. Default: (seed + k) mod K.
+        steps: Steps of the solver; 1 is one-step generation. Default: the run's, else 50.
+        guidance: Weight of classifier-free guidance; 1 is none.
+        solver: Of the ODE; or renoise, for a one-step generator in a few steps.
+        shift: Time shift of the solver's grid.
+        best_of: Of N samples for each image keep the one that the run's ratio network prefers.
+        resample: Of N samples for each image draw one by the run's ratio network, which keeps more variety.
+        seed: Seed of the first image; image k has seed + k.
+        batch: Images per call of the network; does not change them.
+        separate: Write one PNG per image, named by its seed and label, instead of a grid.
+    """
+    network = Network.from_pretrained(run)
+    sampler = chosen_sampler(run, steps=steps, guidance=guidance, solver=solver, shift=shift)
+    if labels is not None and len(labels) == 1:
+        labels = labels * n
+    y = resolve_labels(n, labels, seed, network.config.classes)
+    chosen = chosen_verifier(run, best_of=best_of, resample=resample)
+    check_guidance(sampler.guidance, network.config.classes)
+    source = chosen(network) if chosen else network
+    images = network.pictures(source.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
+    origin = {"network": run, "steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
+    if chosen:
+        origin["choice"] = str(source)
+    if separate:
+        folder = out or Path("samples")
+        for k, image in enumerate(images):
+            label = "" if y is None else f"-class{y[k]}"
+            seeded = {**origin, "seed": seed + k, "label": "none" if y is None else y[k]}
+            pixels.save_png(folder / f"seed{seed + k}{label}.png", image, seeded)
+        console.print(f"{n} images in {folder}")
+        return
+    path = out or Path("samples.png")
+    pixels.save_png(path, pixels.grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
+    console.print(f"{path}: {n} images, {sampler.steps} steps")
+
+
+def reconstruct(
+    run: Positional[Path],
+    images: Positional[tuple[Path, ...]],
+    /,
+    out: Path = Path("reconstructions.png"),
+) -> None:
+    """Encode and decode images: above the originals, below what the network makes of them.
+
+    Example: onefold reconstruct runs/digits one.png two.png --out both.png
+
+    Args:
+        run: A run's folder or a saved network's folder.
+        images: Image files of the network's size, or a data source (folder, .zip, …; its first 30 images).
+        out: PNG file to write.
+    """
+    psnr, count = reconstruct_files(run, images, out)
+    console.print(f"{out}: {count} images, PSNR {psnr:.2f} dB")
+
+
+def chosen_sampler(run: Path, **wanted: Any) -> Sampler:
+    """The run's own sampler (or the default one), with the options that were given."""
+    own = load_run(run).config.sampler if (run / "checkpoints").is_dir() else Sampler()
+    return replace(own, **{name: value for name, value in wanted.items() if value is not None})
+
+
+def chosen_verifier(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:
+    """What makes the verifier of a network with the run's ratio network; None if none is wanted."""
+    if best_of is None and resample is None:
+        return None
+    option, count = ("--best-of", best_of) if best_of is not None else ("--resample", resample)
+    if best_of is not None and resample is not None:
+        raise UserError("--best-of: cannot go with --resample; choose one")
+    assert count is not None
+    if count < 1:
+        raise UserError(f"{option}: {count} is not positive; give at least 1")
+    if not (run / "ratio").is_dir():
+        raise UserError(f"{option}: {run} has no ratio network; give a run that `onefold onestep` made")
+    ratio = RatioNet.from_pretrained(run / "ratio")
+    choice = "best" if best_of is not None else "resample"
+    return lambda network: Verifier(network, ratio.to(network.device), count, choice)

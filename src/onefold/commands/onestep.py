@@ -1,0 +1,69 @@
+"""`onefold onestep`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from onefold import tables
+from onefold.arguments import parse
+from onefold.commands.terminal import console
+from onefold.errors import UserError
+from onefold.recipes import recipe
+from onefold.training import loop
+from onefold.training.config import OneStep, TrainingConfig
+from onefold.training.onestep import converted, onestep_of
+
+__all__ = ["onestep"]
+
+
+def onestep(arguments: list[str]) -> None:
+    """Make a one-step generator of a trained run."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if not named and not {"--help", "-h"} & set(arguments):
+        raise UserError("onestep: give the folder of a trained run first; see `onefold onestep --help`")
+    teacher, options = (Path(arguments[0]), arguments[1:]) if named else (Path("RUN"), arguments)
+    resumes = "--resume" in options or not named
+    default = onestep_of(recipe("digits"), OneStep()) if resumes else converted(teacher)
+    default_options = default.onestep or OneStep()
+
+    def onestep_run(
+        method: Literal["ratio", "score", "dmd"] = "ratio",
+        out: Path | None = None,
+        images: int | None = None,
+        resume: bool = False,
+        on_collapse: Literal["warn", "stop", "ignore"] = "warn",
+        quiet: bool = False,
+        options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default_options,
+        training: TrainingConfig = default.training,
+    ) -> None:
+        """Make a one-step generator of a trained run, RUN, which comes first and stays as it is.
+
+        The same network is taught by data through a learned density ratio, or by one of the methods that it replaces.
+
+        Example: onefold onestep runs/digits --out runs/digits-onestep
+
+        Args:
+            method: What teaches it: a density ratio, or the difference of two scores (score: Diff-Instruct; dmd).
+            out: Folder of the new run. Default: RUN-onestep (RUN-score, RUN-dmd).
+            images: Length of the training; the same as training.images.
+            resume: Continue the run in --out from its newest checkpoint, with its own settings.
+            on_collapse: When the samples leave the data: say so, stop with exit code 3, or log it only.
+            quiet: No progress bar, no summary.
+            options: How generator and critic are trained.
+            training: Settings of the new run; the defaults shown follow from RUN.
+        """
+        beside = teacher if teacher.name not in ("", "..") else teacher.resolve()
+        name = f"{teacher.resolve().name}-{'onestep' if method == 'ratio' else method}"
+        folder = out or beside.with_name(name)
+        if resume:
+            finished = loop.train(None, folder, resume=True, quiet=quiet)
+        else:
+            own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
+            config = replace(default, training=own, onestep=replace(options, method=method))
+            finished = loop.train(config, folder, quiet=quiet)
+        if not quiet:
+            tables.show_run(console, finished)
+
+    parse(onestep_run, options, f"onefold onestep {teacher}")

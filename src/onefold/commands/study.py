@@ -1,0 +1,77 @@
+"""`onefold study`."""
+
+from pathlib import Path
+
+from onefold.commands.terminal import console, hush
+
+__all__ = ["collapse", "initialisation"]
+
+
+def collapse(
+    data: str | None = None,
+    budget: int = 19_200,
+    seeds: int = 3,
+    arms: tuple[str, ...] | None = None,
+    draws: int = 1,
+    recipe: str = "digits",
+    out: Path = Path("runs/study-collapse"),
+    jobs: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Compare naive joint training, and each step from it to DSD, under one budget; writes table and pictures.
+
+    Example: onefold study collapse --budget 19200 --seeds 3 --jobs 2
+
+    Args:
+        data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+        budget: Images that each network is trained on.
+        seeds: Trainings of each arm, with seeds 0, 1, …
+        arms: Arms by name; a wrong one lists all. Default: the nine that docs/ablations.md describes.
+        draws: Denoising draws for each encoding, in all arms but those named after their own.
+        recipe: The recipe that gives all other settings.
+        out: The study's folder; an interrupted study in it is continued.
+        jobs: Trainings at a time.
+        quiet: No progress bar, no lines.
+    """
+    from onefold import studies  # only here, since it loads matplotlib
+
+    study = studies.collapse(data, budget=budget, seeds=seeds, arms=arms, draws=draws, name=recipe)
+    studies.run_study(study, out, jobs=jobs, say=hush if quiet else console.print, quiet=quiet)
+    if not quiet:
+        console.print(f"{out}: table.md, table.json, table.csv, curves.png, spectrum.png, samples.png, …")
+
+
+def initialisation(
+    data: str | None = None,
+    teacher_budget: int = 64_000,
+    budget: int = 48_000,
+    seeds: int = 3,
+    arms: tuple[str, ...] | None = None,
+    recipe: str = "digits",
+    out: Path = Path("runs/study-initialisation"),
+    jobs: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Compare what a one-step generator and its ratio network start from, in pixels; writes table and pictures.
+
+    Example: onefold study initialisation --seeds 3 --jobs 2
+
+    Args:
+        data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+        teacher_budget: Images that each teacher, a diffusion model, is trained on.
+        budget: Images that each one-step generator is trained on.
+        seeds: Trainings of each arm, with seeds 0, 1, …
+        arms: Arms by name; a wrong one lists all. Default: all.
+        recipe: The recipe that gives all other settings.
+        out: The study's folder; an interrupted study in it is continued.
+        jobs: Trainings at a time.
+        quiet: No progress bar, no lines.
+    """
+    from onefold import studies  # only here, since it loads matplotlib
+
+    study = studies.initialisation(
+        data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, name=recipe
+    )
+    studies.run_study(study, out, jobs=jobs, say=hush if quiet else console.print, quiet=quiet)
+    if not quiet:
+        console.print(f"{out}: table.md, table.json, table.csv, curves.png, samples.png")

@@ -1,0 +1,93 @@
+"""`onefold train`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from onefold import tables
+from onefold.arguments import parse
+from onefold.commands.terminal import console
+from onefold.errors import UserError
+from onefold.recipes import RECIPES, recipe
+from onefold.training import loop
+from onefold.training.config import Config
+from onefold.training.run import Run, load_run
+from onefold.training.state import checkpoints
+
+__all__ = ["train"]
+
+
+def train(arguments: list[str]) -> None:
+    """Train one network, end to end."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if not named and not {"--resume", "--help", "-h"} & set(arguments):
+        raise UserError(f"train: give a recipe first, one of {', '.join(RECIPES)}; see `onefold train --help`")
+    name, options = (arguments[0], arguments[1:]) if named else ("digits", arguments)
+    default = recipe(name)
+
+    def train_recipe(
+        data: str | None = None,
+        test_data: str | None = None,
+        unreadable: Literal["refuse", "skip"] = default.data.unreadable,
+        architecture: Literal["one-network", "three-networks"] | None = None,
+        out: Path | None = None,
+        resume: bool = False,
+        steps: int | None = None,
+        on_collapse: Literal["warn", "stop", "ignore"] | None = None,
+        quiet: bool = False,
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+    ) -> None:
+        """Train one network, end to end. RECIPE comes first: digits, cifar10, imagenet256-s, -m or -b.
+
+        Example: onefold train cifar10 --data cifar10-train.zip --out runs/cifar10 --training.batch 128
+
+        Args:
+            data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+            test_data: Images for evaluation alone. Default: a part set apart from the data.
+            unreadable: Stop at an image that cannot be read, or leave it out.
+            architecture: One network, or the baseline of three, trained in two stages. Default: the recipe's.
+            out: The run's folder. Default: runs/RECIPE.
+            resume: Continue the run in --out from its newest checkpoint, with its own settings.
+            steps: Stop after so many optimiser steps (sets training.images), for a short trial.
+            on_collapse: When the latents have collapsed: say so, stop with exit code 3, or log it only. Default: warn.
+            quiet: No progress bar, no summary.
+            config: All settings of the run; the defaults shown are the recipe's.
+        """
+        if resume:
+            if steps is not None:
+                raise UserError("--steps: a resumed run keeps its own length; leave it out, or start a new run")
+            finished = _resumed(out or Path("runs") / name, quiet=quiet)
+        else:
+            config = config.with_changes({"data.unreadable": unreadable})
+            if architecture is not None:
+                config = config.with_changes({"network.architecture": architecture.replace("-", "_")})
+            if on_collapse is not None:
+                config = config.with_changes({"training.on_collapse": on_collapse})
+            finished = loop.train(_worked_in(config, data, test_data, steps), out, quiet=quiet)
+        if not quiet:
+            tables.show_run(console, finished)
+
+    parse(train_recipe, options, f"onefold train {name if named else 'RECIPE'}")
+
+
+def _resumed(folder: Path, *, quiet: bool) -> Run:
+    """The run, trained to its end; says so if it had reached it before."""
+    images, saved = load_run(folder).config.training.images, checkpoints(folder)
+    if saved and int(saved[-1].name) >= images and not quiet:
+        cure = "for a longer training, start a new run with more --training.images"
+        console.print(f"{folder}: already finished, at {images:,} images; {cure}")
+    return loop.train(None, folder, resume=True, quiet=quiet)
+
+
+def _worked_in(config: Config, data: str | None, test_data: str | None, steps: int | None) -> Config:
+    """The configuration with --data, --test-data and --steps in it."""
+    if data is not None:
+        config = config.with_changes({"data.source": data, "data.test": test_data})
+    elif test_data is not None:
+        config = config.with_changes({"data.test": test_data})
+    if steps is not None:
+        if steps < 1:
+            raise UserError(f"--steps: {steps} is not positive; give at least 1")
+        config = config.with_changes({"training.images": steps * config.training.batch})
+    return config

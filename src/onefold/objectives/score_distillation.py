@@ -1,0 +1,79 @@
+"""The practice that the density ratio replaces: a generator trained by the difference of two scores.
+
+A teacher's denoiser f_p gives the score of noised data, a student denoiser f_q, trained along on the generator's
+samples, that of noised samples. The gradient of the reverse Kullback–Leibler divergence at a sample x is
+
+    E_t w(t) (s_q − s_p)(x_t, t) · t,     s_q − s_p = t (f_q − f_p)(x_t, t) / (1−t)²,
+
+where the weight w(t) = (1−t)²/t² leaves the plain difference of the two clean predictions.
+
+    score    f_q − f_p: variational score distillation (Wang et al., 2023), Diff-Instruct (Luo et al., 2023)
+    dmd      (f_q − f_p) / mean |x − f_p(x_t)|, each sample by its own mean (Yin et al., 2024), optionally with the
+             gradient of a discriminator at the noised sample (Yin et al., 2024, "DMD2")
+
+Both errors, the teacher's and the student's, enter the gradient; `studies/bias.py` measures them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from onefold import settings
+from onefold.objectives.density_ratio import NoiseDraws
+from onefold.paths import Linear, TimeDistribution, noised
+
+__all__ = ["ScoreDistillation", "score_gradient", "student_loss"]
+
+Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t (B, …), t (B,), y (B,) or None) → clean prediction (B, …)."""
+
+
+@dataclass(frozen=True)
+class ScoreDistillation:
+    """Options of the distillation by scores."""
+
+    time: TimeDistribution = field(default_factory=TimeDistribution)
+    """Noise levels of both losses …"""
+    latest: float = 0.98
+    """… times this."""
+    adversarial: float = 0.0
+    """Weight of a discriminator's gradient beside that of the scores, with method dmd."""
+
+    def __post_init__(self) -> None:
+        settings.check("score", self, not_negative=("adversarial",), shares=("latest",))
+
+
+def _at(t: Tensor, x: Tensor) -> Tensor:
+    return t.view(-1, *(1,) * (x.ndim - 1))
+
+
+def student_loss(
+    student: Denoiser, fake: Float[Tensor, "B ..."], y: Int64[Tensor, " B"] | None, draws: NoiseDraws
+) -> Float[Tensor, ""]:
+    """Mean square error of the student's clean prediction on noised samples of the generator."""
+    x = fake.detach()
+    x_t = noised(Linear(), x, draws.eps, _at(draws.t, x))
+    return (student(x_t, draws.t, y).float() - x).square().mean()
+
+
+@torch.no_grad()
+def score_gradient(
+    teacher: Denoiser,
+    student: Denoiser,
+    fake: Float[Tensor, "B ..."],
+    y: Int64[Tensor, " B"] | None,
+    draws: NoiseDraws,
+    *,
+    normalised: bool,
+) -> Float[Tensor, "B ..."]:
+    """Gradient at the generator's samples; `normalised` as in DMD."""
+    x_t = noised(Linear(), fake, draws.eps, _at(draws.t, fake))
+    wanted = teacher(x_t, draws.t, y).float()
+    difference = student(x_t, draws.t, y).float() - wanted
+    if not normalised:
+        return difference
+    distance = (fake - wanted).abs().flatten(1).mean(1)
+    return difference / _at(distance, fake).clamp(min=1e-3)

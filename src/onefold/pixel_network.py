@@ -1,0 +1,48 @@
+"""PixelNetwork: an ordinary diffusion model of pixels, with the interface of the others.
+
+Its latents are the image's patches as they are: encoding cuts, decoding joins, and nothing of both is learned. What is
+true of a one-step generator in latents can so be compared with the same thing in pixels, with the same trunk.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from onefold.architecture import Network, NetworkConfig
+from onefold.backbone import Backbone
+
+__all__ = ["PixelNetwork"]
+
+
+class PixelNetwork(Network):
+    """A backbone with a linear exit, with random weights."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        numbers, sizes = config.latent_channels, (config.width, config.depth, config.heads)
+        self.body = Backbone(numbers, *sizes, config.grid, config.classes)
+        self.exit = nn.Linear(config.width, config.latent_channels)
+
+    def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        """The patches of images."""
+        return self.patchify(x)
+
+    def denoise(
+        self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Clean patches behind noised ones at times t in [0, 1], given labels y (None: no class)."""
+        return self._clean(self.exit(self.body(z_t, t, y)), z_t, t)
+
+    def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
+        """The images of patches (not clamped)."""
+        return self.unpatchify(z)
+
+    def features(self, x: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B N width"]]:
+        """The hidden tokens of clean patches after each block."""
+        z = self.patchify(x)
+        body, t = self.body, torch.ones(len(z), device=z.device)
+        return body.trunk.hidden(body.entrance(z), body.condition(t))
+
+    def denoising_parts(self) -> dict[str, nn.Module]:
+        body = self.body
+        return {name: getattr(body, name) for name in ("entrance", "time", "labels", "modulation", "trunk")}

@@ -1,0 +1,120 @@
+"""RatioNet: the log density ratio ℓ(x_t, t, y) = log p_t(x_t|y) / q_t(x_t|y) on a backbone.
+
+The backbone's tokens are pooled by attention with learned queries, one for each head, and mapped to one number. What
+such a network needs most are features at all noise levels, which a denoiser has learned already: `RatioNet.of` starts
+from a network's own.
+
+Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005); attention pooling: Lee et al., 2019.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from onefold import settings
+from onefold.architecture import Network
+from onefold.backbone import Backbone
+from onefold.errors import UserError, reason
+
+__all__ = ["RatioConfig", "RatioNet"]
+
+
+@dataclass(frozen=True)
+class RatioConfig:
+    """Everything that fixes the shape of a ratio network."""
+
+    numbers: int = 4
+    """Per latent token."""
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    grid: tuple[int, int] = (4, 4)
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        sizes = ("numbers", "width", "depth", "heads", "grid")
+        settings.check("ratio network", self, positive=sizes, not_negative=("classes",))
+
+
+class AttentionPool(nn.Module):
+    """From tokens (B, N, W) to one number for each image."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(heads, width // heads))
+        self.project_in = nn.Linear(width, 2 * width)
+        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, h: Float[Tensor, "B N W"]) -> Float[Tensor, " B"]:
+        k, v = self.project_in(h).float().unflatten(-1, (2, *self.queries.shape)).unbind(2)
+        attention = torch.einsum("hd,bnhd->bhn", self.queries, self.norm_k(k)) / self.queries.shape[1] ** 0.5
+        pooled = torch.einsum("bhn,bnhd->bhd", attention.softmax(-1), v).flatten(1)
+        return self.out(F.silu(self.hidden(pooled))).squeeze(-1).float()
+
+
+class RatioNet(nn.Module):
+    """(x_t, t, y) → ℓ, with random weights; not zero, or it would take long to leave it."""
+
+    def __init__(self, config: RatioConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes = (config.numbers, config.width, config.depth, config.heads, config.grid, config.classes)
+        self.backbone = Backbone(*sizes)
+        self.head = AttentionPool(config.width, config.heads)
+
+    @classmethod
+    def of(cls, network: Network, blocks: int | None = None, *, learned: bool = True) -> "RatioNet":
+        """A ratio network of a network's shape, with a head of its own.
+
+        Args:
+            network: Whose latents are compared.
+            blocks: Depth, at most the network's; None for all.
+            learned: Start from the network's weights, not from random ones.
+
+        Raises:
+            UserError: more blocks than there are.
+        """
+        backbone, own = network.backbone(blocks), network.config
+        depth = len(backbone.trunk.blocks)
+        ratio = cls(RatioConfig(own.latent_channels, own.width, depth, own.heads, own.grid, own.classes))
+        if learned:
+            ratio.backbone = backbone
+        return ratio.to(network.device)
+
+    def forward(
+        self, x_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, " B"]:
+        """ℓ of noised latents at times t in [0, 1], given labels y (None: no class)."""
+        return self.head(self.backbone(x_t, t, y))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` (float32) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "RatioNet":
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            UserError: no such folder, or files that do not hold a ratio network.
+        """
+        folder = Path(folder)
+        try:
+            text = (folder / "config.json").read_text(encoding="utf-8")
+            ratio = cls(settings.from_json(RatioConfig, text, str(folder / "config.json")))
+            ratio.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, SafetensorError, RuntimeError, UnicodeDecodeError) as error:
+            raise UserError(f"{folder}: holds no ratio network ({reason(error)})") from error
+        return ratio.eval()

@@ -1,0 +1,289 @@
+"""One step: the training step of a one-step generator, and how a trained run becomes one.
+
+    data → z = E(x) → critic learns data from samples → after its warm-up: G(ε) follows the critic's gradient → average
+
+The generator is the network evaluated at t = 0: G(ε, y) = f(ε, 0, y). The critic compares its samples with the latents
+that the teacher's encoder gives to data, so nothing but data is learned from (method `ratio`). What encodes and decodes
+is the same network; a share of every batch keeps it as it was: D(z) at the image, E(x) at the teacher's latents.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from onefold.architecture import Network
+from onefold.errors import UserError
+from onefold.objectives.self_distillation import reconstruction_error
+from onefold.paths import Linear, noised, per_token
+from onefold.pixels import mirrored
+from onefold.sampling import Sampler
+from onefold.training import ema
+from onefold.training.config import Config, OneStep
+from onefold.training.critic import CriticDraws, Duel
+from onefold.training.engine import autocast
+from onefold.training.optimizer import rate_factor, set_rates
+from onefold.training.run import Run, load_run
+from onefold.training.state import TrainingState
+
+__all__ = [
+    "GeneratorDraws",
+    "check_teacher",
+    "converted",
+    "generator_inputs",
+    "keep_teacher",
+    "onestep_of",
+    "onestep_step",
+]
+
+
+IMAGES = 96_000
+"""Length of a one-step run, unless another is given: that of the recipe `digits`."""
+AVERAGED = 70
+"""Half-life of the generator's average, in updates."""
+
+
+class GeneratorDraws(NamedTuple):
+    """The randomness of one batch of B samples and of their comparison with data."""
+
+    eps: Float[Tensor, "B N D"]
+    s: Float[Tensor, " B"]
+    """Times of the generator's inputs: 0, but for those that are noised data."""
+    mirrored: Bool[Tensor, " B"]
+    unlabelled: Bool[Tensor, " B"]
+    critic: CriticDraws
+
+
+def onestep_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
+    """One update of the critic on images x (B, C, H, W) with labels y (B,), and of the generator when it is its turn.
+
+    An update whose gradient is not finite changes nothing but the counters. Returns the parts of the losses and the
+    norms of the gradients before clipping, still on the device.
+    """
+    options, duel = _of(state, config)
+    training, counters = config.training, state.counters
+    moves = generator_moves(counters.images, len(x), options)
+    _set_rates(state, config, options)
+    random = state.generator(training.seed, x.device)
+    parts = _critic_gradient(state, x, y, _draw(state, x, config, random), config)
+    finite, parts["critic_norm"] = _updated(duel.critic, [duel.optimizer], training.clip)
+    if finite and moves:
+        parts |= _generator_gradient(state, x, y, _draw(state, x, config, random), config)
+        finite, parts["gradient_norm"] = _updated(state.network, state.optimizers, training.clip)
+        if finite:
+            counters.generator_updates += 1
+            seen = counters.generator_updates * training.batch
+            for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
+                ema.update(average, state.network, ema.decay(half_life, training.ema_ramp, seen, training.batch))
+    counters.images += len(x)
+    counters.skipped += not finite
+    counters.skipped_in_row = 0 if finite else counters.skipped_in_row + 1
+    return parts
+
+
+def generator_moves(images: int, batch: int, options: OneStep) -> bool:
+    """Whether the step that begins after `images` images updates the generator too."""
+    return images >= options.critic_warmup and (images // batch + 1) % options.critic_updates == 0
+
+
+def _of(state: TrainingState, config: Config) -> tuple[OneStep, Duel]:
+    """What a one-step run has, and others have not."""
+    assert config.onestep is not None, "not a one-step run"
+    assert state.duel is not None, "a state without its teacher"
+    return config.onestep, state.duel
+
+
+def _updated(module: nn.Module, optimizers: Sequence[Optimizer], clip: float) -> tuple[bool, Tensor]:
+    """Clip the gradient and take the step if it is finite; whether it was, and its norm before."""
+    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    finite = bool(torch.isfinite(norm))
+    if finite:
+        for optimizer in optimizers:
+            optimizer.step()
+    module.zero_grad()
+    return finite, norm
+
+
+def _set_rates(state: TrainingState, config: Config, options: OneStep) -> None:
+    """The critic's rate follows the run's schedule, the generator's begins when it moves."""
+    images, training = state.counters.images, config.training
+    moving = replace(training, images=max(1, training.images - options.critic_warmup))
+    set_rates(state.optimizers, max(0, images - options.critic_warmup), moving)
+    assert state.duel is not None
+    for group in state.duel.optimizer.param_groups:
+        group["lr"] = options.critic_rate * rate_factor(images, training)
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def _draw(state: TrainingState, x: Tensor, config: Config, random: torch.Generator) -> GeneratorDraws:
+    options, duel = _of(state, config)
+    network, batch = config.network, len(x)
+    shape = (batch, network.tokens, network.latent_channels)
+
+    def uniform() -> Tensor:
+        return torch.rand(batch, generator=random, device=random.device)
+
+    return GeneratorDraws(
+        eps=torch.randn(shape, generator=random, device=random.device),
+        s=torch.where(uniform() < options.renoised, uniform(), 0.0),
+        mirrored=(uniform() < 0.5) & config.objective.flip,
+        unlabelled=uniform() < config.objective.label_dropout,
+        critic=duel.critic.draw(shape, random),
+    )
+
+
+def generator_inputs(z: Float[Tensor, "B N D"], draws: GeneratorDraws) -> Float[Tensor, "B N D"]:
+    """Noise, or where s > 0 noised data z."""
+    return noised(Linear(), z, draws.eps, per_token(draws.s))
+
+
+def _labels(y: Tensor, draws: GeneratorDraws, config: Config) -> Int64[Tensor, " B"] | None:
+    """Labels, a share of them "no class"; the same for data and samples."""
+    classes = config.network.classes
+    return y.masked_fill(draws.unlabelled, classes) if classes else None
+
+
+def _micro_batches(batch: int, config: Config) -> list[slice]:
+    size = config.training.micro_batch or batch
+    return [slice(k, min(k + size, batch)) for k in range(0, batch, size)]
+
+
+def _part(draws: GeneratorDraws, part: slice) -> GeneratorDraws:
+    """The draws of some of the batch's images."""
+    critic = CriticDraws(*(type(noise)(*(value[part] for value in noise)) for noise in draws.critic))
+    return GeneratorDraws(*(value[part] for value in draws[:-1]), critic)  # type: ignore[arg-type]
+
+
+def _critic_gradient(
+    state: TrainingState, x: Tensor, y: Tensor, draws: GeneratorDraws, config: Config
+) -> dict[str, Tensor]:
+    """Add the gradient of the critic's mean loss, micro-batch by micro-batch; returns its parts."""
+    _, duel = _of(state, config)
+    means: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
+    for part in _micro_batches(len(x), config):
+        own, share = _part(draws, part), len(x[part]) / len(x)
+        labels = _labels(y[part], own, config)
+        with autocast(config.training, x.device):
+            with torch.no_grad():
+                z = duel.teacher.encode(mirrored(x[part], own.mirrored))
+                fake = state.network.denoise(generator_inputs(z, own), own.s, labels)
+            loss, parts = duel.critic.loss(z, fake, labels, own.critic)
+        (share * loss).backward()
+        for name, value in parts.items():
+            means[name] = means[name] + share * value
+    return dict(means)
+
+
+def _generator_gradient(
+    state: TrainingState, x: Tensor, y: Tensor, draws: GeneratorDraws, config: Config
+) -> dict[str, Tensor]:
+    """Add the gradient of the generator's mean loss, micro-batch by micro-batch; returns norms and errors.
+
+    The critic gives a gradient g at each sample; Σ g·G(ε) then has the wanted gradient in the weights. It is taken per
+    number, as all losses are.
+    """
+    (options, duel), network = _of(state, config), state.network
+    means: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
+    for part in _micro_batches(len(x), config):
+        own, share = _part(draws, part), len(x[part]) / len(x)
+        labels = _labels(y[part], own, config)
+        image = mirrored(x[part], own.mirrored)
+        kept = round(options.codec_share * len(x[part])) if network.shares_codec else 0
+        with autocast(config.training, x.device):
+            with torch.no_grad():
+                z = duel.teacher.encode(image) if kept or options.renoised else torch.zeros_like(own.eps)
+            inputs = generator_inputs(z, own)
+            if kept:
+                x_hat, fake = network.decode_and_denoise(z[:kept], inputs, own.s, labels)
+            else:
+                x_hat, fake = None, network.denoise(inputs, own.s, labels)
+            slope = duel.critic.gradient(duel.teacher, fake.detach(), labels, own.critic)
+            loss = (slope * fake).mean()
+            parts = {"slope": slope.square().mean().sqrt()}
+            if x_hat is not None:
+                parts["decoding"] = reconstruction_error(x_hat, image[:kept], config.objective.reconstruction)
+                parts["encoding"] = (network.encode(image[:kept]) - z[:kept]).square().mean()
+                loss = loss + options.codec_weight * (parts["decoding"] + parts["encoding"])
+        (share * loss).backward()
+        for name, value in parts.items():
+            means[name] = means[name] + share * value.detach()
+    return dict(means)
+
+
+# --- from a run to a one-step run -------------------------------------------------------------------------------------
+
+
+def converted(folder: Path, options: OneStep | None = None) -> Config:
+    """The configuration that makes a one-step generator of a trained run.
+
+    Args:
+        folder: The trained run, the teacher.
+        options: How; default: `OneStep()`.
+
+    Raises:
+        UserError: not a run, or one whose diffusion model is not finished, or that is a one-step generator already.
+    """
+    run = load_run(folder)
+    check_teacher(run)
+    return onestep_of(run.config, replace(options or OneStep(), teacher=str(folder)))
+
+
+def onestep_of(config: Config, options: OneStep) -> Config:
+    """The same for a configuration: what stays, what follows from being a one-step run.
+
+    Adam without momentum and without weight decay, at a constant rate that falls at the end, from weights that are
+    good already; the average has a half-life of `AVERAGED` updates of the generator.
+    """
+    training = replace(
+        config.training,
+        optimizer="adamw",
+        images=IMAGES,
+        learning_rate=1e-4,
+        betas=(0.0, 0.99),
+        weight_decay=0.0,
+        warmup=0,
+        decay=0.3,
+        ema_half_lives=(AVERAGED * config.training.batch,),
+        ema_ramp=1.0,
+    )
+    return replace(config, training=training, onestep=options, sampler=Sampler(steps=1, solver="renoise"))
+
+
+def check_teacher(run: Run) -> Network:
+    """The network of a run that can teach.
+
+    Raises:
+        UserError: the run is unfinished, or a one-step generator already.
+    """
+    if run.config.onestep is not None:
+        raise UserError(f"{run.folder}: is a one-step generator already; give the run that it came from")
+    seen = run.history[-1]["images"] if run.history else 0
+    if seen < run.config.training.images:
+        raise UserError(
+            f"{run.folder}: its diffusion model is not finished ({seen:,} of {run.config.training.images:,} images); "
+            f"train it on with `onefold train … --out {run.folder} --resume`"
+        )
+    return run.network
+
+
+def keep_teacher(run: Run) -> Network:
+    """The teacher of a one-step run, whose model is copied into the run's folder when it is first needed."""
+    options = run.config.onestep
+    assert options is not None
+    kept = run.folder / "teacher"
+    if not (kept / "config.json").is_file():
+        teacher = check_teacher(load_run(options.teacher))
+        if teacher.config != run.config.network:
+            raise UserError(f"{options.teacher}: its network is not the one that {run.folder}/config.json describes")
+        temporary = run.folder / ".writing-teacher"
+        teacher.save_pretrained(temporary)
+        temporary.replace(kept)
+    return Network.from_pretrained(kept).requires_grad_(False)

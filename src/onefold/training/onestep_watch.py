@@ -1,0 +1,162 @@
+"""The watch of a one-step run: is the generator getting better, and what does the critic know?
+
+Measured on the average that is published, on samples whose seeds no evaluation uses, with held-out images:
+
+    frechet             distance of `selection` samples to the training images; the least one chooses the checkpoint
+    class_accuracy      of the samples, where there are classes
+    mean_shift          difference of the mean pixel from the data's, in standard deviations of the data's pixels
+    contrast            standard deviation of pixels within an image, over the data's
+    saturation          spread of a pixel's channels, over the data's; of images that have colours
+    diversity           standard deviation of latents over images, over the data's; of two held-out images or more
+    auc                 how well the ratio tells held-out data from samples, at each of the noise levels `LEVELS`: ½ is
+                        not at all
+    calibration         mean distance between σ(ℓ) and the share of data among what has it, at each level: 0 is exact
+    logit_real, _fake   mean ℓ at each level
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from onefold import metrics
+from onefold.architecture import Network
+from onefold.data import Dataset, read_all
+from onefold.evaluation import extractor_for
+from onefold.paths import Linear, noised, per_token
+from onefold.pixels import to_float, to_uint8
+from onefold.ratio import RatioNet
+from onefold.training import ema
+from onefold.training.alarm import ONESTEP_CURE, departure
+from onefold.training.engine import eager
+from onefold.training.run import Run
+from onefold.training.state import TrainingState
+
+__all__ = ["LEVELS", "OneStepWatch", "auc", "calibration"]
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SEED = 2**40
+"""Of the first sample: far from the seeds that anybody evaluates with."""
+REFERENCE = 10_000
+"""Training images that the distance is taken to, at most."""
+PROBE = 512
+"""Held-out images and samples that the critic is asked about, at most."""
+BINS = 10
+
+Values = dict[str, Any]
+
+
+class OneStepWatch:
+    """Measures a one-step run, keeps its best average, and judges it by what the run's log holds."""
+
+    def __init__(self, run: Run, data: Dataset, test: Dataset, device: torch.device) -> None:
+        assert run.config.onestep is not None
+        self.run, self.device = run, device
+        self.warmup = run.config.onestep.critic_warmup
+        self.chooses = run.config.onestep.selection > 0
+        self.count = min(run.config.onestep.selection or PROBE, len(data))
+        self.extractor = extractor_for(data)
+        chosen = np.linspace(0, len(data) - 1, min(len(data), REFERENCE)).round().astype(np.int64)
+        real, labels = read_all(data, chosen)
+        self.reference = metrics.Moments.from_features(self.extractor.features(real), self.extractor.sha256)
+        self.pixels = _pixel_statistics(real)
+        self.labels = labels[np.linspace(0, len(labels) - 1, self.count).round().astype(np.int64)]
+        held_out, self.held_out_labels = read_all(test, np.arange(min(len(test), PROBE)))
+        self.held_out = to_float(held_out)
+
+    def look(self, state: TrainingState, line: Mapping[str, Any], say: Callable[[str], None]) -> Values:
+        """What belongs into the log line: `onestep`, and `alarm` if it sounds (a new one is said, if so configured)."""
+        duel, counters = state.duel, state.counters
+        assert duel is not None
+        with torch.no_grad(), eager():
+            network = state.averages[-1]
+            z = self._sample(network)
+            made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])
+            values: Values = {"frechet": self._distance(made)}
+            if self.extractor.classes == network.config.classes > 0:
+                values["class_accuracy"] = metrics.class_accuracy(self.extractor, made, self.labels)
+            values |= _compared(_pixel_statistics(made), self.pixels)
+            real = torch.cat([duel.teacher.encode(part.to(self.device)) for part in self.held_out.split(256)])
+            if len(real) > 1:
+                values["diversity"] = (z.std(0).mean() / real.std(0).mean()).item()
+            if duel.critic.ratio is not None:
+                values |= self._critic(duel.critic.ratio, real, z)
+        if self.chooses and (counters.best is None or values["frechet"] < counters.best):
+            counters.best, counters.best_images = values["frechet"], counters.images
+            duel.best = ema.average_of(network).cpu()
+        found: Values = {"onestep": values}
+        seen = [old for old in self.run.history if old.get("onestep")]
+        reason = departure([*seen, {**line, **found}], warmup=self.warmup)
+        if reason is None:
+            return found
+        if self.run.config.training.on_collapse == "warn" and not (seen and "alarm" in seen[-1]):
+            where = f"{self.run.folder}: the generator departs from the data at {line['images']:,} images"
+            say(f"{where}: {reason}; {ONESTEP_CURE}")
+        return {**found, "alarm": reason}
+
+    def _sample(self, network: Network) -> Float[Tensor, "n N D"]:
+        labels = self.labels.tolist() if network.config.classes else None
+        sampler = self.run.config.sampler
+        return torch.cat(list(network.sample_latents(range(SEED, SEED + self.count), labels, sampler)))
+
+    def _distance(self, made: UInt8[Tensor, "n C H W"]) -> float:
+        moments = metrics.Moments.from_features(self.extractor.features(made), self.extractor.sha256)
+        return metrics.frechet_from_moments(self.reference, moments)
+
+    def _critic(self, ratio: RatioNet, real: Float[Tensor, "m N D"], fake: Float[Tensor, "n N D"]) -> Values:
+        """AUC, calibration and mean logits at each level, of as many samples as held-out images."""
+        count = min(len(real), len(fake))
+        pick = torch.linspace(0, len(fake) - 1, count).round().long()
+        labelled = bool(self.run.config.network.classes)
+        names = ("auc", "calibration", "logit_real", "logit_fake")
+        values: dict[str, list[float]] = {name: [] for name in names}
+        noise = torch.randn(real[:count].shape, generator=torch.Generator().manual_seed(SEED)).to(self.device)
+        for level in LEVELS:
+            t = torch.full((count,), level, device=self.device)
+
+            def logits(z: Tensor, y: Tensor, t: Tensor = t) -> Float[Tensor, " n"]:
+                return ratio(noised(Linear(), z, noise, per_token(t)), t, y.to(t.device) if labelled else None).cpu()
+
+            on_real = logits(real[:count], self.held_out_labels[:count])
+            on_fake = logits(fake[pick], self.labels[pick])
+            found = auc(on_real, on_fake), calibration(on_real, on_fake), on_real.mean().item(), on_fake.mean().item()
+            for name, value in zip(names, found, strict=True):
+                values[name].append(float(f"{value:.5g}"))
+        return dict(values)
+
+
+def auc(positive: Float[Tensor, " n"], negative: Float[Tensor, " m"]) -> float:
+    """The share of pairs in which the positive is the larger; ties count half."""
+    positive, negative = positive.double(), negative.double().sort().values
+    below = torch.searchsorted(negative, positive)
+    not_above = torch.searchsorted(negative, positive, right=True)
+    return ((below + not_above).double().mean() / (2 * len(negative))).item()
+
+
+def calibration(positive: Float[Tensor, " n"], negative: Float[Tensor, " n"]) -> float:
+    """Expected calibration error of σ(ℓ) as the probability of being positive, for equally many of both."""
+    said = torch.cat([positive, negative]).double().sigmoid()
+    true = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)]).double()
+    bins = (said * BINS).long().clamp(max=BINS - 1)
+    error = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, said - true)
+    return (error.abs().sum() / len(said)).item()
+
+
+def _compared(made: Mapping[str, float], data: Mapping[str, float]) -> dict[str, float]:
+    """Pixel statistics of samples in units of the data's; without those that the data themselves do not have."""
+    found = {name: made[name] / data[name] for name in ("contrast", "saturation") if data.get(name)}
+    if data["std"]:
+        found["mean_shift"] = (made["mean_shift"] - data["mean_shift"]) / data["std"]
+    return found
+
+
+def _pixel_statistics(images: UInt8[Tensor, "n C H W"]) -> dict[str, float]:
+    """Mean pixel (as `mean_shift`), standard deviation of all pixels, within images, and spread over channels."""
+    x = to_float(images)
+    found = {"mean_shift": x.mean().item(), "std": x.std().item(), "contrast": x.flatten(1).std(1).mean().item()}
+    if images.shape[1] > 1:
+        found["saturation"] = (x.amax(1) - x.amin(1)).mean().item()
+    return found

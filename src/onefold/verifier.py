@@ -1,0 +1,85 @@
+"""The ratio as a verifier: of several samples for an image, keep the one that looks most like data.
+
+A one-step sample costs one evaluation of the network, so several can be had for the price of a few steps. The ratio
+network, which training leaves behind, says of each how much likelier it is under the data than under the generator:
+
+    best of N     the sample with the largest ℓ: better samples, less variety
+    resample N    one of them with a probability in proportion to e^ℓ: were ℓ exact, the law of what is kept would tend
+                  to that of the data as N grows (sampling–importance resampling; Rubin, 1987)
+
+ℓ is that at a low noise level, where it sees what the sample shows. Candidate j of image k has the seed
+`seed + k + j·2³²`; candidate 0 is thus the image that would be sampled without a verifier.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from onefold.architecture import Network
+from onefold.errors import UserError
+from onefold.paths import Linear, noised, per_token
+from onefold.ratio import RatioNet
+from onefold.sampling import Sampler, noises
+
+__all__ = ["Verifier"]
+
+STRIDE = 2**32
+"""Between the seeds of two candidates of an image."""
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Samples like a `Network`, with a choice among candidates."""
+
+    network: Network
+    ratio: RatioNet
+    candidates: int
+    """For each image: N."""
+    choice: Literal["best", "resample"] = "best"
+    level: float = 0.9
+    """The time t at which ℓ is asked."""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise UserError(f"{self}: {self.candidates} candidates are too few; give 1 or more")
+
+    def __str__(self) -> str:
+        return f"{'best of' if self.choice == 'best' else 'resampled from'} {self.candidates}"
+
+    @torch.no_grad()
+    def sample_latents(
+        self, seeds: Sequence[int], labels: Sequence[int] | None, sampler: Sampler, *, batch: int = 256
+    ) -> Iterator[Float[Tensor, "B N D"]]:
+        """As `Network.sample_latents`, batch by batch; costs `candidates` × (steps + 1) evaluations for an image."""
+        count = self.candidates
+        images = max(1, batch // count)
+        for start in range(0, len(seeds), images):
+            own = seeds[start : start + images]
+            all_seeds = [seed + j * STRIDE for seed in own for j in range(count)]
+            y = None if labels is None else [label for label in labels[start : start + images] for _ in range(count)]
+            z = torch.cat(list(self.network.sample_latents(all_seeds, y, sampler, batch=batch)))
+            logits = self._logits(z, all_seeds, y).unflatten(0, (len(own), count))
+            chosen = self._chosen(logits, own)
+            yield z.unflatten(0, (len(own), count))[torch.arange(len(own), device=z.device), chosen]
+
+    def _logits(self, z: Float[Tensor, "B N D"], seeds: Sequence[int], labels: list[int] | None) -> Float[Tensor, " B"]:
+        """ℓ of each candidate, noised with noise of its own that it was not made from."""
+        fresh = noises(seeds, tuple(z.shape[1:]))
+        next(fresh)
+        t = torch.full((len(z),), self.level, device=z.device)
+        y = None if labels is None else torch.tensor(labels, device=z.device)
+        return self.ratio(noised(Linear(), z, next(fresh).to(z), per_token(t)), t, y)
+
+    def _chosen(self, logits: Float[Tensor, "images N"], seeds: Sequence[int]) -> Int64[Tensor, " images"]:
+        if self.choice == "best":
+            return logits.argmax(1)
+        # The largest of ℓ + Gumbel noise is drawn with probability in proportion to e^ℓ. It comes from a seed that no
+        # candidate has: with one of theirs the choice would depend on the noise that they are made of.
+        generators = [torch.Generator().manual_seed(seed + self.candidates * STRIDE) for seed in seeds]
+        uniform = [torch.rand(logits.shape[1], generator=generator) for generator in generators]
+        gumbel = -(-torch.stack(uniform).clamp(min=1e-20).log()).log()
+        return (logits + gumbel.to(logits)).argmax(1)
