@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate.evaluate,
     "estimate": estimate.estimate,
     "study collapse": study.collapse,
+    "study onestep": study.onestep,
     "study initialisation": study.initialisation,
     "data inspect": data.inspect,
     "data convert": data.convert,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = [
     "Sampler",
     "check_guidance",
     "generate",
+    "generator_of",
     "guided",
     "noise",
     "noises",
@@ -77,9 +79,16 @@ def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[Tensor, "B ..."
     return next(noises(seeds, shape))
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """Random numbers of a seed ≥ 0. torch's generator reads 32 bits of it; larger seeds are hashed into them."""
+    if seed >= 2**32:
+        seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return torch.Generator().manual_seed(seed)
+
+
 def noises(seeds: Sequence[int], shape: tuple[int, ...]) -> Iterator[Float[Tensor, "B ..."]]:
     """Standard normal noise (len(seeds), *shape) on the CPU, again and again, each row from its own seed."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [generator_of(seed) for seed in seeds]
     while True:
         yield torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 

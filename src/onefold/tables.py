@@ -36,9 +36,10 @@ def show_run(console: Console, run: Run) -> None:
     history = run.history
     if history:
         last = history[-1]
-        losses = {name: last[name] for name in ("reconstruction", "denoising") if last.get(name) is not None}
-        parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        console.print(f"{last['images']:,} images; {parts}; {last['images_per_second']:,.0f} images/s")
+        names = ("reconstruction", "denoising", "ratio", "student")
+        losses = "  ".join(f"{name} {last[name]:.4f}" for name in names if last.get(name) is not None)
+        shown = (f"{last['images']:,} images", losses, f"{last['images_per_second']:,.0f} images/s")
+        console.print("; ".join(part for part in shown if part))
     console.print(f"run: {run.folder}; pictures: {run.folder / 'samples'}; next: onefold evaluate {run.folder}")
 
 

@@ -23,7 +23,7 @@ from onefold.architecture import Network
 from onefold.errors import UserError
 from onefold.paths import Linear, noised, per_token
 from onefold.ratio import RatioNet
-from onefold.sampling import Sampler, noises
+from onefold.sampling import Sampler, generator_of, noises
 
 __all__ = ["Verifier"]
 
@@ -79,7 +79,7 @@ class Verifier:
             return logits.argmax(1)
         # The largest of ℓ + Gumbel noise is drawn with probability in proportion to e^ℓ. It comes from a seed that no
         # candidate has: with one of theirs the choice would depend on the noise that they are made of.
-        generators = [torch.Generator().manual_seed(seed + self.candidates * STRIDE) for seed in seeds]
+        generators = [generator_of(seed + self.candidates * STRIDE) for seed in seeds]
         uniform = [torch.rand(logits.shape[1], generator=generator) for generator in generators]
         gumbel = -(-torch.stack(uniform).clamp(min=1e-20).log()).log()
         return (logits + gumbel.to(logits)).argmax(1)

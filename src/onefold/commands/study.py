@@ -1,10 +1,14 @@
 """`onefold study`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onefold.commands.terminal import console, hush
 
-__all__ = ["collapse", "initialisation"]
+if TYPE_CHECKING:
+    from onefold.studies import Study
+
+__all__ = ["collapse", "initialisation", "onestep"]
 
 
 def collapse(
@@ -36,15 +40,13 @@ def collapse(
     from onefold import studies  # only here, since it loads matplotlib
 
     study = studies.collapse(data, budget=budget, seeds=seeds, arms=arms, draws=draws, name=recipe)
-    studies.run_study(study, out, jobs=jobs, say=hush if quiet else console.print, quiet=quiet)
-    if not quiet:
-        console.print(f"{out}: table.md, table.json, table.csv, curves.png, spectrum.png, samples.png, …")
+    _run(study, out, jobs=jobs, quiet=quiet)
 
 
 def initialisation(
     data: str | None = None,
-    teacher_budget: int = 64_000,
-    budget: int = 48_000,
+    teacher_budget: int = 32_000,
+    budget: int = 24_000,
     seeds: int = 3,
     arms: tuple[str, ...] | None = None,
     recipe: str = "digits",
@@ -72,6 +74,44 @@ def initialisation(
     study = studies.initialisation(
         data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, name=recipe
     )
+    _run(study, out, jobs=jobs, quiet=quiet)
+
+
+def onestep(
+    data: str | None = None,
+    teacher_budget: int = 64_000,
+    budget: int = 24_000,
+    seeds: int = 3,
+    arms: tuple[str, ...] | None = None,
+    recipe: str = "digits",
+    out: Path = Path("runs/study-onestep"),
+    jobs: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Compare divergences, ratio networks and score distillation in one-step training; writes table and pictures.
+
+    Example: onefold study onestep --arms ratio reverse-kl dmd --jobs 2
+
+    Args:
+        data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+        teacher_budget: Images that the teacher is trained on.
+        budget: Images that each one-step generator is trained on.
+        seeds: Trainings of each arm, with seeds 0, 1, …
+        arms: Arms by name; a wrong one lists all. Default: all.
+        recipe: The recipe that gives all other settings.
+        out: The study's folder; an interrupted study in it is continued.
+        jobs: Trainings at a time.
+        quiet: No progress bar, no lines.
+    """
+    from onefold import studies  # only here, since it loads matplotlib
+
+    study = studies.onestep(data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, name=recipe)
+    _run(study, out, jobs=jobs, quiet=quiet)
+
+
+def _run(study: "Study", out: Path, *, jobs: int, quiet: bool) -> None:
+    from onefold import studies
+
     studies.run_study(study, out, jobs=jobs, say=hush if quiet else console.print, quiet=quiet)
     if not quiet:
-        console.print(f"{out}: table.md, table.json, table.csv, curves.png, samples.png")
+        console.print(f"{out}: table.md, table.json, table.csv and pictures")

@@ -2,7 +2,8 @@
 
 from onefold.studies.collapse import collapse
 from onefold.studies.initialisation import initialisation
+from onefold.studies.onestep import onestep
 from onefold.studies.session import run_study
 from onefold.studies.study import Arm, Study, Trial
 
-__all__ = ["Arm", "Study", "Trial", "collapse", "initialisation", "run_study"]
+__all__ = ["Arm", "Study", "Trial", "collapse", "initialisation", "onestep", "run_study"]

@@ -93,7 +93,8 @@ def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
     with mpl.rc_context(STYLE):
         if onestep:
             begun = [trial for trial in trials if trial.arm.after]
-            _curves(study, begun, ONESTEP_PANELS).savefig(out / "curves.png")
+            if begun:
+                _curves(study, begun, ONESTEP_PANELS).savefig(out / "curves.png")
             _sheets(study, trials, "samples", "Samples, from the same noise and classes in every arm").savefig(
                 out / "samples.png"
             )

@@ -97,9 +97,12 @@ class Trial:
     @property
     def failure(self) -> str | None:
         """Why training could not go on."""
-        if not self.failure_path.exists():
-            return None
-        return json.loads(self.failure_path.read_text(encoding="utf-8"))["reason"]
+        return _failure(self.failure_path)
+
+    @property
+    def teacher_failure(self) -> str | None:
+        """Why there is nothing to begin from, if the training of the teacher could not go on."""
+        return None if self.teacher is None else _failure(self.teacher / self.failure_path.name)
 
     @property
     def settled(self) -> bool:
@@ -124,6 +127,8 @@ class Study:
     """Generated and reference images of an evaluation, at most as many as there are training images."""
     columns: tuple[Column, ...] = ()
     """Of the table that people read."""
+    shows_settings: bool = True
+    """Whether that table has a column for each setting in which the arms differ; without, their titles must do."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -232,6 +237,10 @@ def write_whole(path: Path, text: str) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _failure(path: Path) -> str | None:
+    return json.loads(path.read_text(encoding="utf-8"))["reason"] if path.exists() else None
 
 
 def _described(study: Study) -> dict[str, Any]:

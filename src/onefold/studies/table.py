@@ -114,7 +114,7 @@ def _as_csv(study: Study, trials: Sequence[Trial]) -> str:
 
 def _as_markdown(study: Study, trials: Sequence[Trial]) -> str:
     settings = settings_of(study)
-    switches = list(settings[study.arms[0].name])
+    switches = list(settings[study.arms[0].name]) if study.shows_settings else []
     shown = [c for c in study.columns if any(c.key in numbers_of(trial) for trial in trials)]
     header = ["arm", *(name.split(".")[-1].replace("_", " ") for name in switches), *(c.title for c in shown)]
     rows = [header, ["---"] * (1 + len(switches)) + ["---:"] * len(shown)]
@@ -146,16 +146,21 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
         f"its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
         f"{config.training.batch}."
     )
+    if begun := [arm for arm in study.arms if arm.after]:
+        images = study.config_of(begun[0]).training.images
+        yield f"One-step generators begin from the arm that was trained before them and see {images:,} images more."
     if records:
-        p = records[0]["protocol"]
+        p = records[-1]["protocol"]
         few = ", fewer than the Fréchet distance wants" if p["few_images"] else ""
         yield (
             f"Samples: {p['generated_images']:,} against as many training images{few}; features of "
             f"{p['extractor']}; {p['steps']} {p['sampler']} steps, guidance {p['guidance']:g}. Reconstructions and "
             f"latents: test images. onefold {p['version']}, `{study.command}`."
         )
-        differing = sorted({name for record in records for name in comparable(records[0], record)})
-        if differing:
+        differing = {name for record in records for name in comparable(records[0], record)}
+        if begun:
+            differing -= {"ema", "sampler", "steps"}  # a diffusion model and a one-step generator differ in these
+        if differing := sorted(differing):
             yield f"**The records differ in {', '.join(differing)}: their numbers do not compare.**"
 
 

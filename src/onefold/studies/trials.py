@@ -59,6 +59,9 @@ def run_trials(trials: Sequence[Trial], images: int, *, jobs: int, lock: int, en
 
 def run_trial(trial: Trial, images: int, *, quiet: bool) -> None:
     """Train and evaluate; afterwards the trial has a record, or says why training could not go on."""
+    if (reason := trial.teacher_failure) is not None:
+        write_whole(trial.failure_path, json.dumps({"reason": f"its teacher failed: {reason}"}) + "\n")
+        return
     try:
         if checkpoints(trial.folder):
             run = train(None, trial.folder, resume=True, quiet=quiet)
@@ -123,6 +126,7 @@ def _started(trial: Trial, images: int, threads: int, lock: int) -> subprocess.P
         "arm": {**asdict(trial.arm), "changes": dict(trial.arm.changes)},
         "seed": trial.seed,
         "folder": str(trial.folder),
+        "teacher": str(trial.teacher) if trial.teacher else None,
         "config": settings.to_json(trial.config),
         "images": images,
         "threads": threads,

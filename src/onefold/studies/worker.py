@@ -27,7 +27,8 @@ def main() -> int:
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(task["threads"])
     config = settings.from_json(Config, task["config"], "task")
-    trial = Trial(Arm(**task["arm"]), task["seed"], Path(task["folder"]), config)
+    teacher = Path(task["teacher"]) if task.get("teacher") else None
+    trial = Trial(Arm(**task["arm"]), task["seed"], Path(task["folder"]), config, teacher)
     try:
         with disk_errors_told(trial.folder):
             run_trial(trial, task["images"], quiet=True)

@@ -53,7 +53,7 @@ ONESTEP_CURE = "a lower training.learning_rate, a higher onestep.ratio.penalty o
 def departure(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:
     """How a one-step generator departs from the data at the last two measurements in the log; None if it does not.
 
-    Those up to `warmup` images are passed over: the generator, which has not moved, is the teacher's first step, a mean.
+    Those up to `warmup` images are passed over: the generator has not moved, and the teacher's first step is a mean.
     """
     recent = [line["onestep"] for line in log if line.get("onestep") and line["images"] > warmup][-IN_A_ROW:]
     if len(recent) < IN_A_ROW:

@@ -131,7 +131,7 @@ class OneStep:
     """Learning rate of the critic; that of the generator is `training.learning_rate`."""
     critic_updates: int = 1
     """Critic updates, each on a batch of its own, for each update of the generator."""
-    critic_warmup: int = 9_600
+    critic_warmup: int = 6_400
     """Images that the critic learns from before the generator moves."""
     codec_share: float = 0.25
     """Share of the batch on which encoder and decoder, which are the same network, are kept as they were …"""

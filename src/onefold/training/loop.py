@@ -21,12 +21,13 @@ from onefold.pixels import to_float
 from onefold.report import curves
 from onefold.training import ema
 from onefold.training import state as states
+from onefold.training.alarm import ONESTEP_CURE
 from onefold.training.config import Config
 from onefold.training.engine import Interruption, autocast, eager, resolve_device, resolved
 from onefold.training.grids import save_grids
 from onefold.training.health import CURE, Watch
 from onefold.training.log import ImageProgress, RunLog, Window, peak_memory
-from onefold.training.onestep import keep_teacher, onestep_step
+from onefold.training.onestep import keep_teacher, onestep_step, teacher_of
 from onefold.training.onestep_watch import OneStepWatch
 from onefold.training.optimizer import rate_factor, set_rates
 from onefold.training.run import Run, create_folder, fitted, load_run, open_data
@@ -127,7 +128,10 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
         _check_fit(config, data)
         run = Run(folder, config)
     else:
-        run = create_folder(folder, resolved(fitted(config, data), device))
+        config = resolved(fitted(config, data), device)
+        if config.onestep is not None:
+            teacher_of(config)  # what is wrong with it is said before anything is written
+        run = create_folder(folder, config)
     state = _newest_state(run, device)
     if state.counters.images:
         states.publish(state, folder)  # in case that a kill came between the checkpoint and this
@@ -196,8 +200,10 @@ def _train_on(
             curves.write(run.history, run.folder / "curves.png")
         if collapsed:
             loader.close()
-            what = f"the latents have collapsed at {images:,} images, saved: {collapsed}; {CURE}"
-            raise TrainingAborted(f"{run.folder}: {what}")
+            has, cure = ("latents have collapsed", CURE)
+            if config.onestep is not None:
+                has, cure = ("generator has departed from the data", ONESTEP_CURE)
+            raise TrainingAborted(f"{run.folder}: the {has} at {images:,} images, saved: {collapsed}; {cure}")
         if interruption.signal and not finished:
             loader.close()
             where = f"stopped at {images:,} of {training.images:,} images, saved; go on with --resume"

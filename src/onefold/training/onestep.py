@@ -7,6 +7,7 @@ that the teacher's encoder gives to data, so nothing but data is learned from (m
 is the same network; a share of every batch keeps it as it was: D(z) at the image, E(x) at the teacher's latents.
 """
 
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,10 +41,11 @@ __all__ = [
     "keep_teacher",
     "onestep_of",
     "onestep_step",
+    "teacher_of",
 ]
 
 
-IMAGES = 96_000
+IMAGES = 48_000
 """Length of a one-step run, unless another is given: that of the recipe `digits`."""
 AVERAGED = 70
 """Half-life of the generator's average, in updates."""
@@ -74,9 +76,12 @@ def onestep_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> 
     parts = _critic_gradient(state, x, y, _draw(state, x, config, random), config)
     finite, parts["critic_norm"] = _updated(duel.critic, [duel.optimizer], training.clip)
     if finite and moves:
+        levels = duel.critic.levels.means.clone()
         parts |= _generator_gradient(state, x, y, _draw(state, x, config, random), config)
         finite, parts["gradient_norm"] = _updated(state.network, state.optimizers, training.clip)
-        if finite:
+        if not finite:
+            duel.critic.levels.means.copy_(levels)
+        else:
             counters.generator_updates += 1
             seen = counters.generator_updates * training.batch
             for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
@@ -191,31 +196,40 @@ def _generator_gradient(
     number, as all losses are.
     """
     (options, duel), network = _of(state, config), state.network
+    all_kept = _kept(len(x), options.codec_share) if network.shares_codec else []
     means: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
     for part in _micro_batches(len(x), config):
         own, share = _part(draws, part), len(x[part]) / len(x)
         labels = _labels(y[part], own, config)
         image = mirrored(x[part], own.mirrored)
-        kept = round(options.codec_share * len(x[part])) if network.shares_codec else 0
+        kept = [k - part.start for k in all_kept if part.start <= k < part.stop]
         with autocast(config.training, x.device):
             with torch.no_grad():
                 z = duel.teacher.encode(image) if kept or options.renoised else torch.zeros_like(own.eps)
             inputs = generator_inputs(z, own)
             if kept:
-                x_hat, fake = network.decode_and_denoise(z[:kept], inputs, own.s, labels)
+                x_hat, fake = network.decode_and_denoise(z[kept], inputs, own.s, labels)
             else:
                 x_hat, fake = None, network.denoise(inputs, own.s, labels)
             slope = duel.critic.gradient(duel.teacher, fake.detach(), labels, own.critic)
-            loss = (slope * fake).mean()
-            parts = {"slope": slope.square().mean().sqrt()}
+            loss = share * (slope * fake).mean()
+            parts = {"slope": share * slope.square().mean().sqrt()}
             if x_hat is not None:
-                parts["decoding"] = reconstruction_error(x_hat, image[:kept], config.objective.reconstruction)
-                parts["encoding"] = (network.encode(image[:kept]) - z[:kept]).square().mean()
+                own_share = len(kept) / len(all_kept)
+                error = reconstruction_error(x_hat, image[kept], config.objective.reconstruction)
+                parts["decoding"] = own_share * error
+                parts["encoding"] = own_share * (network.encode(image[kept]) - z[kept]).square().mean()
                 loss = loss + options.codec_weight * (parts["decoding"] + parts["encoding"])
-        (share * loss).backward()
+        loss.backward()
         for name, value in parts.items():
-            means[name] = means[name] + share * value.detach()
+            means[name] = means[name] + value.detach()
     return dict(means)
+
+
+def _kept(batch: int, share: float) -> list[int]:
+    """A share of the images of a batch, evenly spread and thus over the micro-batches; at least one of any share."""
+    count = max(1, round(share * batch)) if share else 0
+    return [k * batch // count for k in range(count)]
 
 
 # --- from a run to a one-step run -------------------------------------------------------------------------------------
@@ -274,16 +288,34 @@ def check_teacher(run: Run) -> Network:
     return run.network
 
 
+def teacher_of(config: Config) -> Network:
+    """The teacher that a one-step run is to begin from.
+
+    Raises:
+        UserError: a run that cannot teach, whose network is another than this run's, or that has fewer blocks than the
+            critic wants.
+    """
+    options = config.onestep
+    assert options is not None
+    teacher = check_teacher(load_run(options.teacher))
+    if teacher.config != config.network:
+        kinds = [f"{(*n.image_size, n.channels)}, {n.classes} classes" for n in (teacher.config, config.network)]
+        about = f"is for {kinds[0]}, this run's for {kinds[1]}" if kinds[0] != kinds[1] else "is not this run's"
+        raise UserError(f"{options.teacher}: its network {about}; restore its data, or train a new one")
+    if options.method == "ratio" or options.score.adversarial:
+        try:
+            teacher.backbone(options.critic_blocks)
+        except UserError as error:
+            raise UserError(f"onestep.critic_{error}") from None
+    return teacher
+
+
 def keep_teacher(run: Run) -> Network:
     """The teacher of a one-step run, whose model is copied into the run's folder when it is first needed."""
-    options = run.config.onestep
-    assert options is not None
     kept = run.folder / "teacher"
     if not (kept / "config.json").is_file():
-        teacher = check_teacher(load_run(options.teacher))
-        if teacher.config != run.config.network:
-            raise UserError(f"{options.teacher}: its network is not the one that {run.folder}/config.json describes")
         temporary = run.folder / ".writing-teacher"
-        teacher.save_pretrained(temporary)
+        teacher_of(run.config).save_pretrained(temporary)
+        shutil.rmtree(kept, ignore_errors=True)
         temporary.replace(kept)
     return Network.from_pretrained(kept).requires_grad_(False)

@@ -80,8 +80,8 @@ class OneStepWatch:
                 values["class_accuracy"] = metrics.class_accuracy(self.extractor, made, self.labels)
             values |= _compared(_pixel_statistics(made), self.pixels)
             real = torch.cat([duel.teacher.encode(part.to(self.device)) for part in self.held_out.split(256)])
-            if len(real) > 1:
-                values["diversity"] = (z.std(0).mean() / real.std(0).mean()).item()
+            if len(real) > 1 and (spread := real.std(0).mean()) > 0:
+                values["diversity"] = (z.std(0).mean() / spread).item()
             if duel.critic.ratio is not None:
                 values |= self._critic(duel.critic.ratio, real, z)
         if self.chooses and (counters.best is None or values["frechet"] < counters.best):

@@ -1,0 +1,116 @@
+"""What a generator update costs: by a density ratio, and by the differences of scores that it replaces.
+
+    python benchmarks/onestep_step.py --json-file docs/results/onestep-step.json
+
+On one backbone and in one process: the arithmetic of an update with its critic updates, counted by torch, in units of
+F, a forward pass of the denoiser on the batch; the time of it, the median of several rounds in which the methods take
+turns, over that of the first; and the memory of the state (weights, gradients, moments, average) in bytes per
+parameter of the generator. The codec's upkeep is left out (`codec_share` = 0): it is the same for all.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import tyro
+from torch.utils.flop_counter import FlopCounterMode
+
+import onefold
+from onefold.architecture import Network, build
+from onefold.training.config import Config, OneStep
+from onefold.training.engine import resolve_device, resolved
+from onefold.training.onestep import onestep_of, onestep_step
+from onefold.training.state import TrainingState
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ratio": {},
+    "ratio, no penalty": {"onestep.ratio.penalty": 0.0},
+    "ratio, half the depth, no penalty": {"onestep.critic_blocks": "half", "onestep.ratio.penalty": 0.0},
+    "ratio, half the depth": {"onestep.critic_blocks": "half"},
+    "score, 1 student update": {"onestep.method": "score"},
+    "dmd, 5 student updates": {"onestep.method": "dmd", "onestep.critic_updates": 5},
+    "dmd, 5, adversarial": {"onestep.method": "dmd", "onestep.critic_updates": 5, "onestep.score.adversarial": 0.1},
+}
+
+
+def prepared(config: Config, teacher: Network, changes: dict[str, Any]) -> tuple[TrainingState, Config]:
+    """A state that stands where the generator moves at once."""
+    half = max(1, config.network.depth // 2)
+    changes = {name: half if value == "half" else value for name, value in changes.items()}
+    config = config.with_changes({"onestep.critic_warmup": 0, "onestep.codec_share": 0.0, **changes})
+    state = TrainingState.fresh(config, next(teacher.parameters()).device, teacher)
+    if config.training.compile == "yes":
+        state.compile()
+    return state, config
+
+
+def update(state: TrainingState, config: Config, x: torch.Tensor, y: torch.Tensor) -> None:
+    """As many steps as one generator update takes."""
+    before = state.counters.generator_updates
+    while state.counters.generator_updates == before:
+        onestep_step(state, x, y, config)
+
+
+def state_bytes(state: TrainingState) -> int:
+    """Weights, gradients and moments of what is trained, the average, and the teacher; 4 bytes each."""
+    assert state.duel is not None
+    trained = [p for module in (state.network, state.duel.critic) for p in module.parameters()]
+    numbers = sum(4 * p.numel() for p in trained) + sum(p.numel() for p in state.averages[0].parameters())
+    # The ratio needs the teacher for encoding alone, where there are latents; scores need it in every update.
+    return 4 * (numbers + sum(p.numel() for p in state.duel.teacher.parameters()))
+
+
+def counted(action: Callable[[], object]) -> int:
+    """Floating point operations of matrix products and attention."""
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return counter.get_total_flops()
+
+
+def main(
+    recipe: str = "digits", batch: int = 64, rounds: int = 7, device: str = "auto", json_file: Path | None = None
+) -> None:
+    """Measure and print."""
+    where = resolve_device(device)
+    base = onefold.recipe(recipe, training={"batch": batch, "images": 10**9, "compile": "no", "device": str(where)})
+    config = resolved(onestep_of(base, OneStep()), where)
+    teacher = build(config.network).to(where).requires_grad_(False)
+    height, width = config.network.image_size
+    x = torch.rand(batch, config.network.channels, height, width, device=where) * 2 - 1
+    y = torch.randint(0, max(1, config.network.classes), (batch,), device=where)
+    shape = (batch, config.network.tokens, config.network.latent_channels)
+    z, t = torch.randn(shape, device=where), torch.zeros(batch, device=where)
+    with torch.no_grad():
+        forward = counted(lambda: teacher.denoise(z, t, y))
+    own = sum(p.numel() for p in teacher.parameters())
+    runs = {name: prepared(config, teacher, changes) for name, changes in METHODS.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for k in range(rounds + 1):
+        for name, (state, settings) in runs.items():
+            start = time.perf_counter()
+            update(state, settings, x, y)
+            if where.type == "cuda":
+                torch.cuda.synchronize()
+            if k:
+                times[name].append(time.perf_counter() - start)
+    first = median(times["ratio"])
+    found: dict[str, Any] = {}
+    print("| method | arithmetic, F | time, ratio = 1 | state, bytes per parameter |\n|---|---:|---:|---:|")
+    for name, (state, settings) in runs.items():
+        flops = counted(lambda state=state, settings=settings: update(state, settings, x, y))
+        numbers = flops / forward, median(times[name]) / first, state_bytes(state) / own
+        found[name] = {"forward_passes": numbers[0], "time": numbers[1], "bytes_per_parameter": numbers[2]}
+        print(f"| {name} | {numbers[0]:.1f} | {numbers[1]:.2f} | {numbers[2]:.0f} |")
+    print(f"\n{recipe}, batch {batch}, {where}, {config.training.precision}; ratio: {1e3 * first:.0f} ms an update")
+    if json_file is not None:
+        about = {"recipe": recipe, "batch": batch, "device": str(where), "precision": config.training.precision}
+        described = {**about, "threads": torch.get_num_threads(), "seconds_of_ratio": first, "methods": found}
+        json_file.write_text(json.dumps(described, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

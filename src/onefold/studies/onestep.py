@@ -1,0 +1,143 @@
+"""The study of one-step training: methods, divergences, and what the ratio network is made of.
+
+    diffusion          the teacher, in many steps
+    ratio              onefold's default: Jensen–Shannon divergence, a ratio network as deep as the teacher
+    <divergence>       the others of the family
+    half, norms        a ratio network of the first half of the blocks; one whose matrices stay the teacher's
+    no-penalty, no-centring, two-updates, renoised, level-normalised
+                       one option changed each
+    score, dmd, dmd-adversarial
+                       what the ratio replaces: distillation by the difference of two scores, on the same backbone
+
+All arms begin from the same teacher of their seed and see as many images. `onestep_study` makes such studies.
+
+Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from onefold.errors import UserError
+from onefold.recipes import recipe
+from onefold.studies.study import Arm, Column, Study
+
+__all__ = ["ARMS", "onestep", "onestep_study"]
+
+POINTS = 20
+"""Measurements in a run, and so points in a curve."""
+WARMUP = 8
+"""The critic's warm-up is this part of a one-step run: one in so many images."""
+
+COLUMNS = (
+    Column("frechet_distance", "Fréchet distance", 2),
+    Column("class_accuracy", "class accuracy", 3),
+    Column("precision", "precision", 3),
+    Column("recall", "recall", 3),
+    Column("reconstruction.psnr", "PSNR (dB)", 1),
+    Column("training.images_per_second", "images/s", 0),
+)
+
+
+def _arm(name: str, title: str, family: str, variant: str = "", **changes: Any) -> Arm:
+    """A one-step generator with changes of `config.onestep`, with `__` for a dot."""
+    named = {f"onestep.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return Arm(name, title, named, family, variant, after="diffusion")
+
+
+ARMS = (
+    Arm("diffusion", "diffusion, 50 steps", {}, "diffusion"),
+    _arm("ratio", "Jensen–Shannon (default)", "ratio"),
+    _arm("reverse-kl", "reverse KL", "divergence", ratio__divergence="reverse_kl"),
+    _arm("non-saturating", "non-saturating", "divergence", "1", ratio__divergence="non_saturating"),
+    _arm("forward-kl", "forward KL", "divergence", "2", ratio__divergence="forward_kl"),
+    _arm("hellinger", "squared Hellinger", "divergence", "3", ratio__divergence="squared_hellinger"),
+    _arm("skew", "skewed JS, α = 0.1", "divergence", "4", ratio__divergence="skew_jensen_shannon"),
+    _arm("half", "ratio of half the depth", "network", critic_blocks=2),
+    _arm("norms", "ratio with frozen matrices", "network", "1", critic_trains="norms"),
+    _arm("no-penalty", "no penalty", "options", ratio__penalty=0.0),
+    _arm("no-centring", "no centring", "options", "1", ratio__centring=0.0),
+    _arm("two-updates", "two ratio updates", "options", "2", critic_updates=2),
+    _arm("renoised", "a quarter of inputs renoised", "options", "3", renoised=0.25),
+    _arm("level-normalised", "weights normalised by level", "options", "4", ratio__level_normalised=True),
+    _arm("score", "scores (Diff-Instruct)", "scores", method="score"),
+    _arm("dmd", "scores, normalised (DMD)", "scores", "1", method="dmd"),
+    _arm("dmd-adversarial", "DMD, adversarial", "scores", "2", method="dmd", score__adversarial=0.1),
+)
+
+
+def onestep(
+    data: str | None = None,
+    *,
+    teacher_budget: int = 64_000,
+    budget: int = 24_000,
+    seeds: int = 3,
+    arms: Sequence[str] | None = None,
+    name: str = "digits",
+    images: int = 5000,
+    changes: Mapping[str, Any] | None = None,
+) -> Study:
+    """The study of one-step training, for `run_study`; arguments as of `onestep_study`."""
+    options = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds, "images": images}
+    return onestep_study("onestep", ARMS, data, arms=arms, name=name, changes=changes, **options)
+
+
+def onestep_study(
+    study: str,
+    known_arms: Sequence[Arm],
+    data: str | None,
+    *,
+    teacher_budget: int,
+    budget: int,
+    seeds: int,
+    arms: Sequence[str] | None,
+    name: str,
+    images: int,
+    changes: Mapping[str, Any] | None,
+) -> Study:
+    """A study whose arms make one-step generators of those arms that are trained before them.
+
+    Args:
+        study: Its name, as a command.
+        known_arms: All arms; one that begins `after` another comes behind it.
+        data: Images to train on; default: the recipe's.
+        teacher_budget: Images that each teacher is trained on.
+        budget: Images that each one-step generator is trained on.
+        seeds: Each arm is trained with the seeds 0 … seeds − 1, from the teacher of that seed.
+        arms: Names of arms; their teachers are added. Default: all.
+        name: The recipe that gives all other settings.
+        images: Generated and reference images of an evaluation.
+        changes: Further settings of all arms, such as {"network.width": 64}.
+
+    Raises:
+        UserError: a name or number that makes no sense.
+    """
+    for option, value in (("teacher-budget", teacher_budget), ("budget", budget)):
+        if value < 1:
+            raise UserError(f"--{option}: {value} is not positive; give at least 1")
+    known = {arm.name: arm for arm in known_arms}
+    for wanted in arms or ():
+        if wanted not in known:
+            raise UserError(f"--arms: {wanted!r} is not known; choose of {', '.join(known)}")
+    wanted = {needed for arm in arms or known for needed in (arm, known[arm].after)}
+    config = recipe(name, **(changes or {}))
+    source, batch = data or config.data.source, config.training.batch
+    if source != config.data.source:
+        config = config.with_changes({"data.source": source, "data.test": None})
+    every = max(batch, budget // POINTS)
+    settings = {
+        "training.images": teacher_budget,
+        "training.log_every": every,
+        "training.health_every": every,
+        "training.sample_every": max(teacher_budget, budget),
+        "training.checkpoint_every": max(batch, budget // 4),
+        "training.on_collapse": "ignore",  # what becomes of an arm is what the study is about
+    }
+    length = {"training.images": budget, "onestep.critic_warmup": budget // WARMUP}
+    chosen = tuple(
+        replace(arm, changes={**arm.changes, **length}) if arm.after else arm
+        for arm in known_arms
+        if arm.name in wanted
+    )
+    arguments = {"recipe": name, "data": source, "teacher-budget": teacher_budget, "budget": budget}
+    return Study(study, arguments, config.with_changes(settings), chosen, seeds, images, COLUMNS, False)
