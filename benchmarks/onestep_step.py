@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import onefold
 from onefold.architecture import Network, build
-from onefold.training.config import Config, OneStep
+from onefold.training.config import Config
 from onefold.training.engine import resolve_device, resolved
 from onefold.training.onestep import onestep_of, onestep_step
 from onefold.training.state import TrainingState
@@ -77,7 +77,7 @@ def main(
     """Measure and print."""
     where = resolve_device(device)
     base = onefold.recipe(recipe, training={"batch": batch, "images": 10**9, "compile": "no", "device": str(where)})
-    config = resolved(onestep_of(base, OneStep()), where)
+    config = resolved(onestep_of(base), where)
     teacher = build(config.network).to(where).requires_grad_(False)
     height, width = config.network.image_size
     x = torch.rand(batch, config.network.channels, height, width, device=where) * 2 - 1

@@ -6,6 +6,7 @@ Plain types are left to the static checker (and to the functions that refuse wro
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, TypeVar, get_args
 
 import hypothesis
@@ -46,6 +47,15 @@ def shapes_unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All arithmetic in float64, also where a network asks for float32."""
+    from onefold import trunk
+
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(trunk, "torch", SimpleNamespace(**{**vars(torch), "float32": torch.float64}))
 
 
 def randomised(network: Module, seed: int = 0) -> Module:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_checkpoint_holds_these_files(finished: Run):
     sizes = json.loads((path / "COMPLETE").read_text())
     assert sizes == {name: (path / name).stat().st_size for name in FILES}
     described = json.loads((path / "state.json").read_text())
-    assert described["counters"] == {"images": 160, "skipped": 0, "skipped_in_row": 0, "rollbacks": 0}
+    assert described["counters"] == asdict(Counters(images=160))
 
 
 def test_complete_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

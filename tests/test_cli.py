@@ -19,7 +19,6 @@ from onefold.commands import estimate
 from onefold.metrics import Record
 from onefold.recipes import recipe
 from onefold.training.loop import train
-from onefold.training.onestep import converted
 from onefold.training.run import Run, load_run
 from onefold.training.state import checkpoints
 
@@ -578,8 +577,6 @@ def test_data_commands(capsys: pytest.CaptureFixture[str]):
 def test_demo_trains_once_and_shows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(demo, "recipe", lambda name, **overrides: tiny().with_changes(overrides))
     monkeypatch.setattr(demo, "evaluate", functools.partial(demo.evaluate, images=20))
-    short = {"onestep.critic_warmup": 16, "training.images": 64}
-    monkeypatch.setattr(demo, "converted", lambda folder: converted(folder).with_changes(short))
     assert call("demo", "--out", "shown", "--seed", "3", "--quiet") == 0
     shown = capsys.readouterr().out
     for name in ("shown/samples.png", "shown-onestep/one-step.png"):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onefold.errors import UserError
 from onefold.paths import Linear, Path, VariancePreserving, per_token
-from onefold.sampling import Denoiser, Sampler, generate, guided, noise, resolve_labels, solve, time_grid
+from onefold.sampling import Denoiser, Sampler, generate, guided, noise, noises, resolve_labels, solve, time_grid
 
 SHAPE = (2, 2)
 MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
@@ -105,6 +105,81 @@ def test_time_grid_runs_from_noise_to_data(shift: float):
     assert (grid.diff() > 0).all()
     k = torch.arange(7) / 7
     torch.testing.assert_close(grid[:-1] / (1 - grid[:-1]), shift * k / (1 - k))
+
+
+# --- renoising ---
+
+
+def renoised(steps: int, seeds: list[int], labels: list[int] | None = None, **options: object) -> Tensor:
+    sampler, null_label = Sampler(steps, "renoise", **options), 9 if labels else 0
+    return torch.cat(list(generate(elementwise, SHAPE, seeds, labels, sampler, null_label=null_label, batch=64)))
+
+
+def test_one_step_of_renoising_is_one_step_of_euler():
+    seeds, labels = [3, 4, 5], [0, 1, 2]
+    euler = next(generate(elementwise, SHAPE, seeds, labels, Sampler(1), null_label=9))
+    assert torch.equal(renoised(1, seeds, labels), euler)
+    assert not torch.equal(renoised(2, seeds, labels), euler)
+
+
+@pytest.mark.parametrize("shift", [1.0, 0.5])
+def test_renoising_is_the_formula(shift: float):
+    """ẑ at each time, noised to the next with the seed's next noise."""
+    for seed, label in ((3, 0), (8, 2)):
+        generator, y = torch.Generator().manual_seed(seed), torch.tensor([label])
+        grid = time_grid(Sampler(4, shift=shift))
+        z = torch.randn(1, *SHAPE, generator=generator)
+        for then in grid[1:-1].tolist():
+            z = then * elementwise(z, grid[grid < then][-1:], y) + (1 - then) * torch.randn(SHAPE, generator=generator)
+        torch.testing.assert_close(renoised(4, [seed], [label], shift=shift), elementwise(z, grid[-2:-1], y))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_renoising_calls_the_network_once_a_step(steps: int):
+    calls: list[int] = []
+    list(generate(counted(calls), SHAPE, [1, 2, 3], None, Sampler(steps, "renoise"), null_label=0))
+    assert calls == [3] * steps
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_renoised_image_does_not_depend_on_batch_order_or_number(guidance: float):
+    def latents(seeds: list[int], batch: int) -> Tensor:
+        sampler, labels = Sampler(4, "renoise", guidance), [seed % 3 for seed in seeds]
+        return torch.cat(list(generate(elementwise, SHAPE, seeds, labels, sampler, null_label=9, batch=batch)))
+
+    seeds = list(range(10, 20))
+    whole = latents(seeds, 64)
+    for batch in (1, 3, 10):
+        assert torch.equal(latents(seeds, batch), whole)
+    assert torch.equal(latents(seeds[4:], 4), whole[4:])
+    assert torch.equal(latents(seeds[::-1], 4), whole.flip(0))
+    assert len(whole.flatten(1).unique(dim=0)) == 10
+
+
+def test_guidance_acts_on_renoising_within_its_interval():
+    """At times 0, ¼, ½, ¾."""
+    made: list[int] = []
+    sampler = Sampler(4, "renoise", guidance=3, guidance_interval=(0.25, 0.5))
+    list(generate(counted(made), SHAPE, [1, 2, 3], [0, 1, 2], sampler, null_label=9))
+    assert made == [3, 6, 6, 3]
+
+
+def test_renoising_with_the_exact_denoiser_of_a_point_ends_there():
+    def point(z_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return torch.full_like(z_t, 0.7)
+
+    for steps in (1, 3):
+        found = next(generate(point, SHAPE, [1, 2], None, Sampler(steps, "renoise"), null_label=0))
+        assert torch.equal(found, torch.full((2, *SHAPE), 0.7))
+
+
+def test_noises_of_a_seed_are_one_stream():
+    ours = list(itertools.islice(noises([3, 5], (4, 2)), 3))
+    for row, seed in enumerate((3, 5)):
+        generator = torch.Generator().manual_seed(seed)
+        for drawn in ours:
+            assert torch.equal(drawn[row], torch.randn(4, 2, generator=generator))
+    assert torch.equal(ours[0], noise([3, 5], (4, 2)))
 
 
 # --- guidance ---
@@ -207,6 +282,13 @@ def test_noise_comes_from_each_seed_alone():
     before = torch.get_rng_state()
     noise([1], (4, 2))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_large_seeds_are_seeds_of_their_own():
+    """Of which torch's generator reads 32 bits alone."""
+    seeds = [5, 5 + 2**32, 5 + 2**33, 5 + 2**40, 5 + 2**62, 5 + 2**63]
+    assert len(noise(seeds, (4, 2)).flatten(1).unique(dim=0)) == len(seeds)
+    assert torch.equal(noise(seeds, (4, 2)), noise(seeds, (4, 2)))
 
 
 def test_labels_default_to_the_seed_modulo_the_classes():

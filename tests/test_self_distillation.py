@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conftest import randomised
-from onefold import trunk
 from onefold.errors import UserError
 from onefold.network import NetworkConfig, OneFold
 from onefold.objectives.self_distillation import (
@@ -29,13 +27,6 @@ from onefold.training.ema import average_of
 TINY = NetworkConfig((4, 6), channels=2, classes=3, patch=2, latent_channels=3, width=8, depth=1, heads=1)
 LATENT = (TINY.tokens, TINY.latent_channels)
 OBJECTIVE = SelfDistillation(draws=2, label_dropout=0.3, decoder_noise=0.5, flip=True)
-
-
-@pytest.fixture
-def float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All arithmetic in float64, also where the network asks for float32."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(trunk, "torch", SimpleNamespace(**{**vars(torch), "float32": torch.float64}))
 
 
 class Case:

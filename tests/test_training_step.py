@@ -1,6 +1,7 @@
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from onefold.training import loop
 from onefold.training.config import Config
 from onefold.training.loop import backward, training_step
 from onefold.training.optimizer import Muon, rate_factor
-from onefold.training.state import TrainingState, checkpoints
+from onefold.training.state import Counters, TrainingState, checkpoints
 
 
 def advanced(config: Config, steps: int = 3) -> TrainingState:
@@ -175,7 +176,7 @@ def test_ten_in_a_row_go_back_to_a_checkpoint_once(monkeypatch: pytest.MonkeyPat
     run = onefold.train(config, tmp_path / "run", quiet=True)
     assert len(seen.calls) == 27 + 15
     counters = json.loads((checkpoints(run.folder)[-1] / "state.json").read_text())["counters"]
-    assert counters == {"images": 480, "skipped": 10, "skipped_in_row": 0, "rollbacks": 1}
+    assert counters == asdict(Counters(images=480, skipped=10, rollbacks=1))
     # The 16th step is repeated with the same images and other noise.
     (x, eps), (x_again, eps_again) = seen.calls[15], seen.calls[27]
     assert torch.equal(x, x_again)

@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from onefold import data, metrics, objectives
 from onefold.errors import TrainingAborted, UserError
 from onefold.network import NetworkConfig, OneFold
+from onefold.ratio import RatioNet
 from onefold.recipes import recipe
 from onefold.training.config import Config
 from onefold.training.loop import train
@@ -14,6 +15,7 @@ __all__ = [
     "Config",
     "NetworkConfig",
     "OneFold",
+    "RatioNet",
     "Run",
     "TrainingAborted",
     "UserError",

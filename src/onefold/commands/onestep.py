@@ -25,7 +25,7 @@ def onestep(arguments: list[str]) -> None:
         raise UserError("onestep: give the folder of a trained run first; see `onefold onestep --help`")
     teacher, options = (Path(arguments[0]), arguments[1:]) if named else (Path("RUN"), arguments)
     resumes = "--resume" in options or not named
-    default = onestep_of(recipe("digits"), OneStep()) if resumes else converted(teacher)
+    default = onestep_of(recipe("digits")) if resumes else converted(teacher)
     default_options = default.onestep or OneStep()
 
     def onestep_run(

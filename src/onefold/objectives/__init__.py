@@ -1,0 +1,5 @@
+"""Objectives: what is lowered, as plain functions of networks, data and draws."""
+
+from onefold.objectives.density_ratio import DIVERGENCES
+
+__all__ = ["DIVERGENCES"]

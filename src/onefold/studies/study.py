@@ -26,7 +26,7 @@ from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.evaluation import extractor_for
 from onefold.metrics import Record
-from onefold.training.config import Config, OneStep
+from onefold.training.config import Config
 from onefold.training.engine import resolve_device, resolved
 from onefold.training.onestep import onestep_of
 from onefold.training.run import fitted, open_data
@@ -144,7 +144,9 @@ class Study:
             raise UserError(f"--seeds: {self.seeds} is not positive; give at least 1")
 
     def config_of(self, arm: Arm, seed: int = 0, teacher: Path | None = None) -> Config:
-        config = onestep_of(self.config, OneStep(teacher=str(teacher or ""))) if arm.after else self.config
+        config = self.config
+        if arm.after:
+            config = onestep_of(config).with_changes({"onestep.teacher": str(teacher or "")})
         return config.with_changes({**arm.changes, "training.seed": seed})
 
     def trials(self, out: Path) -> list[Trial]:

@@ -74,7 +74,7 @@ class TrainingConfig:
     device: str = "auto"
     seed: int = 0
     log_every: int = 3_200
-    health_every: int = 3_200
+    health_every: int = 6_400
     """Images between two measurements of health, each of which takes about as long as a step (see docs/training.md)."""
     on_collapse: Annotated[Literal["warn", "stop", "ignore"], Suppress] = "warn"  # --on-collapse on the command line
     """When the latents have collapsed: say so, or stop with exit code 3 after a checkpoint, or only log it."""
@@ -131,7 +131,7 @@ class OneStep:
     """Learning rate of the critic; that of the generator is `training.learning_rate`."""
     critic_updates: int = 1
     """Critic updates, each on a batch of its own, for each update of the generator."""
-    critic_warmup: int = 6_400
+    critic_warmup: int = 6_000
     """Images that the critic learns from before the generator moves."""
     codec_share: float = 0.25
     """Share of the batch on which encoder and decoder, which are the same network, are kept as they were …"""
@@ -139,7 +139,7 @@ class OneStep:
     """… and the weight of that."""
     renoised: float = 0.0
     """Share of the generator's inputs that are noised data instead of noise, which teaches it a few steps as well."""
-    selection: int = 1000
+    selection: int = 500
     """Samples of the small measurement that chooses the published checkpoint; 0 publishes the last."""
 
     def __post_init__(self) -> None:

@@ -45,8 +45,10 @@ __all__ = [
 ]
 
 
-IMAGES = 48_000
-"""Length of a one-step run, unless another is given: that of the recipe `digits`."""
+LENGTH = 0.75
+"""Of a one-step run, as a share of its teacher's training …"""
+WARMUP = 1 / 8
+"""… and of its critic's warm-up, as a share of that."""
 AVERAGED = 70
 """Half-life of the generator's average, in updates."""
 
@@ -240,33 +242,39 @@ def converted(folder: Path, options: OneStep | None = None) -> Config:
 
     Args:
         folder: The trained run, the teacher.
-        options: How; default: `OneStep()`.
+        options: How, but for the teacher; default: those of `onestep_of`.
 
     Raises:
         UserError: not a run, or one whose diffusion model is not finished, or that is a one-step generator already.
     """
     run = load_run(folder)
     check_teacher(run)
-    return onestep_of(run.config, replace(options or OneStep(), teacher=str(folder)))
+    config = onestep_of(run.config, options)
+    return config.with_changes({"onestep.teacher": str(folder)})
 
 
-def onestep_of(config: Config, options: OneStep) -> Config:
+def onestep_of(config: Config, options: OneStep | None = None) -> Config:
     """The same for a configuration: what stays, what follows from being a one-step run.
 
     Adam without momentum and without weight decay, at a constant rate that falls at the end, from weights that are
-    good already; the average has a half-life of `AVERAGED` updates of the generator.
+    good already; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
+    teacher's and are whole batches.
     """
+    batch = config.training.batch
+    images = batch * max(2, round(LENGTH * config.training.images / batch))
+    options = options or OneStep(critic_warmup=batch * max(1, round(WARMUP * images / batch)))
     training = replace(
         config.training,
         optimizer="adamw",
-        images=IMAGES,
+        images=images,
         learning_rate=1e-4,
         betas=(0.0, 0.99),
         weight_decay=0.0,
         warmup=0,
         decay=0.3,
-        ema_half_lives=(AVERAGED * config.training.batch,),
+        ema_half_lives=(AVERAGED * batch,),
         ema_ramp=1.0,
+        health_every=50 * batch,
     )
     return replace(config, training=training, onestep=options, sampler=Sampler(steps=1, solver="renoise"))
 

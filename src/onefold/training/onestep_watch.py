@@ -31,7 +31,7 @@ from onefold.pixels import to_float, to_uint8
 from onefold.ratio import RatioNet
 from onefold.training import ema
 from onefold.training.alarm import ONESTEP_CURE, departure
-from onefold.training.engine import eager
+from onefold.training.engine import autocast, eager
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 
@@ -42,7 +42,7 @@ SEED = 2**40
 """Of the first sample: far from the seeds that anybody evaluates with."""
 REFERENCE = 10_000
 """Training images that the distance is taken to, at most."""
-PROBE = 512
+PROBE = 256
 """Held-out images and samples that the critic is asked about, at most."""
 BINS = 10
 
@@ -71,7 +71,7 @@ class OneStepWatch:
         """What belongs into the log line: `onestep`, and `alarm` if it sounds (a new one is said, if so configured)."""
         duel, counters = state.duel, state.counters
         assert duel is not None
-        with torch.no_grad(), eager():
+        with torch.no_grad(), eager(), autocast(self.run.config.training, self.device):
             network = state.averages[-1]
             z = self._sample(network)
             made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])

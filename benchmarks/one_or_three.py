@@ -1,0 +1,69 @@
+"""One network against three on larger images than the digits, at a short and equal budget.
+
+    python benchmarks/one_or_three.py --data cifar10-train.zip --out runs/one-or-three \
+        --json-file docs/results/one-or-three-cifar10.json
+
+The recipe `cifar10` on a network small enough for a laptop, trained on so few images that nothing is finished: it says
+how fast each begins, not where it ends. Quality, parameters, time and memory of one network, of three with as many
+parameters in sum, and of three with as much compute in each role. An interrupted study goes on.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from onefold.architecture import build
+from onefold.flops import training_flops
+from onefold.studies import collapse, run_study
+from onefold.studies.table import numbers_of
+from onefold.training.log import read_log
+
+ARMS = ("ema", "three-networks", "three-networks-compute")
+SMALL = {"network.width": 128, "network.depth": 6, "training.batch": 64, "training.warmup": 3_200}
+SMALL |= {"training.ema_half_lives": (5_000,), "sampler.steps": 25, "objective.decoder_noise": 0.5}
+
+NUMBERS = ("frechet_distance", "class_accuracy", "recall", "reconstruction.psnr", "reconstruction.frechet_distance")
+
+
+def main(
+    data: str,
+    out: Path = Path("runs/one-or-three"),
+    budget: int = 25_600,
+    seeds: int = 1,
+    images: int = 1_000,
+    jobs: int = 1,
+    json_file: Path | None = None,
+) -> None:
+    """Train, evaluate and print."""
+    study = collapse(data, budget=budget, seeds=seeds, arms=ARMS, draws=2, name="cifar10", images=images, changes=SMALL)
+    rows: list[dict[str, Any]] = []
+    for trial in run_study(study, out, jobs=jobs, say=print):
+        log = read_log(trial.folder / "log.jsonl")
+        config = trial.config
+        numbers = numbers_of(trial)
+        row: dict[str, Any] = {"arm": trial.arm.name, "seed": trial.seed}
+        row["parameters"] = sum(p.numel() for p in build(config.network).parameters())
+        row["training_flops_per_image"] = training_flops(config.network, config.objective, config.stages)
+        row["minutes"] = budget / numbers["training.images_per_second"] / 60
+        row["peak_memory"] = max(line["peak_memory"] for line in log)
+        names = (
+            "frechet_distance",
+            "class_accuracy",
+            "recall",
+            "reconstruction.psnr",
+            "reconstruction.frechet_distance",
+        )
+        rows.append(row | {name: numbers[name] for name in names if name in numbers})
+    titles = list(rows[0])
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
+    for row in rows:
+        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    if json_file is not None:
+        about = {"budget": budget, "settings": SMALL, "images": images, "rows": rows}
+        json_file.write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,87 @@
+"""One-step generators of trained runs of `digits`: what one step, few steps and the verifier give, beside many steps.
+
+    onefold demo --out runs/demo0 --seed 0      # and so on for seeds 1 and 2
+    python benchmarks/onestep_digits.py runs/demo0 runs/demo1 runs/demo2 --json-file docs/results/onestep-digits.json
+
+Every number is a record's; the evaluation is that of `onefold evaluate`, with the same reference images, labels and
+seeds in all rows. A finished conversion is not repeated; an interrupted one goes on.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import tyro
+from tyro.conf import Positional
+
+import onefold
+from onefold.architecture import Network
+from onefold.evaluation import evaluate
+from onefold.ratio import RatioNet
+from onefold.sampling import Sampler
+from onefold.training.onestep import converted
+from onefold.training.run import Run
+from onefold.verifier import Verifier
+
+COLUMNS = {
+    "frechet_distance": "Fréchet distance",
+    "frechet.ratio": "÷ real halves",
+    "class_accuracy": "class accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "memorisation.share": "near copies",
+    "reconstruction.psnr": "PSNR, dB",
+    "images_per_second": "images/s",
+}
+
+
+def rows_of(teacher: Run, fast: Run) -> dict[str, dict[str, float]]:
+    """The numbers of one run and its one-step generator, by row."""
+    ratio = RatioNet.from_pretrained(fast.folder / "ratio")
+
+    def chosen(candidates: int, choice: Any) -> Callable[[Network], Verifier]:
+        return lambda network: Verifier(network, ratio, candidates, choice)
+
+    few = {f"{n} steps by renoising": evaluate(fast, sampler=Sampler(n, "renoise")) for n in (2, 4)}
+    records = {
+        "50 steps, before": evaluate(teacher),
+        "1 step, before": evaluate(teacher, sampler=Sampler(1)),
+        "1 step": evaluate(fast),
+        **few,
+        "50 steps, after": evaluate(fast, sampler=Sampler(50)),
+        "best of 4": evaluate(fast, verifier=chosen(4, "best")),
+        "best of 16": evaluate(fast, verifier=chosen(16, "best")),
+        "resampled from 4": evaluate(fast, verifier=chosen(4, "resample")),
+    }
+    return {name: record.numbers() for name, record in records.items()}
+
+
+def main(runs: Positional[tuple[Path, ...]], /, json_file: Path | None = None) -> None:
+    """Convert, evaluate and summarise."""
+    found: list[dict[str, dict[str, float]]] = []
+    minutes: list[float] = []
+    for folder in runs:
+        out = folder.with_name(f"{folder.name}-onestep")
+        begun = (out / "config.json").exists()
+        fast = onefold.train(None, out, resume=True) if begun else onefold.train(converted(folder), out)
+        written = (out / "curves.png").stat().st_mtime
+        minutes.append((written - (out / "config.json").stat().st_mtime) / 60)
+        found.append(rows_of(onefold.load_run(folder), fast))
+    print(f"| {len(runs)} seeds | {' | '.join(COLUMNS.values())} |\n|---|{'---:|' * len(COLUMNS)}")
+    summary: dict[str, dict[str, Any]] = {}
+    for row in found[0]:
+        values = {key: [numbers[row][key] for numbers in found] for key in COLUMNS}
+        spread = {key: stdev(seen) if len(seen) > 1 else None for key, seen in values.items()}
+        summary[row] = {key: {"mean": mean(values[key]), "std": spread[key], "values": values[key]} for key in COLUMNS}
+        cells = [f"{mean(seen):.3g}" + (f" ± {spread[key]:.2g}" if spread[key] else "") for key, seen in values.items()]
+        print(f"| {row} | {' | '.join(cells)} |")
+    print("\nminutes:", ", ".join(f"{m:.1f}" for m in minutes))
+    if json_file is not None:
+        about = {"onefold": onefold.__version__, "minutes": minutes, "rows": summary}
+        json_file.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,573 @@
+"""The training step of a one-step generator: what it changes, by what gradient, and where its weights start."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers_onestep import begun, duel_of, everything, one_step, teacher_for
+from helpers_runs import batch, differing
+from onefold.architecture import Network
+from onefold.objectives.density_ratio import DIVERGENCES
+from onefold.pixel_network import PixelNetwork
+from onefold.pixels import mirrored
+from onefold.three_networks import ThreeNetworks
+from onefold.training import onestep
+from onefold.training.config import Config
+from onefold.training.critic import Critic, CriticDraws
+from onefold.training.onestep import (
+    GeneratorDraws,
+    _critic_gradient,
+    _draw,
+    _generator_gradient,
+    generator_inputs,
+    onestep_step,
+)
+from onefold.training.state import TrainingState
+
+METHODS = {
+    "ratio": {},
+    "score": {"onestep__method": "score"},
+    "dmd": {"onestep__method": "dmd"},
+    "adversarial": {"onestep__method": "dmd", "onestep__score__adversarial": 0.5},
+}
+KINDS = {
+    "one": {},
+    "three": {"network__architecture": "three_networks", "network__depth": 3},
+    "pixels": {"network__space": "pixels"},
+}
+
+
+def advanced(config: Config, steps: int = 4, teacher: Network | None = None) -> TrainingState:
+    """A state after some steps, so that moments, averages and the critic hold something; the generator has moved."""
+    state = begun(config, teacher)
+    for k in range(steps):
+        onestep_step(state, *batch(config.training.batch, start=100 * k), config)
+    return state
+
+
+def drawn(state: TrainingState, config: Config, seed: int = 0, count: int = 16) -> GeneratorDraws:
+    return _draw(state, batch(count)[0], config, torch.Generator().manual_seed(seed))
+
+
+def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Those that there are."""
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def flat(found: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.flatten() for value in found.values()])
+
+
+def changed(before: dict[str, Tensor], state: TrainingState) -> set[str]:
+    """What has changed: network, 0, 1 (the averages), optimizer0, critic, critic optimizer, teacher."""
+    return {name.split(".")[0] for name in differing(before, everything(state))}
+
+
+# --- who changes what -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_gradient_reaches_its_own_network_alone(method: str, kind: str):
+    config = one_step(**METHODS[method], **KINDS[kind])
+    state = advanced(config)
+    duel, (x, y) = duel_of(state), batch()
+    _critic_gradient(state, x, y, drawn(state, config), config)
+    assert gradients(state.network) == gradients(duel.teacher) == {}
+    found = gradients(duel.critic)
+    assert {name.split(".")[0] for name in found} == {
+        *(["ratio"] if duel.critic.ratio is not None else []),
+        *(["student"] if duel.critic.student is not None else []),
+    }
+    assert all(value.abs().max() > 0 for name, value in found.items() if name.endswith("entrance.weight"))
+    duel.critic.zero_grad()
+
+    _generator_gradient(state, x, y, drawn(state, config), config)
+    assert gradients(duel.critic) == gradients(duel.teacher) == {}
+    assert flat(gradients(state.network)).abs().max() > 0
+    assert all(gradients(average) == {} for average in state.averages)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_while_the_critic_warms_up_the_generator_is_the_teacher(method: str):
+    config = one_step(**METHODS[method], onestep__critic_warmup=48)
+    state = begun(config)
+    teacher = {name: value.clone() for name, value in duel_of(state).teacher.state_dict().items()}
+    for k in range(6):
+        before = everything(state)
+        values = onestep_step(state, *batch(start=16 * k), config)
+        moved = changed(before, state)
+        assert {"critic", "critic optimizer"} <= moved
+        assert ("slope" in values) == ("gradient_norm" in values) == (k >= 3)
+        if k < 3:
+            assert moved == {"critic", "critic optimizer"}
+            for copy in (state.network, *state.averages):
+                assert differing(teacher, copy.state_dict()) == []
+        else:
+            assert moved == {"critic", "critic optimizer", "network", "0", "1", "optimizer0"}
+        assert state.counters.generator_updates == max(0, k - 2)
+        assert state.counters.images == 16 * (k + 1)
+    assert differing(teacher, duel_of(state).teacher.state_dict()) == []
+    assert not any(p.requires_grad for p in duel_of(state).teacher.parameters())
+
+
+@pytest.mark.parametrize(("updates", "moving"), [(1, range(2, 10)), (2, [3, 5, 7, 9]), (3, [2, 5, 8]), (4, [3, 7])])
+def test_the_generator_moves_at_each_of_so_many_steps(updates: int, moving: list[int]):
+    config = one_step(onestep__critic_updates=updates)
+    state = begun(config)
+    moved: list[int] = []
+    for k in range(10):
+        before = everything(state)
+        onestep_step(state, *batch(start=16 * k), config)
+        found = changed(before, state)
+        assert "critic" in found
+        moved += [k] if "network" in found else []
+    assert moved == list(moving)
+    assert state.counters.generator_updates == len(moved)
+
+
+def test_averages_have_half_lives_in_updates_of_the_generator():
+    """32 and 64 images are two and four updates of a batch of 16; at first as many as there have been."""
+    config = one_step(onestep__critic_updates=2)
+    state = begun(config)
+    name = "trunk.blocks.0.attention.project_in.weight"
+    expected = [state.network.state_dict()[name].double()] * 2
+    for k in range(10):
+        updates = state.counters.generator_updates
+        onestep_step(state, *batch(start=16 * k), config)
+        n = state.counters.generator_updates
+        if n == updates:
+            continue
+        w = state.network.state_dict()[name].double()
+        survivals = [0.5 ** (1 / min(half_life, n)) for half_life in (2, 4)]
+        expected = [s * average + (1 - s) * w for s, average in zip(survivals, expected, strict=True)]
+    assert state.counters.generator_updates == 4
+    for average, value in zip(state.averages, expected, strict=True):
+        torch.testing.assert_close(average.state_dict()[name].double(), value, rtol=0, atol=1e-6)
+    assert not torch.equal(*(average.state_dict()[name] for average in state.averages))
+    assert state.published is state.averages[-1]
+
+
+def test_the_critic_s_rate_follows_the_run_and_the_generator_s_begins_when_it_moves():
+    """A fall over the last half: of 160 images for the critic, of the 96 that are left for the generator."""
+    config = one_step(onestep__critic_warmup=64, training__decay=0.5, training__warmup=32)
+    state = begun(config)
+    rates: list[tuple[float, float]] = []
+    for k in range(10):
+        onestep_step(state, *batch(start=16 * k), config)
+        groups = [state.optimizers[0].param_groups, duel_of(state).optimizer.param_groups]
+        assert all(len({group["lr"] for group in group_list}) == 1 for group_list in groups)
+        rates.append((groups[0][0]["lr"] / 1e-3, groups[1][0]["lr"] / 1e-3))
+    critic = [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    generator = [0.5, 1, 1, 1, 2 / 3, 1 / 3]
+    assert [rate for _, rate in rates] == pytest.approx(critic)
+    assert [rate for rate, _ in rates][4:] == pytest.approx(generator)
+
+
+def test_the_same_seed_and_images_make_the_same_step():
+    config = one_step(**METHODS["adversarial"])
+    first, second = advanced(config), advanced(config)
+    torch.manual_seed(7)  # the global generator has no part in it
+    values = [onestep_step(state, *batch(), config) for state in (first, second)]
+    assert differing(everything(first), everything(second)) == []
+    assert first.counters == second.counters
+    assert differing(*values) == []
+
+
+# --- the inputs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_inputs_are_noised_data(share: float):
+    config = one_step(onestep__renoised=share)
+    draws = drawn(begun(config), config, count=800)
+    assert (draws.s > 0).float().mean().item() == pytest.approx(share, abs=0.06)
+    assert draws.s.max() <= 1
+    if share:
+        assert draws.s[draws.s > 0].mean().item() == pytest.approx(0.5, abs=0.05)
+    z = torch.randn_like(draws.eps)
+    inputs = generator_inputs(z, draws)
+    none = draws.s == 0
+    assert torch.equal(inputs[none], draws.eps[none])
+    s = draws.s[:, None, None]
+    torch.testing.assert_close(inputs, s * z + (1 - s) * draws.eps)
+
+
+class Seen:
+    """What the generator, the teacher and the critic are given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, state: TrainingState) -> None:
+        self.generator: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.encoded: list[Tensor] = []
+        self.critic: list[tuple[Tensor | None, Tensor, Tensor | None, CriticDraws]] = []
+        duel, network = duel_of(state), state.network
+        denoise, encode, together = network.denoise, duel.teacher.encode, network.decode_and_denoise
+        loss, gradient = duel.critic.loss, duel.critic.gradient
+        monkeypatch.setattr(network, "denoise", lambda *a: self.generator.append(a) or denoise(*a))
+        monkeypatch.setattr(network, "decode_and_denoise", lambda *a: self.generator.append(a[1:]) or together(*a))
+        monkeypatch.setattr(duel.teacher, "encode", lambda x: self.encoded.append(x) or encode(x))
+        monkeypatch.setattr(duel.critic, "loss", lambda *a: self.critic.append(a) or loss(*a))
+        monkeypatch.setattr(
+            duel.critic, "gradient", lambda _, *a: self.critic.append((None, *a)) or gradient(duel.teacher, *a)
+        )
+
+
+@pytest.mark.parametrize("renoised", [0.0, 0.5])
+def test_data_and_samples_have_the_same_labels_and_the_draws_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch, renoised: float
+):
+    changes = {"onestep__renoised": renoised, "objective__flip": True, "objective__label_dropout": 0.3}
+    config = one_step(**changes)
+    state, (x, y) = advanced(config), batch()
+    draws = drawn(state, config)
+    assert 2 < draws.mirrored.sum() < 14
+    assert 1 < draws.unlabelled.sum() < 12
+    assert (draws.s > 0).any() == (renoised > 0)
+    labels = torch.where(draws.unlabelled, 10, y)
+    image = mirrored(x, draws.mirrored)
+    z = duel_of(state).teacher.encode(image)
+    s = draws.s[:, None, None]
+    inputs = s * z + (1 - s) * draws.eps
+    fake = state.network.denoise(inputs, draws.s, labels).detach()
+    with monkeypatch.context() as patch:
+        seen = Seen(patch, state)
+        _critic_gradient(state, x, y, draws, config)
+        _generator_gradient(state, x, y, draws, config)
+    for given in seen.generator:
+        for found, expected in zip(given, (inputs, draws.s, labels), strict=True):
+            assert found is not None
+            torch.testing.assert_close(found, expected)
+    assert [torch.equal(each, image) for each in seen.encoded] == [True] * 2
+    (real, _, _, _), (none, _, _, _) = seen.critic
+    assert real is not None
+    assert none is None
+    torch.testing.assert_close(real, z)
+    for _, made, told, noise in seen.critic:
+        torch.testing.assert_close(made, fake, rtol=1e-4, atol=1e-5)
+        assert told is not None
+        assert torch.equal(told, labels)
+        assert noise is not draws.critic  # cut into micro-batches, of which there is one
+        assert all(torch.equal(a, b) for a, b in zip(noise.ratio, draws.critic.ratio, strict=True))
+
+
+def test_critic_and_generator_learn_from_draws_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    config = one_step()
+    state = advanced(config)
+    seen = Seen(monkeypatch, state)
+    onestep_step(state, *batch(), config)
+    (first, *_), (second, *_) = seen.generator
+    assert (first - second).abs().min() > 0
+    (*_, critic_noise), (*_, generator_noise) = seen.critic
+    assert (critic_noise.ratio.eps - generator_noise.ratio.eps).abs().min() > 0
+
+
+def test_an_unconditional_generator_is_given_no_labels(monkeypatch: pytest.MonkeyPatch):
+    config = one_step(network__classes=0, objective__label_dropout=0.5)
+    state = advanced(config)
+    seen = Seen(monkeypatch, state)
+    onestep_step(state, *batch(), config)
+    assert [given[2] for given in seen.generator] == [None] * 2
+    assert [given[2] for given in seen.critic] == [None] * 2
+
+
+def test_labels_and_mirrors_follow_the_objective():
+    plain, other = one_step(objective__label_dropout=0.0), one_step(objective__label_dropout=1.0, objective__flip=True)
+    draws = drawn(begun(plain), plain)
+    assert not draws.unlabelled.any()
+    assert not draws.mirrored.any()
+    draws = drawn(begun(other), other)
+    assert draws.unlabelled.all()
+    assert draws.mirrored.any()
+
+
+# --- the gradient -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_generator_has_the_gradient_of_the_divergence_s_loss(divergence: str):
+    """That of h(ℓ(x_t)) through ratio network and noise by plain automatic differentiation, per number of a latent."""
+    config = one_step(onestep__ratio__divergence=divergence, onestep__codec_share=0.0)
+    state, (x, y) = advanced(config), batch()
+    draws, ratio = drawn(state, config), duel_of(state).critic.ratio
+    assert ratio is not None
+    with torch.no_grad():
+        ratio.head.out.weight.mul_(10)  # logits that matter
+    parts = _generator_gradient(state, x, y, draws, config)
+    assert parts.keys() == {"slope"}
+    found = gradients(state.network)
+    state.network.zero_grad()
+
+    labels = torch.where(draws.unlabelled, 10, y)
+    fake = state.network.denoise(draws.eps, torch.zeros(16), labels)
+    t = draws.critic.ratio.t[:, None, None]
+    logits = ratio(t * fake + (1 - t) * draws.critic.ratio.eps, draws.critic.ratio.t, labels)
+    assert logits.std() > 0.05
+    (DIVERGENCES[divergence].generator_loss(logits).mean() / fake[0].numel()).backward()
+    expected = gradients(state.network)
+    assert found.keys() == expected.keys()
+    assert (flat(found) - flat(expected)).norm() < 1e-5 * flat(expected).norm()
+
+
+def test_codec_terms_keep_what_decodes_and_encodes():
+    """For a quarter of the batch, spread over it: D(z) at the image and E(x) at the teacher's latents."""
+    config = one_step(onestep__codec_weight=3.0, objective__flip=True, objective__reconstruction="l1")
+    state, (x, y) = advanced(config), batch()
+    duel, draws = duel_of(state), drawn(state, config)
+    assert draws.mirrored[[0, 4, 8, 12]].any()
+    parts = _generator_gradient(state, x, y, draws, config)
+    whole = gradients(state.network)
+    state.network.zero_grad()
+    without = config.with_changes({"onestep.codec_share": 0.0})
+    _generator_gradient(state, x, y, draws, without)
+    alone = gradients(state.network)
+    state.network.zero_grad()
+
+    image = torch.stack([x[k].flip(-1) if draws.mirrored[k] else x[k] for k in (0, 4, 8, 12)])
+    z = duel.teacher.encode(image)
+    decoding = (state.network.decode(z) - image).abs().mean()
+    encoding = (state.network.encode(image) - z).square().mean()
+    torch.testing.assert_close(parts["decoding"], decoding.detach())
+    torch.testing.assert_close(parts["encoding"], encoding.detach())
+    assert encoding > 0, "the generator has moved"
+    (3 * (decoding + encoding)).backward()
+    codec = gradients(state.network)
+    for name, value in whole.items():
+        expected = alone.get(name, torch.zeros_like(value)) + codec.get(name, torch.zeros_like(value))
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["three", "pixels"])
+def test_there_are_no_codec_terms_where_no_codec_is_shared(kind: str):
+    config = one_step(**KINDS[kind], onestep__codec_share=1.0)
+    state, (x, y) = advanced(config), batch()
+    parts = _generator_gradient(state, x, y, drawn(state, config), config)
+    assert parts.keys() == {"slope"}
+    if isinstance(state.network, ThreeNetworks):
+        found = {name.split(".")[0] for name in gradients(state.network)}
+        assert found == {"denoiser", "time", "labels", "modulation"}
+        for name, value in duel_of(state).teacher.state_dict().items():
+            if name.startswith(("encoder.", "decoder.", "latent_")):
+                for copy in (state.network, *state.averages):
+                    assert torch.equal(copy.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["one", "pixels"])
+@pytest.mark.parametrize("method", ["ratio", "adversarial"])
+@pytest.mark.parametrize("micro", [1, 2, 5, 8, 15])
+def test_micro_batches_are_one_batch(micro: int, method: str, kind: str):
+    """5 and 15 do not divide the batch of 16: the last micro-batch is smaller and has to weigh less."""
+    changes = {"onestep__renoised": 0.3, "objective__flip": True, **METHODS[method], **KINDS[kind]}
+    whole, cut = one_step(**changes), one_step(**changes, training__micro_batch=micro)
+    state, (x, y) = advanced(whole), batch()
+    draws = drawn(state, whole)
+    for compute, of in ((_critic_gradient, duel_of(state).critic), (_generator_gradient, state.network)):
+        values = {}
+        for config in (whole, cut):
+            parts = compute(state, x, y, draws, config)
+            values[config] = parts, flat(gradients(of))
+            of.zero_grad()
+        (parts, one), (cut_parts, other) = values.values()
+        assert (one - other).norm() <= 1e-5 * one.norm()
+        assert parts.keys() == cut_parts.keys()
+        for name in parts.keys() - {"slope"}:  # a norm, whose mean is told
+            torch.testing.assert_close(cut_parts[name], parts[name], rtol=1e-4, atol=1e-7)
+
+
+# --- gradients that are not finite ------------------------------------------------------------------------------------
+
+
+def poisoned(parameter: Tensor, value: float) -> Callable[[], None]:
+    """One number of its gradient is bad; gives what takes that back."""
+    bad = torch.zeros_like(parameter)
+    bad.view(-1)[0] = value
+    return parameter.register_hook(lambda gradient: gradient + bad).remove
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_critic_s_gradient_that_is_not_finite_changes_only_counters(method: str, value: float):
+    config = one_step(**METHODS[method])
+    state = advanced(config)
+    before, updates = everything(state), state.counters.generator_updates
+    cure = poisoned(next(p for p in duel_of(state).critic.parameters() if p.requires_grad), value)
+    for k in (1, 2):
+        values = onestep_step(state, *batch(), config)
+        assert not values["critic_norm"].isfinite()
+        assert differing(before, everything(state)) == []
+        assert gradients(state.network) == gradients(duel_of(state).critic) == {}
+        counters = state.counters
+        assert (counters.images, counters.skipped, counters.skipped_in_row) == (64 + 16 * k, k, k)
+        assert counters.generator_updates == updates
+    cure()
+    onestep_step(state, *batch(), config)
+    assert (state.counters.skipped, state.counters.skipped_in_row) == (2, 0)
+    assert {"critic", "network"} <= changed(before, state)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_generator_s_gradient_that_is_not_finite_changes_the_critic_alone(value: float):
+    config = one_step(onestep__ratio__level_normalised=True)
+    state = advanced(config)
+    before, updates = everything(state), state.counters.generator_updates
+    cure = poisoned(state.network.get_parameter("latents_out.bias"), value)
+    onestep_step(state, *batch(), config)
+    moved = differing(before, everything(state))
+    assert {name.split(".")[0] for name in moved} == {"critic", "critic optimizer"}
+    assert "critic.levels.means" not in moved
+    assert (state.counters.skipped, state.counters.skipped_in_row) == (1, 1)
+    assert state.counters.generator_updates == updates
+    cure()
+    onestep_step(state, *batch(), config)
+    assert (state.counters.skipped, state.counters.skipped_in_row) == (1, 0)
+    assert {"critic", "network"} <= changed(before, state)
+    assert "critic.levels.means" in differing(before, everything(state))
+
+
+# --- where weights start ----------------------------------------------------------------------------------------------
+
+INSIDE = ("trunk.", "modulation.")
+
+
+def parts_alike(module: torch.nn.Module, other: torch.nn.Module) -> tuple[set[bool], set[bool]]:
+    """Whether the weights inside the trunk and its modulation, and those outside, are the other's."""
+    theirs = other.state_dict()
+    found: tuple[set[bool], set[bool]] = (set(), set())
+    for name, value in module.state_dict().items():
+        inside = any(part in f".{name}" for part in (".trunk.", ".modulation."))
+        found[not inside].add(torch.equal(value, theirs[name]))
+    return found
+
+
+ALIKE = {"teacher": (True, True), "random": (False, False), "trunk": (True, False), "ends": (False, True)}
+
+
+@pytest.mark.parametrize("weights", ALIKE)
+def test_the_generator_starts_from_so_much_of_the_teacher(weights: str):
+    inside, outside = ALIKE[weights]
+    config = one_step(**KINDS["pixels"], onestep__generator=weights)
+    state = begun(config)
+    assert isinstance(state.network, PixelNetwork)
+    for net in (state.network, *state.averages):
+        assert parts_alike(net, duel_of(state).teacher) == ({inside}, {outside})
+    assert parts_alike(state.network, duel_of(begun(config)).teacher) == ({inside}, {outside})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weights", ALIKE)
+def test_the_critic_starts_from_so_much_of_the_teacher(weights: str, kind: str):
+    inside, outside = ALIKE[weights]
+    duel = duel_of(begun(one_step(**KINDS[kind], **METHODS["adversarial"], onestep__critic=weights)))
+    ratio, student = duel.critic.ratio, duel.critic.student
+    assert ratio is not None
+    assert student is not None
+    assert parts_alike(ratio.backbone, duel.teacher.backbone()) == ({inside}, {outside})
+    plain = dict(student.named_parameters())
+    buffers = {name for name, _ in duel.teacher.named_buffers()}
+    assert all(name in plain or name in buffers for name in student.state_dict())
+    found = {inside: set(), not inside: set()} | {True: set(), False: set()}
+    for name, p in plain.items():
+        within = any(part in f".{name}" for part in (".trunk.", ".modulation."))
+        found[within].add(torch.equal(p, duel.teacher.get_parameter(name)))
+    assert (found[True], found[False]) == ({inside}, {outside})
+    assert parts_of_head(ratio) == parts_of_head(ratio)
+
+
+def parts_of_head(ratio: torch.nn.Module) -> list[str]:
+    return [name for name, _ in ratio.named_parameters() if name.startswith("head.")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_the_critics_that_it_needs(method: str):
+    critic = duel_of(begun(one_step(**METHODS[method]))).critic
+    assert (critic.ratio is not None) == (method in ("ratio", "adversarial"))
+    assert (critic.student is not None) == (method != "ratio")
+
+
+def test_random_weights_follow_from_the_run_s_seed():
+    changes = {**KINDS["pixels"], **METHODS["adversarial"], "onestep__critic": "random", "onestep__generator": "random"}
+    config = one_step(**changes)
+    teacher = teacher_for(config)
+    first, again = begun(config, teacher), begun(config, teacher)
+    other = begun(one_step(**changes, training__seed=1), teacher)
+    assert differing(everything(first), everything(again)) == []
+    assert {name.split(".")[0] for name in differing(everything(first), everything(other))} == {
+        *("network", "0", "1", "critic")
+    }
+    generator, student = first.network.state_dict(), duel_of(first).critic.student
+    assert student is not None
+    assert not torch.equal(generator["exit.weight"], student.state_dict()["exit.weight"])
+
+
+def test_the_ratio_network_may_have_the_first_blocks_alone():
+    config = one_step(network__depth=2, onestep__critic_blocks=1)
+    duel = duel_of(begun(config))
+    assert duel.critic.ratio is not None
+    assert duel.critic.ratio.config.depth == 1
+    assert differing(duel.critic.ratio.backbone.state_dict(), duel.teacher.backbone(1).state_dict()) == []
+
+
+@pytest.mark.parametrize("who", ["generator", "critic"])
+def test_with_norms_alone_matrices_of_the_blocks_stay_as_they_are(who: str):
+    config = one_step(**KINDS["pixels"], **METHODS["adversarial"], **{f"onestep__{who}_trains": "norms"})
+    state = begun(config)
+    modules = {"generator": state.network, "critic": duel_of(state).critic}
+    before = {name: p.clone() for name, p in modules[who].named_parameters()}
+    matrices = {n for n in before if ".blocks." in n and n.endswith(("project_in.weight", "project_out.weight"))}
+    assert len(matrices) == (4 if who == "generator" else 8)
+    other = {name: p.clone() for name, p in modules["critic" if who == "generator" else "generator"].named_parameters()}
+    for k in range(5):
+        onestep_step(state, *batch(start=16 * k), config)
+    after = dict(modules[who].named_parameters())
+    assert set(differing(before, after)) == set(before) - matrices
+    now = dict(modules["critic" if who == "generator" else "generator"].named_parameters())
+    assert set(differing(other, now)) == set(other), "the other is trained whole"
+    if who == "generator":
+        for average in state.averages:
+            assert matrices.isdisjoint(differing(before, dict(average.named_parameters())))
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def fresh_samples(state: TrainingState, draws: GeneratorDraws) -> Tensor:
+    with torch.no_grad():
+        return state.network.denoise(draws.eps, torch.zeros(len(draws.eps)), torch.zeros(len(draws.eps)).long())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_critic_learns_and_a_generator_follows_it(method: str):
+    """The critic alone for 25 steps; then, with the critic held, the generator goes down the critic's gradient."""
+    changes = {**METHODS[method], "onestep__codec_share": 0.0, "training__clip": 1e6, "training__decay": 0.0}
+    alone = one_step(**changes, training__images=9600, onestep__critic_warmup=9000, onestep__critic_rate=3e-3)
+    state = begun(alone)
+    values = [onestep_step(state, *batch(start=16 * k), alone) for k in range(25)]
+    for name in {"ratio", "student"} & values[0].keys():
+        first, last = (torch.stack([value[name] for value in part]).mean() for part in (values[:3], values[-3:]))
+        assert last < 0.9 * first, name
+
+    held = one_step(**changes, training__images=9600, onestep__critic_warmup=0, onestep__critic_rate=1e-12)
+    critic, draws = duel_of(state).critic, drawn(state, held, count=64)
+    none = torch.zeros(64).long()
+    before = fresh_samples(state, draws)
+    slope = critic.gradient(duel_of(state).teacher, before, none, draws.critic)
+    for k in range(5):
+        onestep_step(state, *batch(start=16 * k), held.with_changes({"training.learning_rate": 1e-4}))
+    moved = fresh_samples(state, draws) - before
+    assert state.counters.generator_updates == 5
+    cosine = (slope * moved).sum() / slope.norm() / moved.norm()
+    assert cosine < -0.1, "against the gradient"
+    if method == "ratio":
+        t, noise = draws.critic.ratio.t[:, None, None], draws.critic.ratio.eps
+        assert critic.ratio is not None
+        both = [critic.ratio(t * x + (1 - t) * noise, t.flatten(), none).mean() for x in (before, before + moved)]
+        assert both[1] > both[0], "samples look more like data"
+
+
+def test_a_step_can_be_read_at_once():
+    import inspect
+
+    assert len(inspect.getsource(onestep.onestep_step).splitlines()) < 40
+    assert issubclass(Critic, torch.nn.Module)
