@@ -197,7 +197,8 @@ def test_curves_of_numbers_that_are_missing(tmp_path: Path):
     assert drawn(lines, tmp_path / "curves.png") is not None
 
 
-def test_an_alarm_is_drawn(tmp_path: Path):
+def test_an_alarm_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda ax: None)  # it makes way for the line, and so moves
     lines = made_up([0.5, 0.6, 0.1, 0.1])
     calm = drawn(lines, tmp_path / "calm.png")
     alarmed = drawn([*lines[:6], {**lines[6], "alarm": "reason"}, lines[7]], tmp_path / "alarmed.png")

@@ -1,22 +1,21 @@
 """The training step of a one-step generator: what it changes, by what gradient, and where its weights start."""
 
+import inspect
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers_onestep import begun, duel_of, everything, one_step, teacher_for
-from helpers_runs import batch, differing
-from onefold.architecture import Network
+from helpers_onestep import begun, digits, duel_of, everything, one_step, teacher_for
+from helpers_runs import differing
 from onefold.objectives.density_ratio import DIVERGENCES
 from onefold.pixel_network import PixelNetwork
 from onefold.pixels import mirrored
 from onefold.three_networks import ThreeNetworks
-from onefold.training import onestep
 from onefold.training.config import Config
-from onefold.training.critic import Critic, CriticDraws
+from onefold.training.critic import CriticDraws
 from onefold.training.onestep import (
     GeneratorDraws,
     _critic_gradient,
@@ -40,19 +39,23 @@ KINDS = {
 }
 
 
-def advanced(config: Config, steps: int = 4, teacher: Network | None = None) -> TrainingState:
-    """A state after some steps, so that moments, averages and the critic hold something; the generator has moved."""
-    state = begun(config, teacher)
+PAIRS = [("one", "ratio"), ("one", "adversarial"), ("three", "score"), ("pixels", "dmd")]
+
+
+def advanced(config: Config, steps: int = 1) -> TrainingState:
+    """A state at 64 images whose moments, averages and critic hold something; the generator has moved."""
+    state, at_once = begun(config), config.with_changes({"onestep.critic_warmup": 0})
     for k in range(steps):
-        onestep_step(state, *batch(config.training.batch, start=100 * k), config)
+        onestep_step(state, *digits(start=100 * k), at_once)
+    state.counters.images = 64
     return state
 
 
 def drawn(state: TrainingState, config: Config, seed: int = 0, count: int = 16) -> GeneratorDraws:
-    return _draw(state, batch(count)[0], config, torch.Generator().manual_seed(seed))
+    return _draw(state, digits(count)[0], config, torch.Generator().manual_seed(seed))
 
 
-def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Those that there are."""
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
@@ -69,12 +72,11 @@ def changed(before: dict[str, Tensor], state: TrainingState) -> set[str]:
 # --- who changes what -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_gradient_reaches_its_own_network_alone(method: str, kind: str):
+@pytest.mark.parametrize(("kind", "method"), PAIRS)
+def test_each_gradient_reaches_its_own_network_alone(kind: str, method: str):
     config = one_step(**METHODS[method], **KINDS[kind])
     state = advanced(config)
-    duel, (x, y) = duel_of(state), batch()
+    duel, (x, y) = duel_of(state), digits()
     _critic_gradient(state, x, y, drawn(state, config), config)
     assert gradients(state.network) == gradients(duel.teacher) == {}
     found = gradients(duel.critic)
@@ -91,14 +93,14 @@ def test_each_gradient_reaches_its_own_network_alone(method: str, kind: str):
     assert all(gradients(average) == {} for average in state.averages)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["ratio", "adversarial"])
 def test_while_the_critic_warms_up_the_generator_is_the_teacher(method: str):
     config = one_step(**METHODS[method], onestep__critic_warmup=48)
     state = begun(config)
     teacher = {name: value.clone() for name, value in duel_of(state).teacher.state_dict().items()}
     for k in range(6):
         before = everything(state)
-        values = onestep_step(state, *batch(start=16 * k), config)
+        values = onestep_step(state, *digits(start=16 * k), config)
         moved = changed(before, state)
         assert {"critic", "critic optimizer"} <= moved
         assert ("slope" in values) == ("gradient_norm" in values) == (k >= 3)
@@ -114,14 +116,14 @@ def test_while_the_critic_warms_up_the_generator_is_the_teacher(method: str):
     assert not any(p.requires_grad for p in duel_of(state).teacher.parameters())
 
 
-@pytest.mark.parametrize(("updates", "moving"), [(1, range(2, 10)), (2, [3, 5, 7, 9]), (3, [2, 5, 8]), (4, [3, 7])])
+@pytest.mark.parametrize(("updates", "moving"), [(1, range(2, 10)), (3, [2, 5, 8]), (4, [3, 7])])
 def test_the_generator_moves_at_each_of_so_many_steps(updates: int, moving: list[int]):
-    config = one_step(onestep__critic_updates=updates)
+    config = one_step(**KINDS["pixels"], onestep__critic_updates=updates)
     state = begun(config)
     moved: list[int] = []
     for k in range(10):
         before = everything(state)
-        onestep_step(state, *batch(start=16 * k), config)
+        onestep_step(state, *digits(start=16 * k), config)
         found = changed(before, state)
         assert "critic" in found
         moved += [k] if "network" in found else []
@@ -131,13 +133,13 @@ def test_the_generator_moves_at_each_of_so_many_steps(updates: int, moving: list
 
 def test_averages_have_half_lives_in_updates_of_the_generator():
     """32 and 64 images are two and four updates of a batch of 16; at first as many as there have been."""
-    config = one_step(onestep__critic_updates=2)
+    config = one_step(**KINDS["pixels"], onestep__critic_updates=2)
     state = begun(config)
-    name = "trunk.blocks.0.attention.project_in.weight"
+    name = "body.trunk.blocks.0.attention.project_in.weight"
     expected = [state.network.state_dict()[name].double()] * 2
     for k in range(10):
         updates = state.counters.generator_updates
-        onestep_step(state, *batch(start=16 * k), config)
+        onestep_step(state, *digits(start=16 * k), config)
         n = state.counters.generator_updates
         if n == updates:
             continue
@@ -153,11 +155,12 @@ def test_averages_have_half_lives_in_updates_of_the_generator():
 
 def test_the_critic_s_rate_follows_the_run_and_the_generator_s_begins_when_it_moves():
     """A fall over the last half: of 160 images for the critic, of the 96 that are left for the generator."""
-    config = one_step(onestep__critic_warmup=64, training__decay=0.5, training__warmup=32)
+    changes = {"onestep__critic_warmup": 64, "training__decay": 0.5, "training__warmup": 32}
+    config = one_step(**KINDS["pixels"], **changes)
     state = begun(config)
     rates: list[tuple[float, float]] = []
     for k in range(10):
-        onestep_step(state, *batch(start=16 * k), config)
+        onestep_step(state, *digits(start=16 * k), config)
         groups = [state.optimizers[0].param_groups, duel_of(state).optimizer.param_groups]
         assert all(len({group["lr"] for group in group_list}) == 1 for group_list in groups)
         rates.append((groups[0][0]["lr"] / 1e-3, groups[1][0]["lr"] / 1e-3))
@@ -171,7 +174,7 @@ def test_the_same_seed_and_images_make_the_same_step():
     config = one_step(**METHODS["adversarial"])
     first, second = advanced(config), advanced(config)
     torch.manual_seed(7)  # the global generator has no part in it
-    values = [onestep_step(state, *batch(), config) for state in (first, second)]
+    values = [onestep_step(state, *digits(), config) for state in (first, second)]
     assert differing(everything(first), everything(second)) == []
     assert first.counters == second.counters
     assert differing(*values) == []
@@ -221,7 +224,7 @@ def test_data_and_samples_have_the_same_labels_and_the_draws_of_the_batch(
 ):
     changes = {"onestep__renoised": renoised, "objective__flip": True, "objective__label_dropout": 0.3}
     config = one_step(**changes)
-    state, (x, y) = advanced(config), batch()
+    state, (x, y) = advanced(config), digits()
     draws = drawn(state, config)
     assert 2 < draws.mirrored.sum() < 14
     assert 1 < draws.unlabelled.sum() < 12
@@ -257,7 +260,7 @@ def test_critic_and_generator_learn_from_draws_of_their_own(monkeypatch: pytest.
     config = one_step()
     state = advanced(config)
     seen = Seen(monkeypatch, state)
-    onestep_step(state, *batch(), config)
+    onestep_step(state, *digits(), config)
     (first, *_), (second, *_) = seen.generator
     assert (first - second).abs().min() > 0
     (*_, critic_noise), (*_, generator_noise) = seen.critic
@@ -268,7 +271,7 @@ def test_an_unconditional_generator_is_given_no_labels(monkeypatch: pytest.Monke
     config = one_step(network__classes=0, objective__label_dropout=0.5)
     state = advanced(config)
     seen = Seen(monkeypatch, state)
-    onestep_step(state, *batch(), config)
+    onestep_step(state, *digits(), config)
     assert [given[2] for given in seen.generator] == [None] * 2
     assert [given[2] for given in seen.critic] == [None] * 2
 
@@ -290,7 +293,7 @@ def test_labels_and_mirrors_follow_the_objective():
 def test_the_generator_has_the_gradient_of_the_divergence_s_loss(divergence: str):
     """That of h(ℓ(x_t)) through ratio network and noise by plain automatic differentiation, per number of a latent."""
     config = one_step(onestep__ratio__divergence=divergence, onestep__codec_share=0.0)
-    state, (x, y) = advanced(config), batch()
+    state, (x, y) = advanced(config), digits()
     draws, ratio = drawn(state, config), duel_of(state).critic.ratio
     assert ratio is not None
     with torch.no_grad():
@@ -314,7 +317,7 @@ def test_the_generator_has_the_gradient_of_the_divergence_s_loss(divergence: str
 def test_codec_terms_keep_what_decodes_and_encodes():
     """For a quarter of the batch, spread over it: D(z) at the image and E(x) at the teacher's latents."""
     config = one_step(onestep__codec_weight=3.0, objective__flip=True, objective__reconstruction="l1")
-    state, (x, y) = advanced(config), batch()
+    state, (x, y) = advanced(config), digits()
     duel, draws = duel_of(state), drawn(state, config)
     assert draws.mirrored[[0, 4, 8, 12]].any()
     parts = _generator_gradient(state, x, y, draws, config)
@@ -342,7 +345,7 @@ def test_codec_terms_keep_what_decodes_and_encodes():
 @pytest.mark.parametrize("kind", ["three", "pixels"])
 def test_there_are_no_codec_terms_where_no_codec_is_shared(kind: str):
     config = one_step(**KINDS[kind], onestep__codec_share=1.0)
-    state, (x, y) = advanced(config), batch()
+    state, (x, y) = advanced(config), digits()
     parts = _generator_gradient(state, x, y, drawn(state, config), config)
     assert parts.keys() == {"slope"}
     if isinstance(state.network, ThreeNetworks):
@@ -354,14 +357,13 @@ def test_there_are_no_codec_terms_where_no_codec_is_shared(kind: str):
                     assert torch.equal(copy.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("kind", ["one", "pixels"])
-@pytest.mark.parametrize("method", ["ratio", "adversarial"])
-@pytest.mark.parametrize("micro", [1, 2, 5, 8, 15])
+@pytest.mark.parametrize(("kind", "method"), [("one", "ratio"), ("pixels", "adversarial")])
+@pytest.mark.parametrize("micro", [1, 5, 15])
 def test_micro_batches_are_one_batch(micro: int, method: str, kind: str):
     """5 and 15 do not divide the batch of 16: the last micro-batch is smaller and has to weigh less."""
     changes = {"onestep__renoised": 0.3, "objective__flip": True, **METHODS[method], **KINDS[kind]}
     whole, cut = one_step(**changes), one_step(**changes, training__micro_batch=micro)
-    state, (x, y) = advanced(whole), batch()
+    state, (x, y) = advanced(whole), digits()
     draws = drawn(state, whole)
     for compute, of in ((_critic_gradient, duel_of(state).critic), (_generator_gradient, state.network)):
         values = {}
@@ -386,15 +388,15 @@ def poisoned(parameter: Tensor, value: float) -> Callable[[], None]:
     return parameter.register_hook(lambda gradient: gradient + bad).remove
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "value"), [("ratio", math.inf), ("ratio", math.nan), ("adversarial", math.nan)])
 def test_a_critic_s_gradient_that_is_not_finite_changes_only_counters(method: str, value: float):
     config = one_step(**METHODS[method])
     state = advanced(config)
     before, updates = everything(state), state.counters.generator_updates
-    cure = poisoned(next(p for p in duel_of(state).critic.parameters() if p.requires_grad), value)
+    name = "ratio.backbone.entrance.bias" if method == "ratio" else "student.latents_in.bias"
+    cure = poisoned(duel_of(state).critic.get_parameter(name), value)
     for k in (1, 2):
-        values = onestep_step(state, *batch(), config)
+        values = onestep_step(state, *digits(), config)
         assert not values["critic_norm"].isfinite()
         assert differing(before, everything(state)) == []
         assert gradients(state.network) == gradients(duel_of(state).critic) == {}
@@ -402,7 +404,7 @@ def test_a_critic_s_gradient_that_is_not_finite_changes_only_counters(method: st
         assert (counters.images, counters.skipped, counters.skipped_in_row) == (64 + 16 * k, k, k)
         assert counters.generator_updates == updates
     cure()
-    onestep_step(state, *batch(), config)
+    onestep_step(state, *digits(), config)
     assert (state.counters.skipped, state.counters.skipped_in_row) == (2, 0)
     assert {"critic", "network"} <= changed(before, state)
 
@@ -413,14 +415,14 @@ def test_a_generator_s_gradient_that_is_not_finite_changes_the_critic_alone(valu
     state = advanced(config)
     before, updates = everything(state), state.counters.generator_updates
     cure = poisoned(state.network.get_parameter("latents_out.bias"), value)
-    onestep_step(state, *batch(), config)
+    onestep_step(state, *digits(), config)
     moved = differing(before, everything(state))
     assert {name.split(".")[0] for name in moved} == {"critic", "critic optimizer"}
     assert "critic.levels.means" not in moved
     assert (state.counters.skipped, state.counters.skipped_in_row) == (1, 1)
     assert state.counters.generator_updates == updates
     cure()
-    onestep_step(state, *batch(), config)
+    onestep_step(state, *digits(), config)
     assert (state.counters.skipped, state.counters.skipped_in_row) == (1, 0)
     assert {"critic", "network"} <= changed(before, state)
     assert "critic.levels.means" in differing(before, everything(state))
@@ -428,16 +430,13 @@ def test_a_generator_s_gradient_that_is_not_finite_changes_the_critic_alone(valu
 
 # --- where weights start ----------------------------------------------------------------------------------------------
 
-INSIDE = ("trunk.", "modulation.")
 
-
-def parts_alike(module: torch.nn.Module, other: torch.nn.Module) -> tuple[set[bool], set[bool]]:
+def parts_alike(module: nn.Module, other: nn.Module) -> tuple[set[bool], set[bool]]:
     """Whether the weights inside the trunk and its modulation, and those outside, are the other's."""
-    theirs = other.state_dict()
     found: tuple[set[bool], set[bool]] = (set(), set())
-    for name, value in module.state_dict().items():
+    for name, value in module.named_parameters():
         inside = any(part in f".{name}" for part in (".trunk.", ".modulation."))
-        found[not inside].add(torch.equal(value, theirs[name]))
+        found[not inside].add(torch.equal(value, other.get_parameter(name)))
     return found
 
 
@@ -452,7 +451,6 @@ def test_the_generator_starts_from_so_much_of_the_teacher(weights: str):
     assert isinstance(state.network, PixelNetwork)
     for net in (state.network, *state.averages):
         assert parts_alike(net, duel_of(state).teacher) == ({inside}, {outside})
-    assert parts_alike(state.network, duel_of(begun(config)).teacher) == ({inside}, {outside})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -464,19 +462,7 @@ def test_the_critic_starts_from_so_much_of_the_teacher(weights: str, kind: str):
     assert ratio is not None
     assert student is not None
     assert parts_alike(ratio.backbone, duel.teacher.backbone()) == ({inside}, {outside})
-    plain = dict(student.named_parameters())
-    buffers = {name for name, _ in duel.teacher.named_buffers()}
-    assert all(name in plain or name in buffers for name in student.state_dict())
-    found = {inside: set(), not inside: set()} | {True: set(), False: set()}
-    for name, p in plain.items():
-        within = any(part in f".{name}" for part in (".trunk.", ".modulation."))
-        found[within].add(torch.equal(p, duel.teacher.get_parameter(name)))
-    assert (found[True], found[False]) == ({inside}, {outside})
-    assert parts_of_head(ratio) == parts_of_head(ratio)
-
-
-def parts_of_head(ratio: torch.nn.Module) -> list[str]:
-    return [name for name, _ in ratio.named_parameters() if name.startswith("head.")]
+    assert parts_alike(student, duel.teacher) == ({inside}, {outside})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -519,7 +505,7 @@ def test_with_norms_alone_matrices_of_the_blocks_stay_as_they_are(who: str):
     assert len(matrices) == (4 if who == "generator" else 8)
     other = {name: p.clone() for name, p in modules["critic" if who == "generator" else "generator"].named_parameters()}
     for k in range(5):
-        onestep_step(state, *batch(start=16 * k), config)
+        onestep_step(state, *digits(start=16 * k), config)
     after = dict(modules[who].named_parameters())
     assert set(differing(before, after)) == set(before) - matrices
     now = dict(modules["critic" if who == "generator" else "generator"].named_parameters())
@@ -543,7 +529,7 @@ def test_a_critic_learns_and_a_generator_follows_it(method: str):
     changes = {**METHODS[method], "onestep__codec_share": 0.0, "training__clip": 1e6, "training__decay": 0.0}
     alone = one_step(**changes, training__images=9600, onestep__critic_warmup=9000, onestep__critic_rate=3e-3)
     state = begun(alone)
-    values = [onestep_step(state, *batch(start=16 * k), alone) for k in range(25)]
+    values = [onestep_step(state, *digits(start=16 * k), alone) for k in range(25)]
     for name in {"ratio", "student"} & values[0].keys():
         first, last = (torch.stack([value[name] for value in part]).mean() for part in (values[:3], values[-3:]))
         assert last < 0.9 * first, name
@@ -554,7 +540,7 @@ def test_a_critic_learns_and_a_generator_follows_it(method: str):
     before = fresh_samples(state, draws)
     slope = critic.gradient(duel_of(state).teacher, before, none, draws.critic)
     for k in range(5):
-        onestep_step(state, *batch(start=16 * k), held.with_changes({"training.learning_rate": 1e-4}))
+        onestep_step(state, *digits(start=16 * k), held.with_changes({"training.learning_rate": 1e-4}))
     moved = fresh_samples(state, draws) - before
     assert state.counters.generator_updates == 5
     cosine = (slope * moved).sum() / slope.norm() / moved.norm()
@@ -567,7 +553,4 @@ def test_a_critic_learns_and_a_generator_follows_it(method: str):
 
 
 def test_a_step_can_be_read_at_once():
-    import inspect
-
-    assert len(inspect.getsource(onestep.onestep_step).splitlines()) < 40
-    assert issubclass(Critic, torch.nn.Module)
+    assert len(inspect.getsource(onestep_step).splitlines()) < 40

@@ -1,11 +1,18 @@
 """What a recipe costs before it is started: parameters, arithmetic, memory, time.
 
 Parameters, arithmetic and state are counted; time and peak memory come from a few real training steps on the present
-device, with random images.
+device, with random images. The largest micro-batch comes from how peak memory grows from half of the measured
+micro-batch to the whole, and from the memory that is free:
+
+    growth per image = (peak(n) − peak(n / 2)) / (n / 2)
+    largest          = n + (9/10 · memory that can be had − peak of the steps) / growth
 """
 
+import re
+import resource
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -15,11 +22,14 @@ from onefold.network import parameter_shares
 from onefold.training.config import Config
 from onefold.training.engine import choose_precision, resolve_device
 from onefold.training.log import peak_memory
-from onefold.training.loop import training_step
+from onefold.training.loop import backward, training_step
 from onefold.training.optimizer import block_matrices
 from onefold.training.state import TrainingState
 
-__all__ = ["Estimate", "Measurement", "estimate", "measure"]
+__all__ = ["Estimate", "Measurement", "estimate", "largest_micro_batch", "measure"]
+
+FILLED = 0.9
+"""Share of the memory that can be had which the largest micro-batch fills; the rest is for pictures and fragments."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,10 @@ class Measurement:
     images_per_second: float
     peak_memory: int
     """Bytes, of the device, or of the whole process on a CPU."""
+    bytes_per_image: float | None
+    """By which peak memory grows with each image of a pass; None where the growth cannot be seen."""
+    largest_micro_batch: int | None
+    """Images of a pass that fit into the memory that is free; None where growth or free memory are not known."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
 
 
 def measure(config: Config, seconds: float, micro_batch: int | None = None) -> Measurement:
-    """Train on random images for about `seconds` after a first step, at least one step."""
+    """Train on random images for about `seconds`, at least one step, after two passes that show the memory."""
     device = resolve_device(config.training.device)
     precision = config.training.precision
     micro = micro_batch or min(config.training.micro_batch or config.training.batch, _default_micro(config, device))
@@ -100,13 +114,66 @@ def measure(config: Config, seconds: float, micro_batch: int | None = None) -> M
     size, classes = config.network.image_size, config.network.classes
     x = torch.rand((micro, config.network.channels, *size), device=device) * 2 - 1
     y = torch.arange(micro, device=device) % max(1, classes)
-    training_step(state, x, y, config)["gradient_norm"].item()
+    growth = _memory_growth(state, x, y, config)
+    training_step(state, x[:1], y[:1], config)["gradient_norm"].item()  # the optimizers' first, which allocates
     steps, start = 0, time.perf_counter()
     while steps == 0 or time.perf_counter() - start < seconds:
         training_step(state, x, y, config)["gradient_norm"].item()
         steps += 1
     speed = steps * micro / (time.perf_counter() - start)
-    return Measurement(str(device), training.precision, micro, speed, peak_memory(device))
+    peak, memory = peak_memory(device), available_memory(device)
+    largest = None if growth is None or memory is None else largest_micro_batch(micro, peak, growth, memory)
+    return Measurement(str(device), training.precision, micro, speed, peak, growth, largest)
+
+
+def largest_micro_batch(images: int, peak: int, growth: float, memory: int) -> int:
+    """Images of a pass that fill nine tenths of `memory` bytes, where `images` peak at `peak` and each takes `growth`.
+
+    At least `images`, for which there was room.
+    """
+    return max(images, int(images + (FILLED * memory - peak) / growth))
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that this process holds on the device or could still get; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+        held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
+    if device.type != "cpu" or found is None:
+        return None
+    free, in_container = 1024 * int(found[1]), _free_in_container()
+    return held + (free if in_container is None else min(free, in_container))
+
+
+def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes below the limit of a container (cgroup 2); None without one."""
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - int(used)
+
+
+def _memory_growth(state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config) -> float | None:
+    """Bytes by which peak memory grows with each image of a pass, from half of the images to all.
+
+    Peaks never fall: if one before was as high as that of half the images, or no growth is to be seen, it is None.
+    Only passes are compared, since an optimizer's step may peak higher than that of a few images.
+    """
+    if len(x) < 2:
+        return None
+    half = len(x) // 2
+    peaks = [peak_memory(x.device)]
+    for count in (half, len(x)):
+        backward(state, x[:count], y[:count], config)["reconstruction"].item()  # waits for the device
+        state.network.zero_grad()
+        peaks.append(peak_memory(x.device))
+    before, few, many = peaks
+    return (many - few) / (len(x) - half) if before < few < many else None
 
 
 def _default_micro(config: Config, device: torch.device) -> int:

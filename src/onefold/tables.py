@@ -12,6 +12,9 @@ from onefold.training.run import Run
 
 __all__ = ["duration", "show_commands", "show_estimate", "show_record", "show_run"]
 
+DEVICES = (8, 64)
+"""Numbers of devices for which `show_estimate` divides the time of one."""
+
 
 def duration(seconds: float) -> str:
     """A length of time in the unit that suits it."""
@@ -97,5 +100,12 @@ def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -
         where = f"{measured.images_per_second:,.1f} images/s on {measured.device} in {measured.precision}"
         memory = f"peak memory {measured.peak_memory / 2**30:,.2f} GiB"
         table.add_row("measured", f"{where}, {measured.micro_batch} images a pass, {memory}")
+        fits = "not known: growth or free memory cannot be seen"
+        if measured.largest_micro_batch is not None and measured.bytes_per_image is not None:
+            each = f"{measured.bytes_per_image / 2**20:,.1f} MiB each"
+            fits = f"{measured.largest_micro_batch:,} images, {each}, in nine tenths of the free memory"
+        table.add_row("largest micro-batch", fits)
         table.add_row("expected time", f"{duration(cost.seconds)} for {cost.images:,} images")
+        fleet = ", ".join(f"{duration(cost.seconds / count)} on {count}" for count in DEVICES)
+        table.add_row("more such devices", f"{fleet} at the very best: divided, with no time to communicate")
     console.print(table)

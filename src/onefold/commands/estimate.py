@@ -22,6 +22,8 @@ def estimate(
 ) -> None:
     """Say what a recipe costs: parameters, arithmetic, memory, and the time by a short measurement.
 
+    The measurement also tells the largest micro-batch that fits, and what 8 and 64 such devices would need at least.
+
     Example: onefold estimate imagenet256-b --seconds 0
 
     Args:

@@ -130,7 +130,7 @@ class DensityRatio:
     """Noise levels at which data and samples are compared …"""
     latest: float = 0.98
     """… times this: near t = 1 supports part, and the ratio has no bound."""
-    penalty: float = 0.02
+    penalty: float = 0.1
     """Weight of E‖∇ℓ‖² over noised data and noised samples (R1 + R2), by finite differences …"""
     nudge: float = 0.05
     """… of this size."""

@@ -139,7 +139,7 @@ class OneStep:
     """… and the weight of that."""
     renoised: float = 0.0
     """Share of the generator's inputs that are noised data instead of noise, which teaches it a few steps as well."""
-    selection: int = 500
+    selection: int = 1000
     """Samples of the small measurement that chooses the published checkpoint; 0 publishes the last."""
 
     def __post_init__(self) -> None:

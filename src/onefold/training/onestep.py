@@ -267,7 +267,7 @@ def onestep_of(config: Config, options: OneStep | None = None) -> Config:
         config.training,
         optimizer="adamw",
         images=images,
-        learning_rate=1e-4,
+        learning_rate=2e-4,
         betas=(0.0, 0.99),
         weight_decay=0.0,
         warmup=0,

@@ -71,19 +71,20 @@ class OneStepWatch:
         """What belongs into the log line: `onestep`, and `alarm` if it sounds (a new one is said, if so configured)."""
         duel, counters = state.duel, state.counters
         assert duel is not None
-        with torch.no_grad(), eager(), autocast(self.run.config.training, self.device):
+        with torch.no_grad(), eager():
             network = state.averages[-1]
-            z = self._sample(network)
-            made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])
+            with autocast(self.run.config.training, self.device):  # the networks alone: what measures is float32
+                z = self._sample(network)
+                made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])
+                real = torch.cat([duel.teacher.encode(part.to(self.device)) for part in self.held_out.split(256)])
+                told = self._critic(duel.critic.ratio, real, z) if duel.critic.ratio is not None else {}
             values: Values = {"frechet": self._distance(made)}
             if self.extractor.classes == network.config.classes > 0:
                 values["class_accuracy"] = metrics.class_accuracy(self.extractor, made, self.labels)
             values |= _compared(_pixel_statistics(made), self.pixels)
-            real = torch.cat([duel.teacher.encode(part.to(self.device)) for part in self.held_out.split(256)])
             if len(real) > 1 and (spread := real.std(0).mean()) > 0:
                 values["diversity"] = (z.std(0).mean() / spread).item()
-            if duel.critic.ratio is not None:
-                values |= self._critic(duel.critic.ratio, real, z)
+            values |= told
         if self.chooses and (counters.best is None or values["frechet"] < counters.best):
             counters.best, counters.best_images = values["frechet"], counters.images
             duel.best = ema.average_of(network).cpu()

@@ -1,0 +1,193 @@
+"""The functions of the benchmarks of speed; what they measure is left to whoever runs them on an idle machine."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import sampling
+import scaling
+import timing
+import train_step
+from helpers_runs import batch, differing, fresh, tensors, tiny
+from onefold.data import open_dataset, read_all
+from onefold.flops import training_flops
+from onefold.training.config import Config
+from onefold.training.loop import training_step
+from onefold.training.state import TrainingState
+
+CPU = torch.device("cpu")
+
+# --- turns, peak, tables ----------------------------------------------------------------------------------------------
+
+
+def test_variants_take_turns_and_the_first_round_does_not_count():
+    order: list[str] = []
+
+    def variant(name: str, seconds: list[float]) -> float:
+        order.append(name)
+        return seconds.pop(0)
+
+    times = timing.taking_turns({"a": partial(variant, "a", [9, 1, 2]), "b": partial(variant, "b", [9, 3, 4])}, 2)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert times == {"a": [1, 2], "b": [3, 4]}
+
+
+def test_the_peak_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch):
+    """8: 1,024 operations in 1 s; 16: 8,192 in 2 s; 32: 65,536 in 64 s; 64 is not tried any more."""
+    seconds = {8: 1.0, 16: 2.0, 32: 64.0}
+    monkeypatch.setattr(timing, "seconds_of_product", lambda size, device, dtype: seconds[size])
+    peak = timing.product_peak(CPU, torch.float32, sizes=(8, 16, 32, 64), longest=10)
+    assert peak == timing.Peak(16, 4096.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_is_timed(dtype: torch.dtype):
+    assert 0 < timing.seconds_of_product(8, CPU, dtype) < 1
+
+
+def test_a_table_is_markdown():
+    shown = timing.table(["step", "ms"], [["one", "1.0"], ["two", "2.0"]])
+    assert shown == "| step | ms |\n| --- | ---: |\n| one | 1.0 |\n| two | 2.0 |"
+
+
+def test_numbers_are_written_where_wanted(tmp_path: Path):
+    timing.write({"a": 1}, None)
+    timing.write({"a": 1, **timing.machine(CPU)}, tmp_path / "new" / "found.json")
+    found = json.loads((tmp_path / "new" / "found.json").read_text())
+    assert found["a"] == 1
+    assert {"device", "processor", "threads", "load", "torch", "onefold"} <= set(found)
+
+
+# --- training step ----------------------------------------------------------------------------------------------------
+
+
+def stepped(step: train_step.Step, state: TrainingState, config: Config, steps: int = 3) -> TrainingState:
+    for k in range(steps):
+        step(state, *batch(start=100 * k), config)
+    return state
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("micro", [None, 5])
+@pytest.mark.parametrize("classes", [10, 0])
+def test_the_plain_step_is_the_same_step(optimizer: str, micro: int | None, classes: int):
+    changes = {"objective__draws": 3, "objective__flip": True, "objective__decoder_noise": 0.5}
+    changes |= {"training__micro_batch": micro, "network__classes": classes, "training__clip": 0.05}
+    config = tiny(training__optimizer=optimizer, training__muon_rate=2e-3, **changes)
+    start = tensors(fresh(config))
+    ours = stepped(training_step, fresh(config), config)
+    plain = stepped(train_step.plain_step, train_step.plain_state(config, CPU), config)
+    assert ours.counters == plain.counters
+    assert "network.trunk.blocks.0.swiglu.project_in.weight" in differing(start, tensors(ours))
+    expected = tensors(ours)
+    for name, value in tensors(plain).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_unchecked_step_is_the_same_step(optimizer: str):
+    config = tiny(training__optimizer=optimizer)
+    ours, unchecked = (stepped(step, fresh(config), config) for step in (training_step, train_step.unchecked_step))
+    assert differing(tensors(ours), tensors(unchecked)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "names"),
+    [
+        ({}, "cpu", ["onefold", "plain"]),
+        ({"training__compile": "yes"}, "cpu", ["onefold", "not compiled", "plain"]),
+        ({"training__precision": "bfloat16"}, "cpu", ["onefold", "in float32", "plain"]),
+        ({}, "cuda", ["onefold", "without the finite check", "plain"]),
+    ],
+)
+def test_variants_change_one_thing(changes: dict[str, str], device: str, names: list[str]):
+    config = tiny(**{"training__compile": "no", **changes})
+    found = train_step.variants(config, torch.device(device))
+    assert list(found) == names
+    assert found["onefold"] == (training_step, config)
+    plain = found["plain"][1].training
+    assert (plain.precision, plain.compile) == ("float32", "no")
+
+
+def test_torch_counts_the_same_operations():
+    config = tiny(network__width=96, network__depth=3, network__heads=3)
+    found = train_step.torch_flops(config, CPU)
+    assert training_flops(config.network, config.objective, config.stages) == pytest.approx(found["image"], rel=0.05)
+    assert found["optimizer_step"] > 0, "Muon's"
+
+
+def test_parts_are_run_as_often_as_in_a_step(tmp_path: Path):
+    pieces = train_step.parts(tiny(training__micro_batch=5, training__compile="no"), CPU, tmp_path)
+    once = {"data", "draws", "clip and check", "optimizer", "EMA", "logging"}
+    assert {name for name, (count, _) in pieces.items() if count == 1} == once
+    assert {count for name, (count, _) in pieces.items() if name not in once} == {4}, "16 images by 5"
+    assert all(piece() > 0 for _, piece in pieces.values())
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_step_is_compared_with_the_most():
+    steps = {
+        "50": {"latency": 5.0, "images_per_second": 2.0, "flops_per_image": 51.0},
+        "4": {"latency": 0.5, "images_per_second": 20.0, "flops_per_image": 5.0},
+        "1": {"latency": 0.25, "images_per_second": 50.0, "flops_per_image": 2.0},
+    }
+    assert sampling.ratios({"steps": steps}) == {"latency": 20.0, "batch": 25.0, "operations": 25.5}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_sampling_is_measured(precision: str):
+    found = sampling.measured(tiny(), CPU, precision, batch=3, steps=(2, 1), rounds=2)
+    assert list(found["steps"]) == ["2", "1"]
+    assert all(one["latency"] > 0 and len(one["seconds_of_batch"]) == 2 for one in found["steps"].values())
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_source_holds_the_same_images(channels: int, tmp_path: Path):
+    pytest.importorskip("pyarrow")
+    images = data.generated(20, 12, channels)
+    assert images.shape == (20, 12, 12, channels)
+    sources = data.write_sources(images, tmp_path)
+    assert list(sources) == ["folder", "zip", "npz", "parquet"]
+    found = {kind: read_all(open_dataset(source)) for kind, source in sources.items()}
+    for x, y in found.values():
+        order = np.lexsort(x.flatten(1).numpy().T)  # folders are in the order of their classes
+        expected = np.lexsort(images.transpose(0, 3, 1, 2).reshape(20, -1).T)
+        np.testing.assert_array_equal(x.numpy()[order], images.transpose(0, 3, 1, 2)[expected])
+        np.testing.assert_array_equal(y.numpy()[order], expected % data.CLASSES)
+
+
+def test_sources_are_read_in_every_way(tmp_path: Path):
+    np.savez(tmp_path / "images.npz", images=data.generated(20, 12, 3))
+    found = data.measured({"npz": str(tmp_path / "images.npz")}, workers=1, batch=4, batches=2, rounds=1)
+    assert list(found["npz"]) == ["when asked", "1 threads ahead", "from memory"]
+    assert all(speed > 0 for speed in found["npz"].values())
+
+
+# --- scaling ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_slope_of_a_power_law_is_its_exponent():
+    sizes = [1, 2, 4, 16]
+    assert scaling.slope(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert scaling.slope(sizes, [7.0] * 4) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("axis", scaling.AXES)
+def test_one_size_grows_at_a_time(axis: str):
+    config = tiny()
+    big = scaling.grown(config, axis, 2)
+    for other in scaling.AXES:
+        factor = {"tokens": 4}.get(axis, 2) if other == axis else 1
+        assert scaling.size_of(big, other) == factor * scaling.size_of(config, other)
+    assert big.network.width // big.network.heads == config.network.width // config.network.heads
+    assert scaling.grown(config, axis, 1) == config

@@ -1,0 +1,426 @@
+"""The study of initialisation, whose arms begin from arms before them; so small that a training takes a second."""
+
+import csv
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from helpers_runs import differing
+from onefold import cli
+from onefold.errors import TrainingAborted, UserError
+from onefold.metrics import Record
+from onefold.studies import Study, figures, initialisation, run_study, trials, worker
+from onefold.studies.initialisation import ARMS
+from onefold.studies.study import Arm, Trial, begin, check
+from onefold.training import loop
+from onefold.training.config import Config
+from onefold.training.onestep import onestep_of
+from onefold.training.run import Run, load_run
+from onefold.training.state import checkpoints
+
+ASKED = ("one-level", "random")
+ALL = ["diffusion", "diffusion-one-level", "random", "one-level"]
+"""With their teachers, in the study's own order."""
+TEACHERS = {"random": "diffusion", "one-level": "diffusion-one-level"}
+
+
+def tiny(arms: tuple[str, ...] | None = ASKED, **options: Any) -> Study:
+    changes: dict[str, Any] = {
+        "network": {"width": 32, "depth": 1, "heads": 2},
+        "training": {"batch": 16, "warmup": 32, "ema_half_lives": (32,), "precision": "float32", "compile": "no"},
+        "sampler": {"steps": 2},
+    }
+    changes["training"]["device"] = "cpu"
+    named = {f"{group}.{name}": value for group, values in changes.items() for name, value in values.items()}
+    lengths = {"teacher_budget": 64, "budget": 96}
+    return initialisation(**{**lengths, "images": 40, "seeds": 1, "arms": arms, "changes": named, **options})
+
+
+def written(out: Path) -> dict[str, int]:
+    """When each file of the study's runs was written."""
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
+
+
+def table(out: Path) -> dict[str, Any]:
+    return {arm["name"]: arm for arm in json.loads((out / "table.json").read_text())["arms"]}
+
+
+class Done(NamedTuple):
+    """A whole study, and what it said."""
+
+    out: Path
+    study: Study
+    trials: list[Trial]
+    said: list[str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.curves, "write", lambda *arguments: None)
+        out, said = tmp_path_factory.mktemp("study") / "out", list[str]()
+        study = tiny()
+        return Done(out, study, run_study(study, out, say=said.append), said)
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_tables_and_pictures_are_written(done: Done):
+    names = {path.name for path in done.out.iterdir()}
+    assert names == {
+        *("study.json", "runs", ".lock"),
+        *("table.json", "table.csv", "table.md", "curves.png", "samples.png"),
+    }
+    for path in done.out.glob("*.png"):
+        with Image.open(path) as image:
+            assert len(image.convert("L").getcolors()) > 20, f"{path.name} shows nothing"
+    lines = [line.split(":")[0] for line in done.said if line.startswith("arm ")]
+    assert lines == [f"arm {k} of 4, {name}, seed 0" for k, name in enumerate(ALL, 1)]
+
+
+def test_the_numbers_are_those_of_the_records(done: Done):
+    arms = table(done.out)
+    assert list(arms) == ALL
+    with (done.out / "table.csv").open() as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    markdown = (done.out / "table.md").read_text()
+    for trial in done.trials:
+        name = trial.arm.name
+        record = Record.read(done.out / "runs" / f"{name}-seed0" / "evaluation" / "study.json")
+        for key, value in record.numbers().items():
+            assert arms[name]["seeds"][0]["numbers"][key] == arms[name]["mean"][key] == value
+            assert float(rows[name][key]) == value
+        assert record["protocol"]["steps"] == (1 if trial.arm.after else 2)
+        assert f"| {trial.arm.title} | " in markdown
+        assert f" {record['frechet_distance']:,.2f} |" in markdown
+    assert len({arms[name]["mean"]["frechet_distance"] for name in ALL}) == 4
+    assert "do not compare" not in markdown
+    assert "trained on 64 images of digits in batches of 16" in markdown
+    command = "onefold study initialisation --recipe digits --data digits --teacher-budget 64 --budget 96 --seeds 1"
+    assert f"{command} --arms {' '.join(ALL)}" in markdown
+
+
+def test_each_generator_begins_from_its_own_teacher(done: Done):
+    for trial in done.trials:
+        name, config = trial.arm.name, load_run(trial.folder).config
+        assert config.network.space == "pixels"
+        if name not in TEACHERS:
+            assert config.onestep is None
+            assert trial.teacher is None
+            continue
+        assert config.onestep is not None
+        teacher = done.out / "runs" / f"{TEACHERS[name]}-seed0"
+        assert config.onestep.teacher == str(teacher) == str(trial.teacher)
+        theirs, kept = (
+            load_file(folder / "model.safetensors") for folder in (teacher / "model", trial.folder / "teacher")
+        )
+        assert differing(theirs, kept) == []
+        assert (config.training.images, config.onestep.critic_warmup) == (96, 12)
+
+
+def test_the_curves_are_those_of_the_generators(done: Done):
+    begun = [trial for trial in done.trials if trial.arm.after]
+    figure = figures._curves(done.study, begun, figures.ONESTEP_PANELS)
+    by_title = {ax.get_title("left"): ax for ax in figure.axes}
+    (ax,) = [ax for title, ax in by_title.items() if title.startswith("Fréchet distance")]
+    lines = {line.get_label(): line for line in ax.lines}
+    assert set(lines) == {trial.arm.title for trial in begun}
+    for trial in begun:
+        measured = [line for line in load_run(trial.folder).history if "onestep" in line]
+        line = lines[trial.arm.title]
+        assert line.get_xdata() == pytest.approx([each["images"] / 1000 for each in measured])
+        assert line.get_ydata() == pytest.approx([each["onestep"]["frechet"] for each in measured])
+
+
+def test_finished_arms_are_not_trained_again(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(done.out, tmp_path / "out")
+    for path in (tmp_path / "out").glob("table.*"):
+        path.unlink()
+    before = written(tmp_path / "out")
+    monkeypatch.setattr(figures, "write", lambda *arguments: None)
+    said: list[str] = []
+    run_study(tiny(), tmp_path / "out", say=said.append)
+    assert written(tmp_path / "out") == before
+    assert said == [f"{tmp_path / 'out'}: 4 arms × 1 seeds, 4 finished before"]
+    assert (tmp_path / "out" / "table.md").read_text() == (done.out / "table.md").read_text()
+
+
+# --- arms -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        (("trunk",), ["diffusion", "trunk"]),
+        (("one-level",), ["diffusion-one-level", "one-level"]),
+        (("diffusion",), ["diffusion"]),
+        (ASKED, ALL),
+        (None, [arm.name for arm in ARMS]),
+    ],
+)
+def test_teachers_are_added_before_what_begins_from_them(
+    asked: tuple[str, ...] | None, names: list[str], tmp_path: Path
+):
+    study = tiny(asked, seeds=2)
+    assert [arm.name for arm in study.arms] == names
+    found = study.trials(tmp_path)
+    assert [(trial.seed, trial.arm.name) for trial in found] == [(seed, name) for seed in (0, 1) for name in names]
+    before: set[Path] = set()
+    for trial in found:
+        assert trial.teacher is None or trial.teacher in before
+        if trial.teacher:
+            assert trial.teacher.name == f"{trial.arm.after}-seed{trial.seed}"
+        before.add(trial.folder)
+
+
+def test_generators_differ_in_what_their_arms_name_alone():
+    study = tiny(None)
+    base = onestep_of(study.config)
+    for arm in study.arms:
+        config = study.config_of(arm, 3, Path("there"))
+        changed = {*arm.changes, "training.seed", *(["onestep.teacher"] if arm.after else [])}
+        whole = base if arm.after else study.config
+        assert config.with_changes({name: value_of(whole, name) for name in changed}) == whole
+        assert config.training.seed == 3
+    assert len({str(arm.changes) for arm in study.arms}) == len(study.arms) - 1, (
+        "but for one-level: its teacher differs"
+    )
+    assert all(arm.after in {other.name for other in ARMS} for arm in ARMS if arm.after)
+
+
+def value_of(config: Config, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def test_an_arm_without_its_teacher_is_refused():
+    with pytest.raises(UserError, match=r"^--arms: b begins from a; name it too$"):
+        Study("made-up", {}, tiny().config, (Arm("b", "B", {}, after="a"),), 1)
+
+
+# --- several at once --------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """A worker that lives in this process: it does its work the second time that somebody asks whether it has ended."""
+
+    running: list[str]
+    started: list[tuple[str, list[str]]]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.stdin, self.asked, self.returncode, self.said = io.StringIO(), 0, None, ""
+
+    def poll(self) -> int | None:
+        if self.asked == 0:
+            name = Path(json.loads(self.stdin.getvalue())["folder"]).name
+            Process.started.append((name, list(Process.running)))
+            Process.running.append(name)
+        self.asked += 1
+        if self.asked == 2:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "stdin", io.StringIO(self.stdin.getvalue()))
+                patch.setattr(sys, "stdout", io.StringIO())
+                patch.setattr(worker, "_follow_parent", lambda: None)
+                self.returncode = worker.main()
+                self.said = sys.stdout.getvalue()
+            Process.running.remove(Path(json.loads(self.stdin.getvalue())["folder"]).name)
+        return self.returncode
+
+    def communicate(self) -> tuple[str, None]:
+        return self.said, None
+
+    def terminate(self) -> None:
+        raise AssertionError("nothing is to be stopped here")
+
+
+@pytest.fixture
+def copied(done: Done, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Trainings and evaluations give what they gave before, with any seed; the names of those that are made."""
+    made: list[str] = []
+
+    def before(name: str) -> Path:
+        return done.out / "runs" / f"{name.rpartition('-')[0]}-seed0"
+
+    def train(config: Config, folder: Path, **options: Any) -> Run:
+        made.append(folder.name)
+        shutil.copytree(before(folder.name), folder)
+        (folder / "evaluation" / "study.json").unlink()
+        return load_run(folder)
+
+    def evaluate(run: Run, **options: Any) -> Record:
+        return Record.read(before(run.folder.name) / "evaluation" / "study.json")
+
+    monkeypatch.setattr(trials, "train", train)
+    monkeypatch.setattr(trials, "evaluate", evaluate)
+    return made
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    honest = trials.train
+
+    def train(config: Config, folder: Path, **options: Any) -> Run:
+        if folder.name in names:
+            raise TrainingAborted(f"{folder}: ten steps had no finite gradient")
+        return honest(config, folder, **options)
+
+    monkeypatch.setattr(trials, "train", train)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Jobs run in this process; gives what was started, and what was running then."""
+    Process.running, Process.started = [], []
+    monkeypatch.setattr(trials.subprocess, "Popen", Process)
+    monkeypatch.setattr(trials.time, "sleep", lambda seconds: None)
+    return Process.started
+
+
+def test_generators_wait_for_their_teachers(
+    done: Done,
+    copied: list[str],
+    at_once: list[tuple[str, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(figures, "write", lambda *arguments: None)
+    found = run_study(tiny(), tmp_path / "out", jobs=2)
+    assert all(trial.record for trial in found)
+    order = [name for name, _ in at_once]
+    assert sorted(order) == sorted(f"{name}-seed0" for name in ALL)
+    for name, running in at_once:
+        teacher = f"{TEACHERS.get(name.removesuffix('-seed0'))}-seed0"
+        assert teacher not in running
+        if teacher in order:
+            assert order.index(teacher) < order.index(name)
+    assert any(running for _, running in at_once), "two at a time"
+    assert order[:2] == ["diffusion-seed0", "diffusion-one-level-seed0"]
+    assert (tmp_path / "out" / "table.md").read_text() == (done.out / "table.md").read_text()
+
+
+def test_while_a_teacher_is_trained_another_seed_s_is_too(
+    copied: list[str], at_once: list[tuple[str, list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(figures, "write", lambda *arguments: None)
+    run_study(tiny(("random",), seeds=2), tmp_path / "out", jobs=2)
+    assert at_once[:2] == [("diffusion-seed0", []), ("diffusion-seed1", ["diffusion-seed0"])]
+    assert {name for name, _ in at_once} == {f"{name}-seed{k}" for name in ("diffusion", "random") for k in (0, 1)}
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failed_teacher_fails_what_begins_from_it_and_nothing_else(
+    copied: list[str], at_once: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+):
+    failing(monkeypatch, "diffusion-seed0")
+    monkeypatch.setattr(figures, "write", lambda *arguments: None)
+    said: list[str] = []
+    found = run_study(tiny(), tmp_path / "out", jobs=jobs, say=said.append)
+    why = "its teacher failed: ten steps had no finite gradient"
+    reasons = {trial.arm.name: trial.failure for trial in found}
+    assert reasons == {
+        "diffusion": "ten steps had no finite gradient",
+        "diffusion-one-level": None,
+        "random": why,
+        "one-level": None,
+    }
+    assert [trial.arm.name for trial in found if trial.record] == ["diffusion-one-level", "one-level"]
+    assert sum(why in line for line in said) == 1
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert "| both random (0 of 1 seeds) |" in markdown
+    assert f"- both random, seed 0: {why}" in markdown
+    made = list(copied)
+    run_study(tiny(), tmp_path / "out", jobs=jobs)
+    assert copied == made == ["diffusion-one-level-seed0", "one-level-seed0"], "a failure is not repeated"
+
+
+def test_a_study_without_generators_has_a_table_all_the_same(
+    copied: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failing(monkeypatch, "random-seed0")
+    found = run_study(tiny(("random",)), tmp_path / "out")
+    assert [bool(trial.record) for trial in found] == [True, False]
+    assert {path.name for path in (tmp_path / "out").glob("*.*")} == {
+        *("study.json", ".lock", "table.json", "table.csv", "table.md", "samples.png")
+    }
+
+
+def test_without_any_result_the_study_says_so(copied: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    failing(monkeypatch, "diffusion-seed0")
+    with pytest.raises(TrainingAborted, match=r"no training reached its end; the first: ten steps had no finite gradi"):
+        run_study(tiny(("random",)), tmp_path / "out")
+
+
+def test_an_interrupted_generator_goes_on_from_its_checkpoint(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With its own copy of the teacher."""
+    monkeypatch.setattr(figures, "write", lambda *arguments: None)
+    shutil.copytree(done.out, tmp_path / "out")
+    folder = tmp_path / "out" / "runs" / "random-seed0"
+    shutil.rmtree(folder / "evaluation")
+    shutil.rmtree(checkpoints(folder)[-1])
+    before = {path: when for path, when in written(tmp_path / "out").items() if "random-seed0" not in path}
+    run_study(tiny(), tmp_path / "out")
+    assert {path: when for path, when in written(tmp_path / "out").items() if "random-seed0" not in path} == before
+    model = Path("runs/random-seed0/model/model.safetensors")
+    assert (tmp_path / "out" / model).read_bytes() == (done.out / model).read_bytes()
+    numbers = [arms["random"]["mean"]["frechet_distance"] for arms in (table(done.out), table(tmp_path / "out"))]
+    assert numbers[0] == numbers[1]
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--arms teacher best", "--arms: 'best' is not known; choose of diffusion, diffusion-one-level, teacher,"),
+        ("--seeds 0", "--seeds: 0 is not positive"),
+        ("--budget 0", "--budget: 0 is not positive"),
+        ("--teacher-budget -5", "--teacher-budget: -5 is not positive"),
+        ("--jobs 0", "--jobs: 0 is not positive"),
+        ("--budget much", "--budget"),
+        ("--data nowhere.zip", "nowhere.zip"),
+        ("--recipe cifar11", "recipe: 'cifar11' is not known"),
+        ("--draws 2", "--draws"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    arguments: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["study", "initialisation", *arguments.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert told in said
+    assert list(tmp_path.iterdir()) == [], "nothing is written for wrong arguments"
+
+
+OTHERS: list[tuple[Callable[[], Study], str]] = [
+    (lambda: tiny(budget=128), "was begun with --budget 96, not 128"),
+    (lambda: tiny(teacher_budget=128), "was begun with --teacher-budget 64, not 128"),
+    (lambda: tiny(("random",)), f"was begun with --arms {' '.join(ALL)}, not diffusion random"),
+]
+
+
+@pytest.mark.parametrize(("other", "told"), OTHERS, ids=["budget", "teacher budget", "arms"])
+def test_a_study_goes_on_as_it_began(other: Callable[[], Study], told: str, tmp_path: Path):
+    begin(tiny(), tmp_path)
+    with pytest.raises(UserError) as error:
+        check(other(), tmp_path)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    check(tiny((*ASKED, "norms"), seeds=2), tmp_path)
