@@ -49,23 +49,19 @@ def test_errors_of_moments_and_modes():
     assert sum(found["shares"]) == pytest.approx(50 / 60)
 
 
-@pytest.mark.parametrize(("network", "least"), [(gaussians.Quadratic, 0.98), (gaussians.Plain, 0.97)])
-def test_a_ratio_is_learned_at_all_levels(network: type[nn.Module], least: float):
-    ratio, options = network(1, 32), DensityRatio(time=TimeDistribution(shift=0.3), penalty=0, centring=0)
-    gaussians.fit(ratio, P, Q, options, steps=500, batch=256, rate=1.5e-2)
+def test_a_ratio_is_learned_at_all_levels():
+    ratio, options = gaussians.Quadratic(1, 32), DensityRatio(time=TimeDistribution(shift=0.3), penalty=0, centring=0)
+    gaussians.fit(ratio, P, Q, options, steps=400, batch=256, rate=1.5e-2)
     found = gaussians.accuracy(ratio, P, Q, options.latest)
-    assert min(found["r2"]) > least
-    assert min(found["cosine"]) > least
+    assert min(found["r2"]) > 0.95
+    assert min(found["cosine"]) > 0.98
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_generator_finds_mean_and_variance(name: str):
     """From N(0, 1), a distance of 1.7 of the target's standard deviations."""
-    affine, options = gaussians.Affine(1), DensityRatio(divergence=name)
-    rates = (2e-2, 2e-2)
-    affine = gaussians.distil(
-        affine, gaussians.Quadratic(1, 32), P, options, steps=400, batch=256, rates=rates, warm_up=100, survival=0.98
-    )
-    found = gaussians.moments(affine, P)
-    assert found["mean"] < 0.05
-    assert found["covariance"] < 0.1
+    affine, ratio, options = gaussians.Affine(1), gaussians.Quadratic(1, 32), DensityRatio(divergence=name)
+    few = {"steps": 250, "batch": 256, "rates": (2e-2, 2e-2), "warm_up": 50, "survival": 0.97}
+    found = gaussians.moments(gaussians.distil(affine, ratio, P, options, **few), P)
+    assert found["mean"] < 0.08
+    assert found["covariance"] < 0.15

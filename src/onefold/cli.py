@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study collapse": study.collapse,
     "study onestep": study.onestep,
     "study initialisation": study.initialisation,
+    "study bias": study.bias,
     "data inspect": data.inspect,
     "data convert": data.convert,
     "data stats": data.stats,

@@ -8,7 +8,7 @@ from onefold.commands.terminal import console, hush
 if TYPE_CHECKING:
     from onefold.studies import Study
 
-__all__ = ["collapse", "initialisation", "onestep"]
+__all__ = ["bias", "collapse", "initialisation", "onestep"]
 
 
 def collapse(
@@ -107,6 +107,33 @@ def onestep(
 
     study = studies.onestep(data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, name=recipe)
     _run(study, out, jobs=jobs, quiet=quiet)
+
+
+def bias(
+    seeds: int = 8,
+    steps: int = 1500,
+    widths: tuple[int, ...] | None = None,
+    samples: tuple[int, ...] | None = None,
+    out: Path = Path("runs/study-bias"),
+    quiet: bool = False,
+) -> None:
+    """Measure bias and variance of the generator's gradient from two learned scores against one learned ratio.
+
+    Example: onefold study bias --out runs/study-bias
+
+    Args:
+        seeds: Independent trainings, with seeds 0, 1, …
+        steps: Updates of each network.
+        widths: Of the denoisers' hidden layers, with the most samples. Default: 4 to 64.
+        samples: Numbers of samples of each law, with the width 32. Default: 100 to 10,000.
+        out: The study's folder.
+        quiet: Print nothing.
+    """
+    from onefold.studies.bias import SAMPLES, WIDTHS, run_bias  # only here, since it loads matplotlib
+
+    say = hush if quiet else console.print
+    run_bias(out, seeds=seeds, steps=steps, widths=widths or WIDTHS, samples=samples or SAMPLES, say=say)
+    say(f"{out}: bias.md, bias.json, bias.csv, bias.png")
 
 
 def _run(study: "Study", out: Path, *, jobs: int, quiet: bool) -> None:
