@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from onefold.errors import UserError
-from onefold.objectives.density_ratio import NoiseDraws
+from onefold.objectives.density_ratio import DensityRatio, NoiseDraws
 from onefold.studies import bias
 from onefold.studies.bias import BANDS, LATEST, Evaluation, errors, laws, pull_of_ratio, pull_of_scores, run_bias
 from onefold.studies.mixture import Mixture
@@ -225,7 +225,7 @@ def test_a_tiny_study_writes_all_its_files(tmp_path: Path):
     protocol = result["protocol"]
     assert (protocol["seeds"], protocol["steps"]) == (2, 4)
     assert protocol["data"]["std"] == [0.4, 0.4, 0.4]
-    assert protocol["penalised"] == {"penalty": 0.02, "nudge": 0.05, "centring": 0.01}
+    assert protocol["penalised"] == {name: getattr(DensityRatio(), name) for name in ("penalty", "nudge", "centring")}
 
 
 def test_the_study_is_the_same_again_and_replaces_its_files(tmp_path: Path):

@@ -175,7 +175,7 @@ def test_a_panel_may_divide_one_quantity_by_another():
 
 def test_the_pictures_show_means_and_spreads(done: Done):
     out = done.out
-    figure = figures._curves(done.study, done.trials)
+    figure = figures._curves(done.study, done.trials, figures.PANELS)
     by_title = {ax.get_title("left"): ax for ax in figure.axes}
     ax = by_title["reconstruction loss"]
     histories = [load_run(out / "runs" / f"ema-seed{k}").history for k in (0, 1)]

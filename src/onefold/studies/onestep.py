@@ -116,10 +116,15 @@ def onestep_study(
         if value < 1:
             raise UserError(f"--{option}: {value} is not positive; give at least 1")
     known = {arm.name: arm for arm in known_arms}
-    for wanted in arms or ():
+    named = list(known if arms is None else arms)
+    if not named:
+        raise UserError("--arms: none given; leave the option out for all")
+    for wanted in named:
         if wanted not in known:
             raise UserError(f"--arms: {wanted!r} is not known; choose of {', '.join(known)}")
-    wanted = {needed for arm in arms or known for needed in (arm, known[arm].after)}
+        if named.count(wanted) > 1:
+            raise UserError(f"--arms: {wanted} is given twice")
+    wanted = {needed for arm in named for needed in (arm, known[arm].after)}
     config = recipe(name, **(changes or {}))
     source, batch = data or config.data.source, config.training.batch
     if source != config.data.source:
@@ -133,7 +138,7 @@ def onestep_study(
         "training.checkpoint_every": max(batch, budget // 4),
         "training.on_collapse": "ignore",  # what becomes of an arm is what the study is about
     }
-    length = {"training.images": budget, "onestep.critic_warmup": budget // WARMUP}
+    length = {"training.images": budget, "training.health_every": every, "onestep.critic_warmup": budget // WARMUP}
     chosen = tuple(
         replace(arm, changes={**arm.changes, **length}) if arm.after else arm
         for arm in known_arms

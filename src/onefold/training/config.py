@@ -182,8 +182,8 @@ class Config:
             )
         if self.network.space == "latents" and (options.generator, options.generator_trains) != ("teacher", "all"):
             raise UserError(
-                "onestep.generator: with other weights than the teacher's it would lose its decoder, which is the same "
-                "network; begin from a run in pixels (--network.space pixels)"
+                "onestep.generator: with other weights than the teacher's its decoder would be lost; begin from a run "
+                "in pixels (--network.space pixels)"
             )
 
     def with_changes(self, changes: dict[str, Any]) -> Self:

@@ -4,7 +4,9 @@ The log is a pure record of the run: when a run resumes at an earlier checkpoint
 the file reads as if there had been no interruption (but for the times).
 """
 
+import contextlib
 import json
+import re
 import resource
 import sys
 import time
@@ -54,6 +56,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the device's peak allocation on CUDA, else the largest resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):  # Linux: getrusage there also counts what the process was forked from
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        if found is not None:
+            return 1024 * int(found[1])
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
