@@ -514,7 +514,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("missing", nothing, "missing: not a run (no config.json)"),
     ("run", nothing, "run: is a one-step generator already; give the run that it came from"),
     ("given --method distillation", nothing, "distillation"),
-    ("given --onestep.generator random", nothing, "onestep.generator: with other weights than the teacher's its decoder"),
+    ("given --onestep.generator random", nothing, "onestep.generator: with other weights"),
     ("given --onestep.generator-trains norms", nothing, "onestep.generator: with other weights"),
     ("given --onestep.critic-blocks 2", nothing, "onestep.critic_blocks: 2 is not within 1 to 1"),
     ("given --onestep.critic-blocks 0", in_pixels, "onestep.critic_blocks: 0 is not within 1 to 1"),
