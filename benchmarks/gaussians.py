@@ -230,16 +230,18 @@ def ratios(say: Callable[[str], None]) -> list[dict[str, Any]]:
 
 
 def affine_generators(say: Callable[[str], None]) -> list[dict[str, Any]]:
-    say("\n| affine generator, 2-D | error of the mean | of the covariance | seconds |\n|---|---:|---:|---:|")
-    target, found = gaussian(2, 0, offset=1.5), []
-    for name in DIVERGENCES:
-        torch.manual_seed(0)
-        start, options = time.process_time(), DensityRatio(divergence=name)
-        affine = distil(Affine(2), Quadratic(2), target, options, steps=1500, batch=512, rates=(3e-3, 1e-2))
-        result = moments(affine, target)
-        seconds = time.process_time() - start
-        say(f"| {name} | {result['mean']:.2%} | {result['covariance']:.2%} | {seconds:.0f} |")
-        found.append({"divergence": name, **result})
+    say("\n| affine generator | d | error of the mean | of the covariance | seconds |\n|---|---:|---:|---:|---:|")
+    found = []
+    for d, steps in ((1, 1500), (2, 1500), (16, 3000)):
+        target = gaussian(d, 0, offset=1.5)
+        for name in DIVERGENCES:
+            torch.manual_seed(0)
+            start, options = time.process_time(), DensityRatio(divergence=name)
+            affine = distil(Affine(d), Quadratic(d), target, options, steps=steps, batch=512, rates=(3e-3, 1e-2))
+            result = moments(affine, target)
+            seconds = time.process_time() - start
+            say(f"| {name} | {d} | {result['mean']:.2%} | {result['covariance']:.2%} | {seconds:.0f} |")
+            found.append({"divergence": name, "d": d, **result})
     return found
 
 

@@ -34,10 +34,22 @@ def main(
     seeds: int = 1,
     images: int = 1_000,
     jobs: int = 1,
+    arms: tuple[str, ...] = ARMS,
     json_file: Path | None = None,
 ) -> None:
-    """Train, evaluate and print."""
-    study = collapse(data, budget=budget, seeds=seeds, arms=ARMS, draws=2, name="cifar10", images=images, changes=SMALL)
+    """Train, evaluate and print.
+
+    Args:
+        data: Images to train on.
+        out: Folder of the study.
+        budget: Images that each network is trained on.
+        seeds: Seeds of each arm.
+        images: Generated and reference images of an evaluation.
+        jobs: Trainings at a time.
+        arms: Arms of `onefold study collapse`; others serve to confirm a choice of defaults on colour images.
+        json_file: Where to write all numbers.
+    """
+    study = collapse(data, budget=budget, seeds=seeds, arms=arms, draws=2, name="cifar10", images=images, changes=SMALL)
     rows: list[dict[str, Any]] = []
     for trial in run_study(study, out, jobs=jobs, say=print):
         log = read_log(trial.folder / "log.jsonl")
@@ -48,14 +60,7 @@ def main(
         row["training_flops_per_image"] = training_flops(config.network, config.objective, config.stages)
         row["minutes"] = budget / numbers["training.images_per_second"] / 60
         row["peak_memory"] = max(line["peak_memory"] for line in log)
-        names = (
-            "frechet_distance",
-            "class_accuracy",
-            "recall",
-            "reconstruction.psnr",
-            "reconstruction.frechet_distance",
-        )
-        rows.append(row | {name: numbers[name] for name in names if name in numbers})
+        rows.append(row | {name: numbers[name] for name in NUMBERS if name in numbers})
     titles = list(rows[0])
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for row in rows:

@@ -51,7 +51,7 @@ from onefold.training.config import Config
 from onefold.training.engine import autocast, eager, resolve_device, resolved
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.loop import backward, loss, training_step
-from onefold.training.optimizer import Muon, set_rates
+from onefold.training.optimizer import Muon, guarded_step, set_rates
 from onefold.training.state import TrainingState
 from timing import machine, product_peak, seconds_of, table, taking_turns, wait, write
 
@@ -131,30 +131,14 @@ def plain_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> No
     network.zero_grad()
 
 
-def unchecked_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> None:
-    """`training_step` without its look at the norm of the gradient, for which the host waits for the device."""
-    training, counters = config.training, state.counters
-    set_rates(state.optimizers, counters.images, training)
-    backward(state, x, y, config)
-    clip_grad_norm_(state.network.parameters(), training.clip)
-    counters.images += len(x)
-    for optimizer in state.optimizers:
-        optimizer.step()
-    for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
-        ema.update(average, state.network, ema.decay(half_life, training.ema_ramp, counters.images, len(x)))
-    state.network.zero_grad()
-
-
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 Step = Callable[[TrainingState, Tensor, Tensor, Config], object]
 
 
-def variants(config: Config, device: torch.device) -> dict[str, tuple[Step, Config]]:
+def variants(config: Config) -> dict[str, tuple[Step, Config]]:
     """Steps to compare, for resolved settings; those that would be the same as onefold's are left out."""
     found: dict[str, tuple[Step, Config]] = {"onefold": (training_step, config)}
-    if device.type != "cpu":
-        found["without the finite check"] = unchecked_step, config
     if config.training.compile == "yes":
         found["not compiled"] = training_step, config.with_changes({"training.compile": "no"})
     if config.training.precision == "bfloat16":
@@ -181,7 +165,7 @@ def images(config: Config, device: torch.device, count: int) -> tuple[Tensor, Te
 def memory_of(name: str, config: Config) -> int:
     """Peak memory of two steps of a variant, of the process that this is run in."""
     device = resolve_device(config.training.device)
-    step, config = variants(config, device)[name]
+    step, config = variants(config)[name]
     state = prepared(step, config, device)
     x, y = images(config, device, config.training.batch)
     for _ in range(2):
@@ -246,17 +230,13 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
         network.zero_grad()
         return seconds
 
-    def clip() -> bool:
-        return bool(torch.isfinite(clip_grad_norm_(network.parameters(), training.clip)))
-
     def move_averages() -> None:
         for average in state.averages:
             ema.update(average, network, 0.999)
 
     def write_log() -> float:
         window = Window()
-        window.begin()
-        each = timed(lambda: window.end(values, batch, skipped=False))
+        each = timed(lambda: window.add(values, skipped=state.skips.in_row > 0))
         line = timed(lambda: log.write({"images": 0, **window.means(), "peak_memory": peak_memory(device)}))
         return each + min(1.0, batch / training.log_every) * line
 
@@ -271,8 +251,10 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
             lambda: timed(lambda: under_autocast(lambda: network.decode_and_denoise(z, z_t, t, labels))),
         ),
         "backward": (passes, backward_pass),
-        "clip and check": (1, lambda: with_gradient(clip)),
-        "optimizer": (1, lambda: with_gradient(lambda: [optimizer.step() for optimizer in state.optimizers])),
+        "clip and optimizer": (
+            1,
+            lambda: with_gradient(lambda: guarded_step(network, state.optimizers, training.clip)),
+        ),
         "EMA": (1, lambda: timed(move_averages)),
         "logging": (1, write_log),
     }
@@ -297,7 +279,7 @@ def torch_flops(config: Config, device: torch.device, count: int = 2) -> dict[st
 def measured(config: Config, device: torch.device, rounds: int, steps: int, folder: Path) -> dict[str, Any]:
     """All numbers, for resolved settings."""
     where, batch = machine(device), config.training.batch
-    compared = variants(config, device)
+    compared = variants(config)
     memory = {name: memory_apart(name, config) for name in compared}
     peaks = {name: product_peak(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
     x, y = images(config, device, batch)

@@ -11,6 +11,7 @@ from torch import Tensor
 from onefold.data import open_dataset, read_all
 from onefold.pixels import to_float
 from onefold.recipes import recipe
+from onefold.training import ema
 from onefold.training.config import Config
 from onefold.training.state import TrainingState, checkpoints
 
@@ -60,6 +61,16 @@ def tensors(state: TrainingState) -> dict[str, Tensor]:
         for index, values in optimizer.state_dict()["state"].items():
             found |= {f"optimizer{k}.{index}.{key}": value for key, value in values.items()}
     return {name: value.clone() for name, value in found.items()}
+
+
+def on_towards(state: TrainingState, seen: int, config: Config, steps: int = 1) -> dict[str, Tensor]:
+    """What the averages become in `steps` steps that end at `seen` images and leave the weights as they are."""
+    averages, training = [ema.average_of(average) for average in state.averages], config.training
+    for k in reversed(range(steps)):
+        for average, half_life in zip(averages, training.ema_half_lives, strict=True):
+            survival = ema.decay(half_life, training.ema_ramp, seen - k * training.batch, training.batch)
+            ema.update(average, state.network, survival)
+    return {f"{k}.{name}": value for k, net in enumerate(averages) for name, value in net.state_dict().items()}
 
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:

@@ -21,7 +21,7 @@ from onefold.training import state as states
 from onefold.training.config import Config
 from onefold.training.loop import train, training_step
 from onefold.training.run import Run
-from onefold.training.state import Counters, TrainingState, checkpoints, load, save
+from onefold.training.state import Counters, Skips, TrainingState, checkpoints, load, save
 
 CPU = torch.device("cpu")
 FILES = ["network.safetensors", "average-0.safetensors", "average-1.safetensors", "optimizer.safetensors", "state.json"]
@@ -69,11 +69,14 @@ def leftovers(folder: Path) -> list[str]:
 def test_there_and_back_to_the_bit(tmp_path: Path, optimizer: str, steps: int):
     config = tiny(training__optimizer=optimizer)
     state = stepped(config, steps)
-    state.counters.skipped, state.counters.rollbacks = 5, 1
+    state.counters.rollbacks, state.skips = 1, Skips(CPU, 5, 2)
     path = save(state, config, tmp_path)
     assert path == tmp_path / "checkpoints" / f"{16 * steps:09d}"
     loaded = load(config, path, CPU)
-    assert loaded.counters == state.counters == Counters(images=16 * steps, skipped=5, rollbacks=1)
+    expected = Counters(images=16 * steps, skipped=5, skipped_in_row=2, rollbacks=1)
+    assert loaded.counters == state.counters == expected
+    assert loaded.read_skips() == 2
+    assert loaded.counters == expected
     assert differing(tensors(state), tensors(loaded)) == []
     for each in (state, loaded):  # and they go on alike
         training_step(each, *batch(), config)

@@ -15,6 +15,7 @@ import onefold
 from data_images import cut, encode, noise, write_folder, write_zip
 from helpers_runs import differing, newest, tiny
 from onefold import cli, demo, metrics
+from onefold.architecture import Network
 from onefold.commands import estimate
 from onefold.metrics import Record
 from onefold.recipes import recipe
@@ -171,6 +172,9 @@ WRONG: list[tuple[str, str]] = [
     ("train --resume --out folder", "folder"),
     ("train --resume --out file", "file"),
     ("train --resume", "runs/digits"),
+    ("train --resume --training.batch 8", "--training.batch"),
+    ("train --resume --data=digits", "--data"),
+    ("onestep run --resume --images 64", "--images"),
     # sample
     ("sample", "sample"),
     ("sample missing", "missing"),
@@ -490,9 +494,28 @@ def test_options_of_the_sampler_are_used(run: Path):
     assert len(set(grids)) == len(grids)
 
 
-def test_a_saved_network_is_sampled_with_the_default_sampler(run: Path):
+def test_a_saved_network_is_sampled_with_its_own_sampler(run: Path):
+    assert call("sample", run / "model", "--n", "2") == 0
+    assert text("samples.png")["steps"] == "2"
+    (run / "model" / "sampler.json").unlink()
     assert call("sample", run / "model", "--n", "2") == 0
     assert text("samples.png")["steps"] == "50"
+
+
+def test_precision_is_written_into_pictures_and_records(run: Path):
+    assert call("sample", run, "--n", "2", "--precision", "bfloat16", "--device", "cpu") == 0
+    assert text("samples.png")["precision"] == "bfloat16"
+    assert call("evaluate", run, "--precision", "bfloat16", "--images", "20", "--quiet") == 0
+    (path,) = (run / "evaluation").glob("*.json")
+    assert json.loads(path.read_text())["protocol"]["precision"] == "bfloat16"
+
+
+def test_separate_images_are_those_of_the_grid_in_any_batches(run: Path):
+    assert call("sample", run, "--n", "7", "--separate", "--batch", "2", "--out", "each") == 0
+    network = Network.from_pretrained(run)
+    expected = network.sample(7)[..., 0].astype(int)
+    found = [pixels(f"each/seed{k}-class{k}.png").astype(int) for k in range(7)]
+    assert np.abs(np.stack(found) - expected).max() <= 1
 
 
 def test_unconditional_samples_have_no_labels():

@@ -1,17 +1,27 @@
 """Muon against singular values and PyTorch's own, the schedule, and who optimises what."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from conftest import randomised
 from onefold.network import NetworkConfig, OneFold
+from onefold.training import optimizer as optimizer_module
 from onefold.training.config import TrainingConfig
-from onefold.training.optimizer import Muon, build_optimizers, orthogonalised, rate_factor, set_rates
+from onefold.training.optimizer import (
+    Muon,
+    build_optimizers,
+    guarded_step,
+    orthogonalised,
+    rate_factor,
+    set_rates,
+)
 
 SHAPES = pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (1, 12), (33, 7)])
 
@@ -108,9 +118,118 @@ def test_first_step_is_the_scaled_orthogonal_factor_after_decay():
     torch.testing.assert_close(p.detach(), expected)
 
 
-# --- who optimises what ---
+# --- steps that are skipped ---
 
 NETWORK = NetworkConfig(width=16, depth=2, heads=2, latent_norm="layer_norm")
+
+
+def held(network: OneFold, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """Weights and the optimisers' state, copied."""
+    found = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for k, optimizer in enumerate(optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            found |= {f"{k}.{index}.{name}": value.clone() for name, value in values.items()}
+    return found
+
+
+def begun(kind: str, steps: int) -> tuple[OneFold, list[Optimizer]]:
+    """A network after some guarded steps, and its optimisers."""
+    network = randomised(OneFold(NETWORK))
+    optimizers = build_optimizers(network, TrainingConfig(optimizer=kind, weight_decay=0.1))
+    for step in range(steps):
+        pull(network, step)
+        guarded_step(network, optimizers, clip=1e9)
+    return network, optimizers
+
+
+def pull(network: OneFold, seed: int) -> None:
+    """Give every parameter a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in network.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_guarded_step_is_the_plain_one_to_the_bit(kind: str):
+    guarded, plain = begun(kind, steps=2), begun(kind, steps=2)
+    for network, _ in (guarded, plain):
+        pull(network, seed=7)
+    norm, skipped = guarded_step(*guarded, clip=0.5)
+    torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(plain[0].parameters(), 0.5))
+    assert not skipped
+    for optimizer in plain[1]:
+        optimizer.step()
+    assert same(held(*guarded), held(*plain))
+    assert all(p.grad is None for p in guarded[0].parameters())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["latents_in.bias", "trunk.blocks.1.swiglu.project_in.weight"])
+def test_a_bad_gradient_changes_nothing_to_the_bit(kind: str, value: float, place: str):
+    network, optimizers = begun(kind, steps=2)
+    before = held(network, optimizers)
+    pull(network, seed=7)
+    gradient = network.get_parameter(place).grad
+    assert gradient is not None
+    gradient.view(-1)[0] = value
+    norm, skipped = guarded_step(network, optimizers, clip=1.0)
+    assert skipped
+    assert not norm.isfinite()
+    assert same(held(network, optimizers), before)
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_good_gradient_can_be_skipped_too(kind: str):
+    network, optimizers = begun(kind, steps=2)
+    before = held(network, optimizers)
+    for skip in (True, False):
+        pull(network, seed=7)
+        norm, skipped = guarded_step(network, optimizers, clip=1.0, skip=torch.tensor(skip))
+        assert norm.isfinite()
+        assert bool(skipped) == skip
+        assert same(held(network, optimizers), before) == skip
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_nothing_of_a_skipped_step_is_left_for_the_next(kind: str):
+    (network, optimizers), other = begun(kind, steps=2), begun(kind, steps=2)
+    pull(network, seed=7)
+    guarded_step(network, optimizers, clip=1.0, skip=torch.tensor(True))
+    for each, its in ((network, optimizers), other):
+        pull(each, seed=8)
+        for optimizer in its:
+            optimizer.step()
+    assert same(held(network, optimizers), held(*other))
+
+
+def test_where_a_device_s_adamw_does_not_know_of_skips_the_host_asks(monkeypatch: pytest.MonkeyPatch):
+    """As Metal's: `found_inf` is ignored there."""
+    honest = torch._fused_adamw_
+
+    def blind(*args: Any, found_inf: Tensor, **options: Any) -> None:
+        honest(*args, found_inf=None, **options)
+
+    monkeypatch.setattr(torch, "_fused_adamw_", blind)
+    network, optimizers = begun("adamw", steps=2)
+    before = held(network, optimizers)
+    pull(network, seed=7)
+    guarded_step(network, optimizers, clip=1.0, skip=torch.tensor(True))
+    assert not same(held(network, optimizers), before), "a device that does not know"
+    monkeypatch.setattr(optimizer_module, "BLIND", {"cpu"})
+    network, optimizers = begun("adamw", steps=2)
+    pull(network, seed=7)
+    guarded_step(network, optimizers, clip=1.0, skip=torch.tensor(True))
+    assert same(held(network, optimizers), before)
+    assert all(p.grad is None for p in network.parameters())
+
+
+# --- who optimises what ---
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

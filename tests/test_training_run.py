@@ -63,7 +63,8 @@ def test_the_folder_holds_what_the_contract_says(run: Run):
     parts = {"network.safetensors", "average-0.safetensors", "average-1.safetensors", "optimizer.safetensors"}
     kept = {f"checkpoints/{images:09d}/{name}" for images in (144, 160) for name in parts | {"state.json", "COMPLETE"}}
     pictures = {"samples/000000160.png", "samples/000000160-reconstructions.png"}
-    assert found == kept | pictures | {"config.json", "log.jsonl", "model/config.json", "model/model.safetensors"}
+    model = {"model/config.json", "model/sampler.json", "model/model.safetensors"}
+    assert found == kept | pictures | {"config.json", "log.jsonl"} | model
 
 
 def test_config_json_holds_the_whole_configuration(run: Run):
@@ -113,7 +114,8 @@ def test_pictures_keep_to_the_guidance_interval(run: Run, tmp_path: Path):
     """Of the times 0 and ½ of two steps, the one interval holds both and the other none."""
     pictures: list[bytes] = []
     for sampler in (Sampler(2), Sampler(2, guidance=4, guidance_interval=(0.1, 0.4)), Sampler(2, guidance=4)):
-        grids.sample_grid(run.network, tmp_path / "grid.png", count=4, sampler=sampler)
+        run.network.sampler = sampler
+        grids.sample_grid(run.network, tmp_path / "grid.png", count=4)
         with Image.open(tmp_path / "grid.png") as image:
             pictures.append(image.tobytes())
     assert pictures[0] == pictures[1] != pictures[2]

@@ -3,13 +3,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import onefold
-from helpers_runs import batch, differing, fresh, newest, tensors, tiny
+from helpers_runs import batch, differing, fresh, log, newest, on_towards, tensors, tiny
 from onefold.cli import run as command
 from onefold.errors import TrainingAborted
 from onefold.objectives.self_distillation import Losses
@@ -127,35 +128,62 @@ def test_micro_batches_are_one_batch(micro: int, optimizer: str):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("micro", "bad_call"), [(None, 1), (5, 4)])
-def test_a_gradient_that_is_not_finite_changes_only_counters(
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_moments(
     monkeypatch: pytest.MonkeyPatch, optimizer: str, value: float, micro: int | None, bad_call: int
 ):
+    """The averages go on towards the weights that stand still."""
     config = tiny(training__optimizer=optimizer, training__micro_batch=micro)
     state = advanced(config)
-    before, images = tensors(state), state.counters.images
+    images = state.counters.images
+    before = tensors(state) | on_towards(state, images + 16, config)
+    assert differing(tensors(state), before)
     with monkeypatch.context() as patch:
         Poison(patch, lambda call: call == bad_call, value)
         values = training_step(state, *batch(), config)
     assert not torch.isfinite(values["gradient_norm"])
     assert differing(before, tensors(state)) == []
     assert all(p.grad is None for p in state.network.parameters())
-    assert (state.counters.images, state.counters.skipped, state.counters.skipped_in_row) == (images + 16, 1, 1)
+    assert counted(state) == (images + 16, 1, 1)
 
     training_step(state, *batch(), config)
-    assert (state.counters.images, state.counters.skipped, state.counters.skipped_in_row) == (images + 32, 1, 0)
+    assert counted(state) == (images + 32, 1, 0)
     assert "network.patches_in.weight" in differing(before, tensors(state))
 
 
-def test_one_bad_number_of_the_gradient_is_enough():
-    config = tiny()
+def counted(state: TrainingState) -> tuple[int, int, int]:
+    """Images, skipped steps, and how many of them in a row."""
+    assert state.read_skips() == state.counters.skipped_in_row
+    return state.counters.images, state.counters.skipped, state.counters.skipped_in_row
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_first_step_of_all_may_be_skipped(monkeypatch: pytest.MonkeyPatch, optimizer: str):
+    """The next one is then what the first one would have been."""
+    config = tiny(training__optimizer=optimizer)
+    state, other = fresh(config), fresh(config)
+    start = tensors(state)
+    with monkeypatch.context() as patch:
+        Poison(patch, lambda call: True)
+        training_step(state, *batch(), config)
+    assert differing(start, {name: value for name, value in tensors(state).items() if name in start}) == []
+    other.counters.images = 16
+    for each in (state, other):
+        training_step(each, *batch(), config)
+    assert differing(tensors(state), tensors(other)) == []
+    assert (counted(state), counted(other)) == ((32, 1, 0), (32, 0, 0))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_bad_number_of_the_gradient_is_enough(optimizer: str):
+    config = tiny(training__optimizer=optimizer)
     state = advanced(config)
-    before = tensors(state)
+    before = tensors(state) | on_towards(state, state.counters.images + 16, config)
     only_one = torch.zeros_like(state.network.roles.weight)
     only_one[1, 3] = torch.nan
     state.network.roles.weight.register_hook(lambda gradient: gradient + only_one)
     training_step(state, *batch(), config)
     assert differing(before, tensors(state)) == []
-    assert state.counters.skipped == 1
+    assert counted(state)[1:] == (1, 1)
 
 
 def test_skipped_steps_do_not_enter_the_logged_means(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -170,23 +198,72 @@ def test_skipped_steps_do_not_enter_the_logged_means(monkeypatch: pytest.MonkeyP
 
 
 def test_ten_in_a_row_go_back_to_a_checkpoint_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A checkpoint after 15 steps, then two good ones, ten bad ones, and again 15 good ones from the checkpoint."""
+    """A checkpoint after 15 steps, then a good one, ten bad ones, and again 15 good ones from the checkpoint.
+
+    The host looks after every second step, when it writes a log line.
+    """
     config = tiny(training__images=480, training__checkpoint_every=240)
-    seen = Poison(monkeypatch, lambda call: 18 <= call <= 27)
+    seen = Poison(monkeypatch, lambda call: 17 <= call <= 26)
     run = onefold.train(config, tmp_path / "run", quiet=True)
-    assert len(seen.calls) == 27 + 15
+    assert len(seen.calls) == 26 + 15
     counters = json.loads((checkpoints(run.folder)[-1] / "state.json").read_text())["counters"]
     assert counters == asdict(Counters(images=480, skipped=10, rollbacks=1))
     # The 16th step is repeated with the same images and other noise.
-    (x, eps), (x_again, eps_again) = seen.calls[15], seen.calls[27]
+    (x, eps), (x_again, eps_again) = seen.calls[15], seen.calls[26]
     assert torch.equal(x, x_again)
     assert not torch.equal(eps, eps_again)
 
 
-def test_the_log_after_a_roll_back_has_no_abandoned_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    Poison(monkeypatch, lambda call: 18 <= call <= 27)
-    run = onefold.train(tiny(training__images=480, training__checkpoint_every=240), tmp_path / "run", quiet=True)
+def test_the_host_looks_every_ten_steps_at_the_latest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """No log lines, checkpoints after 25 and 50 steps, looks after 30 and 40: there, 15 were skipped in a row."""
+    config = tiny(training__images=800, training__checkpoint_every=400, training__log_every=100_000)
+    seen = Poison(monkeypatch, lambda call: 26 <= call <= 40)
+    run = onefold.train(config, tmp_path / "run", quiet=True)
+    assert len(seen.calls) == 40 + 25
+    counters = json.loads((checkpoints(run.folder)[-1] / "state.json").read_text())["counters"]
+    assert counters == asdict(Counters(images=800, skipped=15, rollbacks=1))
+
+
+def test_ten_in_a_row_are_borne_if_a_good_one_follows_before_the_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = Poison(monkeypatch, lambda call: 17 <= call <= 29)
+    config = tiny(training__images=480, training__checkpoint_every=240, training__log_every=100_000)
+    run = onefold.train(config, tmp_path / "run", quiet=True)
+    assert len(seen.calls) == 30
+    assert run.history[-1]["skipped"] == 13
+
+
+@pytest.mark.parametrize("every", [240, 256])
+def test_the_log_after_a_roll_back_has_each_line_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, every: int):
+    """None that was abandoned and none twice: at 256 images there are a line and the checkpoint it goes back to."""
+    Poison(monkeypatch, lambda call: 17 <= call <= 26)
+    run = onefold.train(tiny(training__images=480, training__checkpoint_every=every), tmp_path / "run", quiet=True)
     assert [line["images"] for line in run.history] == list(range(32, 481, 32))
+    assert run.history[-1]["skipped"] == 10
+
+
+def test_a_run_that_is_killed_after_a_roll_back_resumes_to_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """It has not forgotten that it went back, and so it draws the other noise again."""
+    config = tiny(training__images=480, training__checkpoint_every=240)
+    with monkeypatch.context() as patch:
+        Poison(patch, lambda call: 17 <= call <= 26)
+        whole = onefold.train(config, tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch:
+        Poison(patch, lambda call: 17 <= call <= 26)
+        honest = loop.training_step
+
+        def killed(state: TrainingState, *rest: Any) -> dict[str, Tensor]:
+            if state.counters.rollbacks and state.counters.images >= 256:
+                raise KeyboardInterrupt
+            return honest(state, *rest)
+
+        patch.setattr(loop, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            onefold.train(config, tmp_path / "cut", quiet=True)
+    cut = onefold.train(None, tmp_path / "cut", resume=True, quiet=True)
+    assert differing(newest(whole.folder), newest(cut.folder)) == []
+    assert log(whole.folder) == log(cut.folder)
 
 
 def test_a_roll_back_passes_over_checkpoints_made_while_steps_were_skipped(
@@ -200,10 +277,11 @@ def test_a_roll_back_passes_over_checkpoints_made_while_steps_were_skipped(
 
 
 def test_ten_in_a_row_again_end_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    seen = Poison(monkeypatch, lambda call: call > 17)
+    seen = Poison(monkeypatch, lambda call: call > 16)
     with pytest.raises(TrainingAborted) as caught:
         onefold.train(tiny(training__images=960, training__checkpoint_every=240), tmp_path / "run", quiet=True)
-    assert len(seen.calls) == 17 + 10 + 10
+    assert len(seen.calls) == 16 + 10 + 11, "it goes back by one step and looks after every second"
+    assert "11 steps in a row had no finite gradient at 416 images" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "run") in str(caught.value)
     # What was good is still there, and published.
@@ -213,10 +291,10 @@ def test_ten_in_a_row_again_end_the_training(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_without_a_checkpoint_ten_in_a_row_end_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    seen = Poison(monkeypatch, lambda call: call > 1)
+    seen = Poison(monkeypatch, lambda call: call > 2)
     with pytest.raises(TrainingAborted):
         onefold.train(tiny(training__checkpoint_every=100_000, training__images=3200), tmp_path / "run", quiet=True)
-    assert len(seen.calls) == 1 + 10
+    assert len(seen.calls) == 2 + 10
     assert checkpoints(tmp_path / "run") == []
 
 

@@ -118,6 +118,8 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.sampler = sampling.Sampler()
+        """What it samples with unless told otherwise: that of its training; a one-step generator's has one step."""
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Latents of images in [−1, 1], normalised as `config.latent_norm` says."""
@@ -201,20 +203,23 @@ class Network(nn.Module):
         n: int,
         *,
         labels: Sequence[int] | None = None,
-        steps: int = 50,
-        guidance: float = 1.0,
+        steps: int | None = None,
+        guidance: float | None = None,
         seed: int = 0,
-        solver: Literal["euler", "heun", "renoise"] = "euler",
-        shift: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        solver: Literal["euler", "heun", "renoise"] | None = None,
+        shift: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         batch: int = 256,
     ) -> UInt8[np.ndarray, "n H W C"]:
         """Generate `n` images; image k is drawn from the seed `seed + k` alone, whatever `n` and `batch` are.
 
+        How to sample is `self.sampler`, but for the options that are given.
+
         Args:
             n: Number of images.
             labels: A label 0…K−1, or K for "no class", for each image. Default: (seed + k) mod K.
-            steps: Intervals of the solver's time grid; 1 is one-step generation.
+            steps: Intervals of the solver's time grid; 1 is one-step generation. By default 50, and 1 for a one-step
+                generator.
             guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
             seed: Seed of the first image.
             solver: See `sampling.Sampler`, as for the next two.
@@ -225,7 +230,8 @@ class Network(nn.Module):
         Raises:
             UserError: a count, label, seed or option that makes no sense.
         """
-        sampler = sampling.Sampler(steps, solver, guidance, guidance_interval, shift)
+        wanted = {"steps": steps, "solver": solver, "guidance": guidance, "shift": shift}
+        sampler = self.sampler.changed(**wanted, guidance_interval=guidance_interval)
         y = sampling.resolve_labels(n, labels, seed, self.config.classes)
         return self.pictures(self.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
 
@@ -257,10 +263,11 @@ class Network(nn.Module):
     # --- files ---
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (float32) into `folder`."""
+        """Write `config.json`, `sampler.json` and `model.safetensors` (float32) into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(settings.to_json(self.config), encoding="utf-8")
+        (folder / "sampler.json").write_text(settings.to_json(self.sampler), encoding="utf-8")
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
@@ -278,12 +285,9 @@ class Network(nn.Module):
         folder = folder / "model" if (folder / "model").is_dir() else folder
         if not (folder / "config.json").is_file():
             raise UserError(f"{source}: no config.json there; give the folder of a run or of a saved network")
-        try:
-            described = (folder / "config.json").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{folder / 'config.json'}: cannot be read ({reason(error)})") from error
-        config = settings.from_json(NetworkConfig, described, str(folder / "config.json"))
-        network = build(config)
+        network = build(settings.from_file(NetworkConfig, folder / "config.json"))
+        if (folder / "sampler.json").is_file():  # a network saved by hand may lack it
+            network.sampler = settings.from_file(sampling.Sampler, folder / "sampler.json")
         if not isinstance(network, cls):
             other = f"{type(network).__name__}, not {cls.__name__}"
             raise UserError(f"{source}: holds {other}; load it with {type(network).__name__}.from_pretrained")

@@ -39,7 +39,7 @@ def run_demo(out: Path, seed: int, console: Console, *, quiet: bool = False) -> 
     run = _trained(lambda: config, out, console, quiet=quiet)
     record = _evaluated(run, console)
     picture = out / "samples.png"
-    sample_grid(run.network, picture, count=SHOWN, sampler=run.config.sampler, columns=10)
+    sample_grid(run.network, picture, count=SHOWN, columns=10)
     newest = sorted((out / "samples").glob("*-reconstructions.png"))[-1]
     console.print(f"samples, a column per class: {picture}")
     console.print(f"test images above their reconstructions: {newest}\n")
@@ -80,8 +80,8 @@ def _show(path: Path, run: Run, fast: Run, record: Record, fast_record: Record) 
     def title(text: str, numbers: Record) -> str:
         return f"{text}: accuracy {numbers['class_accuracy']:.3f}, Fréchet {numbers['frechet_distance']:.2f}"
 
-    many = run.network.sample(SHOWN, steps=steps)
-    before, after = run.network.sample(SHOWN, steps=1), fast.network.sample(SHOWN, steps=1)
+    many = run.network.sample(SHOWN)
+    before, after = run.network.sample(SHOWN, steps=1), fast.network.sample(SHOWN)
     panels.write(
         path,
         [

@@ -20,7 +20,7 @@ from onefold.architecture import build
 from onefold.flops import sampling_flops, training_flops
 from onefold.network import parameter_shares
 from onefold.training.config import Config
-from onefold.training.engine import choose_precision, resolve_device
+from onefold.training.engine import preferred, resolve_device, speed_up
 from onefold.training.log import peak_memory
 from onefold.training.loop import backward, training_step
 from onefold.training.optimizer import block_matrices
@@ -81,8 +81,6 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
     matrices = sum(p.numel() for p in block_matrices(network))
     parameters = int(shares["parameters"])
     moments = 2 * parameters - (matrices if muon else 0)
-    steps = config.sampler.steps if config.sampler.solver == "euler" else 2 * config.sampler.steps - 1
-    evaluations = steps * (1 if config.sampler.guidance == 1 else 2)
     size = config.network.image_size
     return Estimate(
         parameters=parameters,
@@ -91,7 +89,7 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
         * config.network.latent_channels
         / (size[0] * size[1] * config.network.channels),
         flops_per_image=training_flops(config.network, config.objective, config.stages),
-        flops_per_sample=sampling_flops(config.network, evaluations),
+        flops_per_sample=sampling_flops(config.network, config.sampler.evaluations),
         state_bytes=4 * (2 * parameters + moments + len(config.training.ema_half_lives) * parameters),
         images=config.training.images,
         measured=measure(config, seconds) if seconds > 0 else None,
@@ -107,7 +105,7 @@ def measure(config: Config, seconds: float, micro_batch: int | None = None) -> M
         config.training,
         batch=micro,
         micro_batch=None,
-        precision=choose_precision(device) if precision == "auto" else precision,
+        precision=preferred(speed_up(device)) if precision == "auto" else precision,
     )
     config = replace(config, training=training)
     state = TrainingState.fresh(config, device)

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from onefold.data import Dataset, read_all
 from onefold.errors import UserError
 from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
+from onefold.training.engine import Choice, Precision, computing
 from onefold.training.run import Run, open_data
 from onefold.verifier import Verifier
 
@@ -48,6 +50,8 @@ def evaluate(
     reference: metrics.Moments | None = None,
     batch: int = 256,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
+    compiled: Choice = "auto",
     verifier: Callable[[Network], Verifier] | None = None,
     say: Say = lambda line: None,
 ) -> metrics.Record:
@@ -62,6 +66,8 @@ def evaluate(
         reference: Stored statistics (`onefold data stats`) to measure a further `frechet_to_reference` against.
         batch: Images per call of a network; does not change the result but for rounding.
         device: Where the network runs.
+        precision: Of the matrix products of sampling; all else is measured in float32.
+        compiled: Whether sampling is compiled (see `training.engine.computing`).
         verifier: Makes the verifier that chooses among samples of the network, if one is to.
         say: Told what is being done, a line each.
 
@@ -91,22 +97,24 @@ def evaluate(
     start = time.perf_counter()
     wanted = labels.tolist() if network.config.classes else None
     chooser = verifier(network) if verifier else None
-    latents = (chooser or network).sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
-    generated = torch.from_numpy(network.pictures(latents)).permute(0, 3, 1, 2)
+    how: dict[str, Any] = {"precision": precision, "compiled": compiled, "images": count, "sampler": sampler}
+    with computing(network, torch.device(device), **how) as computed:
+        latents = (chooser or network).sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
+        generated = torch.from_numpy(network.pictures(latents)).permute(0, 3, 1, 2)
     seconds = time.perf_counter() - start
 
     say("measuring")
     real_features, made_features = extractor.features(real, batch), extractor.features(generated, batch)
     kid, kid_error = metrics.kernel_distance(real_features, made_features, subset=min(1000, count // 2), seed=seed)
-    precision, recall = metrics.precision_recall(real_features, made_features, NEIGHBOURS)
+    near, covered = metrics.precision_recall(real_features, made_features, NEIGHBOURS)
     halves, matched = _yardsticks(real_features, made_features, seed)
     numbers: dict[str, object] = {
         "frechet_distance": metrics.frechet_distance(real_features, made_features),
         "frechet": {"halves": halves, "matched": matched, "ratio": matched / halves},
         "kid": kid,
         "kid_error": kid_error,
-        "precision": precision,
-        "recall": recall,
+        "precision": near,
+        "recall": covered,
         "memorisation": _memorisation(generated, real, held_out, say),
         "reconstruction": _reconstruction(network, held_out, extractor, batch),
         "latent": _latent(network, held_out, batch),
@@ -134,6 +142,7 @@ def evaluate(
         steps=sampler.steps,
         guidance=sampler.guidance,
         ema=run.config.training.ema_half_lives[-1],
+        precision=computed,
         label_mode="of the reference images" if wanted is not None else "none",
         seed=seed,
         version=__version__,

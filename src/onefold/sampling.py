@@ -11,8 +11,8 @@ batch size, order or device, up to the rounding of the network's arithmetic.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,6 +67,16 @@ class Sampler:
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise UserError(f"guidance_interval: ({low}, {high}) is not within 0 ≤ low ≤ high ≤ 1")
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the network for one image, without decoding."""
+        solved = 2 * self.steps - 1 if self.solver == "heun" else self.steps
+        return solved if self.guidance == 1 else 2 * solved
+
+    def changed(self, **wanted: Any) -> "Sampler":
+        """A copy with the options that are not None."""
+        return replace(self, **{name: value for name, value in wanted.items() if value is not None})
 
 
 def time_grid(sampler: Sampler) -> Float[Tensor, " steps_plus_one"]:

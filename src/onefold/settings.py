@@ -9,11 +9,12 @@ import math
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from onefold.errors import UserError
+from onefold.errors import UserError, reason
 
-__all__ = ["check", "from_json", "override", "to_json"]
+__all__ = ["check", "from_file", "from_json", "override", "to_json"]
 
 T = TypeVar("T")
 
@@ -34,6 +35,19 @@ def from_json(kind: type[T], text: str, where: str) -> T:
     except ValueError as error:
         raise UserError(f"{where}: not readable as JSON ({error}); restore the file or write it anew") from error
     return _convert(kind, value, where)
+
+
+def from_file(kind: type[T], path: Path) -> T:
+    """Read a `kind` from a JSON file.
+
+    Raises:
+        UserError: a file that cannot be read, is no JSON, or does not fit `kind`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
+    return from_json(kind, text, str(path))
 
 
 def check(

@@ -8,7 +8,7 @@ import tyro
 
 from onefold import tables
 from onefold.arguments import parse
-from onefold.commands.terminal import console
+from onefold.commands.terminal import check_resumed, console
 from onefold.errors import UserError
 from onefold.recipes import recipe
 from onefold.training import loop
@@ -23,8 +23,8 @@ def onestep(arguments: list[str]) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     if not named and not {"--help", "-h"} & set(arguments):
         raise UserError("onestep: give the folder of a trained run first; see `onefold onestep --help`")
-    teacher, options = (Path(arguments[0]), arguments[1:]) if named else (Path("RUN"), arguments)
-    resumes = "--resume" in options or not named
+    teacher, given = (Path(arguments[0]), arguments[1:]) if named else (Path("RUN"), arguments)
+    resumes = "--resume" in given or not named
     default = onestep_of(recipe("digits")) if resumes else converted(teacher)
     default_options = default.onestep or OneStep()
 
@@ -58,6 +58,7 @@ def onestep(arguments: list[str]) -> None:
         name = f"{teacher.resolve().name}-{'onestep' if method == 'ratio' else method}"
         folder = out or beside.with_name(name)
         if resume:
+            check_resumed(given, "--method")  # which names the folder
             finished = loop.train(None, folder, resume=True, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
@@ -66,4 +67,4 @@ def onestep(arguments: list[str]) -> None:
         if not quiet:
             tables.show_run(console, finished)
 
-    parse(onestep_run, options, f"onefold onestep {teacher}")
+    parse(onestep_run, given, f"onefold onestep {teacher}")

@@ -7,7 +7,7 @@ import tyro
 
 from onefold import tables
 from onefold.arguments import parse
-from onefold.commands.terminal import console
+from onefold.commands.terminal import check_resumed, console
 from onefold.errors import UserError
 from onefold.recipes import RECIPES, recipe
 from onefold.training import loop
@@ -55,8 +55,7 @@ def train(arguments: list[str]) -> None:
             config: All settings of the run; the defaults shown are the recipe's.
         """
         if resume:
-            if steps is not None:
-                raise UserError("--steps: a resumed run keeps its own length; leave it out, or start a new run")
+            check_resumed(options)
             finished = _resumed(out or Path("runs") / name, quiet=quiet)
         else:
             config = config.with_changes({"data.unreadable": unreadable})

@@ -42,11 +42,13 @@ class Loader:
         workers: int = 0,
         in_memory: bool | None = None,
         progress: Progress | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Begin at image position `start` of the order given by `seed`, with `batch` images at a time.
 
-        `in_memory` None means: read all images now if they take at most 1 GiB. `progress` is told of that
-        reading. Otherwise `workers` threads decode ahead; 0 decodes when asked.
+        `in_memory` None means: read all images now if they take at most 1 GiB; they then stay, as uint8, on the
+        `device` to which batches go (default: the CPU). `progress` is told of that reading. Otherwise `workers`
+        threads decode ahead; 0 decodes when asked.
 
         Raises UserError when an image cannot be read: here if in memory, else from the iteration.
         """
@@ -57,15 +59,17 @@ class Loader:
         length = len(dataset)
         if in_memory is None:
             in_memory = length * int(np.prod(dataset.image_shape)) <= _MEMORY
-        memory = read_all(dataset, progress=progress) if in_memory else None
+        to = device or torch.device("cpu")
+        memory = [part.to(to) for part in read_all(dataset, progress=progress)] if in_memory else None
 
         # It must not hold `self`: then dropping the loader would not end its threads.
         def read(position: int) -> Batch:
             chosen = order(length, seed, position, batch)
             if memory is None:
-                return _read(dataset, chosen)
+                images, labels = _read(dataset, chosen)
+                return _sent(images, to), _sent(labels, to)
             images, labels = memory
-            where = torch.from_numpy(chosen)
+            where = _sent(torch.from_numpy(chosen), to)
             return images[where], labels[where]
 
         # Gathering a batch from memory is quicker than handing it from one thread to another.
@@ -118,6 +122,11 @@ def _read(dataset: Dataset, chosen: NDArray[np.int64]) -> Batch:
     for place, index in enumerate(chosen.tolist()):
         images[place] = dataset[index][0].transpose(2, 0, 1)
     return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """On the device; what copies it to a GPU does not keep the caller waiting."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _room(dataset: Dataset, images: int) -> NDArray[np.uint8]:

@@ -46,7 +46,7 @@ class Protocol:
     guidance: float | None = None
     ema: float | None = None
     precision: str = "float32"
-    """In which the network computed."""
+    """Of the matrix products of sampling."""
     label_mode: str | None = None
     """Where the labels of generated images come from."""
     seed: int = 0

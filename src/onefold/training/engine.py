@@ -6,21 +6,40 @@ faster than float32 ones on a CPU with matrix units, and slower on one without.
 
 import signal
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
 import torch
 
+from onefold.architecture import Network
 from onefold.errors import UserError
-from onefold.flops import training_flops
+from onefold.flops import sampling_flops, training_flops
+from onefold.sampling import Sampler
 from onefold.training.config import Config, TrainingConfig
 
-__all__ = ["Interruption", "autocast", "choose_precision", "eager", "resolve_device", "resolved", "try_compiled"]
+__all__ = [
+    "Choice",
+    "Interruption",
+    "Precision",
+    "autocast",
+    "compiles",
+    "computing",
+    "eager",
+    "preferred",
+    "resolve_device",
+    "resolved",
+    "speed_up",
+    "try_compiled",
+]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Choice = Literal["auto", "yes", "no"]
 
 LONG_RUN = 5e12
-"""Operations of a whole training from which the half minute of compilation pays."""
+"""Operations of a whole training, or of all samples, from which the half minute of compilation pays."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -39,25 +58,64 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolved(config: Config, device: torch.device) -> Config:
+def resolved(config: Config, device: torch.device, say: Callable[[str], None] = lambda line: None) -> Config:
     """The settings with every "auto" decided, by measurement where it takes one; a resumed run has decided already.
+
+    `say` is told, in a line, what was chosen and why.
 
     Raises:
         UserError: `compile="yes"` where nothing can be compiled.
     """
     training = config.training
-    precision, compiled = training.precision, training.compile
+    work = training.images * training_flops(config.network, config.objective, config.stages)
+    compiled = "yes" if compiles(training.compile, work, device) else "no"
+    precision, why = training.precision, "as wanted"
     if precision == "auto":
-        precision = choose_precision(device)
-    if compiled == "auto":
-        work = training.images * training_flops(config.network, config.objective, config.stages)
-        compiled = "yes" if work >= LONG_RUN and try_compiled(device) else "no"
-    elif compiled == "yes" and not try_compiled(device):
-        raise UserError(
-            "training.compile: torch.compile does not work here (on a CPU it needs a C++ compiler and Python's "
-            "headers); install them or use --training.compile no"
-        )
+        times = speed_up(device)
+        precision, why = preferred(times), f"bfloat16 products are {times:.1f} times as fast here as float32 ones"
+    about = "compiled" if compiled == "yes" else "not compiled"
+    say(f"{device.type}, {precision} ({why}), {about}, {torch.get_num_threads()} threads")
     return replace(config, training=replace(training, precision=precision, compile=compiled))
+
+
+@contextmanager
+def computing(
+    network: Network, device: torch.device, *, precision: Precision, compiled: Choice, images: int, sampler: Sampler
+) -> Generator[str]:
+    """The context in which a network, moved to the device, makes `images` samples; gives the precision chosen.
+
+    Its trunk is compiled for any batch size if that pays or is wanted, and runs uncompiled again afterwards.
+
+    Raises:
+        UserError: `compiled="yes"` where nothing can be compiled.
+    """
+    work = images * sampling_flops(network.config, sampler.evaluations)
+    trunks = network.to(device).trunks if compiles(compiled, work, device) else []
+    chosen = preferred(speed_up(device)) if precision == "auto" else precision
+    for trunk in trunks:
+        trunk.compile(dynamic=True)
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16"):
+            yield chosen
+    finally:
+        for trunk in trunks:
+            trunk._compiled_call_impl = None
+
+
+def compiles(wish: Choice, work: float, device: torch.device) -> bool:
+    """Whether to compile what takes so many operations in all.
+
+    Raises:
+        UserError: it is wanted, where nothing can be compiled.
+    """
+    if wish == "auto":
+        return work >= LONG_RUN and try_compiled(device)
+    if wish == "yes" and not try_compiled(device):
+        raise UserError(
+            "compile: torch.compile does not work here (on a CPU it needs a C++ compiler and Python's headers); "
+            "install them or choose no"
+        )
+    return wish == "yes"
 
 
 def try_compiled(device: torch.device) -> bool:
@@ -78,14 +136,21 @@ def eager() -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager")
 
 
-def choose_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
-    """bf16 where its matrix products are at least twice as fast as float32's, by a measurement of some 50 ms."""
+def preferred(times: float) -> Literal["float32", "bfloat16"]:
+    """bf16 where its matrix products are at least twice as fast as float32's."""
+    return "bfloat16" if times >= 2 else "float32"
+
+
+def speed_up(device: torch.device) -> float:
+    """How many times as fast bf16 matrix products are as float32 ones, by some 50 ms of measurement; 0: there are none.
+
+    Matrix products alone: attention on a CPU stays in float32 (see `trunk.Attention`).
+    """
     a = torch.randn(512, 512, device=device)
     try:
-        speed_up = _seconds_of_product(a) / _seconds_of_product(a.bfloat16())
-    except RuntimeError:  # no bf16 products on this device
-        return "float32"
-    return "bfloat16" if speed_up >= 2 else "float32"
+        return _seconds_of_product(a) / _seconds_of_product(a.bfloat16())
+    except RuntimeError:
+        return 0.0
 
 
 def _seconds_of_product(a: torch.Tensor) -> float:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from onefold.architecture import Network
 from onefold.pixels import grid, save_png, to_float, to_uint8
-from onefold.sampling import Sampler
 
 __all__ = ["reconstructions", "sample_grid", "save_grids"]
 
@@ -21,20 +20,10 @@ def reconstructions(network: Network, x: UInt8[Tensor, "n C H W"]) -> UInt8[np.n
     return to_uint8(x_hat).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def sample_grid(
-    network: Network, path: Path, *, count: int, sampler: Sampler, seed: int = 0, columns: int | None = None
-) -> None:
-    """Write a grid of the images with seeds `seed` … `seed + count − 1`."""
-    images = network.sample(
-        count,
-        steps=sampler.steps,
-        guidance=sampler.guidance,
-        seed=seed,
-        solver=sampler.solver,
-        shift=sampler.shift,
-        guidance_interval=sampler.guidance_interval,
-    )
-    classes = network.config.classes
+def sample_grid(network: Network, path: Path, *, count: int, seed: int = 0, columns: int | None = None) -> None:
+    """Write a grid of the images with seeds `seed` … `seed + count − 1`, sampled as the network's sampler says."""
+    images = network.sample(count, seed=seed)
+    classes, sampler = network.config.classes, network.sampler
     labels = f"(seed + k) mod {classes}" if classes else "none"
     save_png(
         path,
@@ -48,10 +37,10 @@ def sample_grid(
     )
 
 
-def save_grids(network: Network, test: UInt8[Tensor, "n C H W"], folder: Path, images: int, sampler: Sampler) -> None:
+def save_grids(network: Network, test: UInt8[Tensor, "n C H W"], folder: Path, images: int) -> None:
     """Write `samples/<images>.png` and `…-reconstructions.png`, where each row of images stands above its own."""
     columns = 10
-    sample_grid(network, folder / "samples" / f"{images:09d}.png", count=50, sampler=sampler, columns=columns)
+    sample_grid(network, folder / "samples" / f"{images:09d}.png", count=50, columns=columns)
     shown = test[: 3 * columns]
     made = reconstructions(network, shown)
     given = shown.permute(0, 2, 3, 1).cpu().numpy()

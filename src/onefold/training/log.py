@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from jaxtyping import Bool, Float
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
 
 from onefold.errors import writing
 
-__all__ = ["ImageProgress", "RunLog", "Window", "peak_memory", "read_log"]
+__all__ = ["ImageProgress", "RunLog", "Window", "in_words", "peak_memory", "read_log", "watched"]
 
 
 class RunLog:
@@ -65,46 +66,66 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Window:
-    """Means since the last log line, of each value over the steps that have it; skipped steps do not enter them."""
+    """Means since the last log line, of each value over the steps that have it; skipped steps do not enter them.
+
+    All is added up on the device; the host waits for it only in `means` and `to_json`.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.sums: dict[str, Float[Tensor, "2"]] = {}
+        """Of each value: its sum, and the number of steps in it."""
         self.images = 0
         self.seconds = 0.0
         self._start = 0.0
 
     def begin(self) -> None:
-        """A step begins."""
+        """A step begins, with its data."""
         self._start = time.perf_counter()
 
-    def end(self, values: Mapping[str, Tensor], images: int, *, skipped: bool) -> None:
-        """The step on `images` images has given `values`."""
-        if not skipped:
-            for name, value in values.items():
-                total, steps = self.sums.get(name, (torch.zeros_like(value), 0))
-                self.sums[name] = total + value, steps + 1
+    def end(self, images: int) -> None:
+        """The step is done, on `images` images, with all that the host has waited for."""
         self.images += images
         self.seconds += time.perf_counter() - self._start
 
+    def add(self, values: Mapping[str, Float[Tensor, ""]], *, skipped: Bool[Tensor, ""]) -> None:
+        """A step has given `values`."""
+        new = torch.stack(list(values.values()))
+        # Chosen, not multiplied by 0: what a skipped step gives may be NaN.
+        counted = torch.where(skipped, 0.0, torch.stack([new, torch.ones_like(new)], dim=1))
+        for name, each in zip(values, counted, strict=True):
+            self.sums[name] = self.sums[name] + each if name in self.sums else each
+
     def means(self) -> dict[str, float | None]:
         """Mean of each value (none if every step was skipped) and the speed, without pictures and checkpoints."""
-        means = {name: total.item() / steps for name, (total, steps) in self.sums.items()}
-        return {**means, "images_per_second": self.images / self.seconds if self.seconds else None}
-
-    def note(self) -> str:
-        """The means in a few words, for the progress bar."""
-        return "  ".join(f"{name} {total.item() / steps:.4f}" for name, (total, steps) in self.sums.items())
+        speed = self.images / self.seconds if self.seconds else None
+        return {name: total / steps for name, (total, steps) in self._read().items()} | {"images_per_second": speed}
 
     def to_json(self) -> dict[str, list[float]]:
         """What a checkpoint keeps, so that a resumed run logs the same means."""
-        return {name: [total.item(), steps] for name, (total, steps) in self.sums.items()}
+        return {name: [total, steps] for name, (total, steps) in self._read().items()}
+
+    def _read(self) -> dict[str, tuple[float, int]]:
+        """The sum of each value and the number of steps in it, at least one; a single copy from the device."""
+        found = torch.stack(list(self.sums.values())).tolist() if self.sums else []
+        return {name: (total, int(steps)) for name, (total, steps) in zip(self.sums, found, strict=True) if steps}
 
     @classmethod
     def from_json(cls, kept: Mapping[str, list[float]], device: torch.device) -> Self:
         """The window that `to_json` gave; its speed is measured anew."""
         window = cls()
-        window.sums = {name: (torch.tensor(total, device=device), int(steps)) for name, (total, steps) in kept.items()}
+        window.sums = {name: torch.tensor(both, dtype=torch.float32, device=device) for name, both in kept.items()}
         return window
+
+
+def in_words(means: Mapping[str, float | None]) -> str:
+    """The means of a window in a few words, for the progress bar, which tells the speed itself."""
+    told = {name: mean for name, mean in means.items() if name != "images_per_second"}
+    return "  ".join(f"{name} {mean:.4f}" for name, mean in told.items())
+
+
+def watched(quiet: bool) -> bool:
+    """Whether somebody looks at a terminal and wants to be told."""
+    return not quiet and sys.stderr.isatty()
 
 
 class _Speed(ProgressColumn):
@@ -124,8 +145,7 @@ class ImageProgress:
             TimeRemainingColumn(),
             TextColumn("left  {task.fields[note]}"),
         )
-        hidden = quiet or not sys.stderr.isatty()
-        self._progress = Progress(*columns, disable=hidden, speed_estimate_period=20)
+        self._progress = Progress(*columns, disable=not watched(quiet), speed_estimate_period=20)
         self._task = self._progress.add_task(title, total=total, completed=done, note="")
 
     def __enter__(self) -> Self:

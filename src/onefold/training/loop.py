@@ -1,8 +1,9 @@
 """The training loop, to be read from top to bottom.
 
-    data → x, y → loss and gradient → finite? → clip → optimizers → averages → log, pictures, checkpoint
+    data → x, y → loss and gradient → clip → finite? → optimizers → averages → log, pictures, checkpoint
 
-`training_step` is all that changes the weights; `train` prepares a run and owns its files.
+`training_step` is all that changes the weights; `train` prepares a run and owns its files. A step does not make the
+host wait for the device: it may prepare the next ones meanwhile, and learns of skipped steps when it looks.
 """
 
 from collections import defaultdict
@@ -26,18 +27,20 @@ from onefold.training.config import Config
 from onefold.training.engine import Interruption, autocast, eager, resolve_device, resolved
 from onefold.training.grids import save_grids
 from onefold.training.health import CURE, Watch
-from onefold.training.log import ImageProgress, RunLog, Window, peak_memory
+from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, watched
 from onefold.training.onestep import keep_teacher, onestep_step, teacher_of
 from onefold.training.onestep_watch import OneStepWatch
-from onefold.training.optimizer import rate_factor, set_rates
+from onefold.training.optimizer import guarded_step, rate_factor, set_rates
 from onefold.training.run import Run, create_folder, fitted, load_run, open_data
 from onefold.training.stages import enter, stage_at
-from onefold.training.state import TrainingState
+from onefold.training.state import Skips, TrainingState
 
 __all__ = ["Interrupted", "train", "training_step"]
 
 SKIPS_IN_ROW = 10
-"""After so many steps in a row without a finite gradient, the present weights are given up."""
+"""Where the host sees so many steps in a row without a finite gradient, or more, it gives the present weights up. It
+looks at least once in so many steps, so that fewer than twice as many pass before.
+"""
 
 
 class Interrupted(Exception):
@@ -51,26 +54,20 @@ class Interrupted(Exception):
 def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
     """One optimiser step on images x (B, C, H, W) in [−1, 1] with labels y (B,).
 
-    A step whose gradient is not finite changes nothing but the counters. Returns the parts of the loss and the norm
-    of the gradient before clipping, still on the device.
+    A step whose gradient is not finite is skipped: it changes neither the weights nor the optimisers' state, and the
+    averages go on towards weights that stood still. The device alone decides that; the host does not wait for it.
+    Returns the parts of the loss and the norm of the gradient before clipping, still on the device.
     """
     training, counters = config.training, state.counters
     stage = stage_at(counters.images, config)
     set_rates(state.optimizers, counters.images - stage.start, stage.training)
     parts = backward(state, x, y, config)
-    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
+    norm, skipped = guarded_step(state.network, state.optimizers, training.clip)
+    state.skips.count(skipped)
     counters.images += len(x)
-    if torch.isfinite(norm):
-        counters.skipped_in_row = 0
-        for optimizer in state.optimizers:
-            optimizer.step()
-        for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
-            survival = ema.decay(half_life, training.ema_ramp, counters.images - stage.start, len(x))
-            ema.update(average, state.network, survival)
-    else:
-        counters.skipped += 1
-        counters.skipped_in_row += 1
-    state.network.zero_grad()
+    for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
+        survival = ema.decay(half_life, training.ema_ramp, counters.images - stage.start, len(x))
+        ema.update(average, state.network, survival)
     return {**parts, "gradient_norm": norm}
 
 
@@ -128,7 +125,7 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
         _check_fit(config, data)
         run = Run(folder, config)
     else:
-        config = resolved(fitted(config, data), device)
+        config = resolved(fitted(config, data), device, print if watched(quiet) else lambda line: None)
         if config.onestep is not None:
             teacher_of(config)  # what is wrong with it is said before anything is written
         run = create_folder(folder, config)
@@ -153,45 +150,51 @@ def _train_on(
     interruption: Interruption,
     progress: ImageProgress,
 ) -> None:
-    """Steps, and after each what is due: log and health, pictures, checkpoint, stop."""
+    """Steps, and after each what is due: a look at the skipped ones, log and health, pictures, checkpoint, stop."""
     config, training = run.config, run.config.training
     log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
     shown, _ = read_all(test, np.arange(min(len(test), 30)))
     shown = shown.to(device)
     watch = OneStepWatch(run, data, test, device) if config.onestep else Watch(run, test, device)
     step = onestep_step if config.onestep else training_step
-    loader = _loader(data, config, state, progress)
+    loader = _loader(data, config, state, device)
     while state.counters.images < training.images:
         enter(state, config, data)
-        x, y = next(loader)
         state.window.begin()
-        values = step(state, to_float(x.to(device)), y.to(device), config)
-        state.window.end(values, len(x), skipped=state.counters.skipped_in_row > 0)
-        progress.update(state.counters.images)
-        if state.counters.skipped_in_row >= SKIPS_IN_ROW:
-            state = _rolled_back(run, state, device, progress)
-            log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
-            loader.close()
-            loader = _loader(data, config, state, progress)
+        x, y = next(loader)
+        values = step(state, to_float(x), y, config)
+        state.window.add(values, skipped=state.skips.in_row > 0)
         images, finished = state.counters.images, state.counters.images >= training.images
 
         def due(every: int, images: int = images, finished: bool = finished) -> bool:
             return finished or images // every > (images - training.batch) // every
 
+        logs = due(training.log_every) or due(training.health_every)
+        looks = logs or due(training.checkpoint_every) or due(SKIPS_IN_ROW * training.batch)
+        given_up = looks and state.read_skips() >= SKIPS_IN_ROW  # here the host waits for the device
+        state.window.end(len(x))
+        progress.update(images)
+        if given_up:
+            loader.close()
+            state = _rolled_back(run, state, device, progress)
+            log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
+            loader = _loader(data, config, state, device)
+            continue
         line: dict[str, Any] = {}
-        if due(training.log_every) or due(training.health_every):
-            line = {"images": images, **state.window.means(), "peak_memory": peak_memory(device)}
+        if logs:
+            means = state.window.means()
+            line = {"images": images, **means, "peak_memory": peak_memory(device)}
             stage = stage_at(images, config)
             factor = rate_factor(images - stage.start, stage.training)
             line |= {"rate_factor": factor, "skipped": state.counters.skipped}
             if due(training.health_every):
                 line |= watch.look(state, line, progress.say)
             log.write(line)
-            progress.update(images, note=state.window.note())
+            progress.update(images, note=in_words(means))
             state.window = Window()
         if due(training.sample_every):
             with eager():
-                save_grids(state.published, shown, run.folder, images, config.sampler)
+                save_grids(state.published, shown, run.folder, images)
         collapsed = line.get("alarm") if training.on_collapse == "stop" else None
         # Not amid skipped steps: a roll-back wants weights from before the trouble began.
         good = state.counters.skipped_in_row == 0 or finished
@@ -211,10 +214,10 @@ def _train_on(
     loader.close()
 
 
-def _loader(data: Dataset, config: Config, state: TrainingState, progress: ImageProgress) -> Loader:
+def _loader(data: Dataset, config: Config, state: TrainingState, device: torch.device) -> Loader:
     training, workers = config.training, config.data.workers
     start = state.counters.images
-    return Loader(data, batch=training.batch, seed=training.seed, start=start, workers=workers)
+    return Loader(data, batch=training.batch, seed=training.seed, start=start, workers=workers, device=device)
 
 
 def _check_fit(config: Config, data: Dataset) -> None:
@@ -245,12 +248,13 @@ def _rolled_back(run: Run, state: TrainingState, device: torch.device, progress:
     Raises:
         TrainingAborted: it happened before, or there is no checkpoint.
     """
-    trouble = f"{run.folder}: {SKIPS_IN_ROW} steps in a row had no finite gradient at {state.counters.images:,} images"
+    skipped, in_row = state.counters.skipped, state.counters.skipped_in_row
+    trouble = f"{run.folder}: {in_row} steps in a row had no finite gradient at {state.counters.images:,} images"
     cure = "lower training.learning_rate or use --training.precision float32"
     if state.counters.rollbacks or not states.checkpoints(run.folder):
         raise TrainingAborted(f"{trouble}; the newest good checkpoint is kept; {cure}")
-    skipped = state.counters.skipped
     state = _newest_state(run, device)
-    state.counters.rollbacks, state.counters.skipped = 1, skipped
+    state.counters.rollbacks, state.skips = 1, Skips(device, skipped)
+    states.save(state, run.config, run.folder)  # or a run that is killed now would go the same way again
     progress.say(f"{trouble}; back to {state.counters.images:,} images, with other noise")
     return state

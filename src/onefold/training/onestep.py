@@ -9,15 +9,13 @@ is the same network; a share of every batch keeps it as it was: D(z) at the imag
 
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from onefold.architecture import Network
 from onefold.errors import UserError
@@ -29,7 +27,7 @@ from onefold.training import ema
 from onefold.training.config import Config, OneStep
 from onefold.training.critic import CriticDraws, Duel
 from onefold.training.engine import autocast
-from onefold.training.optimizer import rate_factor, set_rates
+from onefold.training.optimizer import guarded_step, rate_factor, set_rates
 from onefold.training.run import Run, load_run
 from onefold.training.state import TrainingState
 
@@ -67,8 +65,10 @@ class GeneratorDraws(NamedTuple):
 def onestep_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
     """One update of the critic on images x (B, C, H, W) with labels y (B,), and of the generator when it is its turn.
 
-    An update whose gradient is not finite changes nothing but the counters. Returns the parts of the losses and the
-    norms of the gradients before clipping, still on the device.
+    An update whose gradient is not finite is skipped, and with the critic's that of the generator: neither weights nor
+    the optimisers' state change, and the averages go on towards weights that stood still. The device alone decides
+    that; the host does not wait for it. Returns the parts of the losses and the norms of the gradients before clipping,
+    still on the device.
     """
     options, duel = _of(state, config)
     training, counters = config.training, state.counters
@@ -76,21 +76,18 @@ def onestep_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> 
     _set_rates(state, config, options)
     random = state.generator(training.seed, x.device)
     parts = _critic_gradient(state, x, y, _draw(state, x, config, random), config)
-    finite, parts["critic_norm"] = _updated(duel.critic, [duel.optimizer], training.clip)
-    if finite and moves:
-        levels = duel.critic.levels.means.clone()
+    parts["critic_norm"], skipped = guarded_step(duel.critic, [duel.optimizer], training.clip)
+    if moves:
+        levels, before = duel.critic.levels.means, duel.critic.levels.means.clone()
         parts |= _generator_gradient(state, x, y, _draw(state, x, config, random), config)
-        finite, parts["gradient_norm"] = _updated(state.network, state.optimizers, training.clip)
-        if not finite:
-            duel.critic.levels.means.copy_(levels)
-        else:
-            counters.generator_updates += 1
-            seen = counters.generator_updates * training.batch
-            for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
-                ema.update(average, state.network, ema.decay(half_life, training.ema_ramp, seen, training.batch))
+        parts["gradient_norm"], skipped = guarded_step(state.network, state.optimizers, training.clip, skip=skipped)
+        levels.copy_(torch.where(skipped, before, levels))
+        counters.generator_updates += 1
+        seen = counters.generator_updates * training.batch
+        for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
+            ema.update(average, state.network, ema.decay(half_life, training.ema_ramp, seen, training.batch))
     counters.images += len(x)
-    counters.skipped += not finite
-    counters.skipped_in_row = 0 if finite else counters.skipped_in_row + 1
+    state.skips.count(skipped)
     return parts
 
 
@@ -104,17 +101,6 @@ def _of(state: TrainingState, config: Config) -> tuple[OneStep, Duel]:
     assert config.onestep is not None, "not a one-step run"
     assert state.duel is not None, "a state without its teacher"
     return config.onestep, state.duel
-
-
-def _updated(module: nn.Module, optimizers: Sequence[Optimizer], clip: float) -> tuple[bool, Tensor]:
-    """Clip the gradient and take the step if it is finite; whether it was, and its norm before."""
-    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
-    finite = bool(torch.isfinite(norm))
-    if finite:
-        for optimizer in optimizers:
-            optimizer.step()
-    module.zero_grad()
-    return finite, norm
 
 
 def _set_rates(state: TrainingState, config: Config, options: OneStep) -> None:
@@ -198,18 +184,18 @@ def _generator_gradient(
     number, as all losses are.
     """
     (options, duel), network = _of(state, config), state.network
-    all_kept = _kept(len(x), options.codec_share) if network.shares_codec else []
+    count = _kept_in_all(len(x), options.codec_share) if network.shares_codec else 0
     means: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
     for part in _micro_batches(len(x), config):
         own, share = _part(draws, part), len(x[part]) / len(x)
         labels = _labels(y[part], own, config)
         image = mirrored(x[part], own.mirrored)
-        kept = [k - part.start for k in all_kept if part.start <= k < part.stop]
+        kept = _kept(count, len(x), part, x.device)
         with autocast(config.training, x.device):
             with torch.no_grad():
-                z = duel.teacher.encode(image) if kept or options.renoised else torch.zeros_like(own.eps)
+                z = duel.teacher.encode(image) if len(kept) or options.renoised else torch.zeros_like(own.eps)
             inputs = generator_inputs(z, own)
-            if kept:
+            if len(kept):
                 x_hat, fake = network.decode_and_denoise(z[kept], inputs, own.s, labels)
             else:
                 x_hat, fake = None, network.denoise(inputs, own.s, labels)
@@ -217,7 +203,7 @@ def _generator_gradient(
             loss = share * (slope * fake).mean()
             parts = {"slope": share * slope.square().mean().sqrt()}
             if x_hat is not None:
-                own_share = len(kept) / len(all_kept)
+                own_share = len(kept) / count
                 error = reconstruction_error(x_hat, image[kept], config.objective.reconstruction)
                 parts["decoding"] = own_share * error
                 parts["encoding"] = own_share * (network.encode(image[kept]) - z[kept]).square().mean()
@@ -228,10 +214,18 @@ def _generator_gradient(
     return dict(means)
 
 
-def _kept(batch: int, share: float) -> list[int]:
-    """A share of the images of a batch, evenly spread and thus over the micro-batches; at least one of any share."""
-    count = max(1, round(share * batch)) if share else 0
-    return [k * batch // count for k in range(count)]
+def _kept_in_all(batch: int, share: float) -> int:
+    """So many images are a share of a batch; at least one of any share."""
+    return max(1, round(share * batch)) if share else 0
+
+
+def _kept(count: int, batch: int, part: slice, device: torch.device) -> Int64[Tensor, " k"]:
+    """Of `count` images, evenly spread over a batch, those in a micro-batch, by their places there.
+
+    Computed on the device, since the host would wait for it while copying a list there.
+    """
+    first, last = (-(-place * count // batch) for place in (part.start, part.stop))
+    return torch.arange(first, last, device=device) * batch // max(1, count) - part.start
 
 
 # --- from a run to a one-step run -------------------------------------------------------------------------------------

@@ -4,6 +4,10 @@ AdamW serves every parameter, or, with `optimizer="muon"`, those that are not ma
 (Jordan et al., 2024) moves each such matrix along the nearest orthogonal matrix to its momentum, computed by five
 Newton-Schulz iterations. Matrices of one shape are stacked and iterated together, which makes small networks cheap;
 the iterations tolerate bf16, which is used where the run's matrix products are bf16.
+
+Whether a gradient is finite is known on the device alone: asking on the host would make it wait for all that the
+device has yet to do, at every step. So `guarded_step` hands the answer to the optimisers as torch's gradient scaler
+does, in their attribute `found_inf`, which AdamW(fused=True) reads on the device, and so does Muon.
 """
 
 import math
@@ -12,13 +16,45 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from onefold.architecture import Network
 from onefold.training.config import TrainingConfig
 
-__all__ = ["Muon", "block_matrices", "build_optimizers", "orthogonalised", "rate_factor", "set_rates"]
+__all__ = [
+    "Muon",
+    "block_matrices",
+    "build_optimizers",
+    "guarded_step",
+    "orthogonalised",
+    "rate_factor",
+    "set_rates",
+]
+
+BLIND = {"mps"}
+"""Devices whose AdamW does not read `found_inf`: Metal's, before pytorch/pytorch#186360. There the host asks."""
+
+
+def guarded_step(
+    module: nn.Module, optimizers: Iterable[Optimizer], clip: float, *, skip: Bool[Tensor, ""] | None = None
+) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
+    """Clip the gradient to the norm `clip`, take the optimisers' steps and drop the gradient. The host does not wait.
+
+    If the gradient's norm is not finite, or `skip` is true, the step is skipped: weights and the optimisers' state stay
+    as they are, to the bit. Returns the norm before clipping and whether the step was skipped, both on the device.
+    """
+    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    skipped = ~torch.isfinite(norm)
+    if skip is not None:
+        skipped = skipped | skip
+    for optimizer in () if skipped.device.type in BLIND and skipped else optimizers:
+        optimizer.found_inf = skipped.to(torch.float32)  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    module.zero_grad()
+    return norm, skipped
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -37,6 +73,9 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised, scaled by max(1, rows/columns)^½; decoupled weight decay."""
+
+    found_inf: Tensor | None = None
+    """As of torch's fused optimisers: where it is 1 (a single number, on the device), a step changes nothing."""
 
     def __init__(
         self,
@@ -61,16 +100,24 @@ class Muon(Optimizer):
                 self._step_stack(params, group, scale=max(1.0, shape[0] / shape[1]) ** 0.5)
 
     def _step_stack(self, params: list[Tensor], group: dict[str, Any], scale: float) -> None:
-        gradients = [p.grad for p in params if p.grad is not None]
+        gradients = tuple(p.grad for p in params if p.grad is not None)
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum"] for p in params]
+        remaining: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+        skipped = None if self.found_inf is None else self.found_inf > 0
+        if skipped is not None:
+            # Chosen, not multiplied by 0: NaN · 0 is NaN. The mean of a momentum and itself is that momentum.
+            gradients = torch.where(skipped, torch.stack(momenta), torch.stack(gradients)).unbind()
+            remaining = torch.where(skipped, 1.0, remaining)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        updates = orthogonalised(nesterov.to(group["dtype"])).to(nesterov.dtype).unbind()
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, updates, alpha=-group["lr"] * scale)
+        updates = orthogonalised(nesterov.to(group["dtype"])).to(nesterov.dtype)
+        if skipped is not None:
+            updates = torch.where(skipped, 0.0, updates)
+        torch._foreach_mul_(params, remaining)
+        torch._foreach_add_(params, updates.unbind(), alpha=-group["lr"] * scale)
 
 
 def block_matrices(network: Network) -> list[nn.Parameter]:

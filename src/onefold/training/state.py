@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from onefold.training.log import Window
 from onefold.training.optimizer import build_optimizers
 from onefold.trunk import Trunk
 
-__all__ = ["Counters", "TrainingState", "checkpoints", "load", "publish", "save"]
+__all__ = ["Counters", "Skips", "TrainingState", "checkpoints", "load", "publish", "save"]
 
 FORMAT = "onefold checkpoint 1"
 
@@ -44,16 +45,31 @@ class Counters:
     images: int = 0
     """Images seen, the run's clock."""
     skipped: int = 0
-    """Steps skipped because the loss or its gradient was not finite."""
+    """Steps skipped because the loss or its gradient was not finite, as of the last `TrainingState.read_skips` …"""
     skipped_in_row: int = 0
+    """… and how many of them were the last ones without a good one between."""
     rollbacks: int = 0
     """Returns to an earlier checkpoint after too many skipped steps in a row."""
     generator_updates: int = 0
-    """Of a one-step generator: updates of the generator, which the critic's outnumber."""
+    """Of a one-step generator: its updates, which the critic's outnumber. Those that were skipped count too, since
+    the host does not know of them; the ramp of the averages follows this number."""
     best: float | None = None
     """Of a one-step generator: the least Fréchet distance measured along the run …"""
     best_images: int = 0
     """… and when."""
+
+
+class Skips:
+    """Counts skipped steps on the device, so that no step makes the host wait for it."""
+
+    def __init__(self, device: torch.device, total: int = 0, in_row: int = 0) -> None:
+        self.total = torch.tensor(total, device=device)
+        self.in_row = torch.tensor(in_row, device=device)
+
+    def count(self, skipped: Bool[Tensor, ""]) -> None:
+        """A step was taken, or skipped."""
+        self.total = self.total + skipped
+        self.in_row = torch.where(skipped, self.in_row + 1, 0)
 
 
 @dataclass
@@ -63,6 +79,7 @@ class TrainingState:
     network: Network
     averages: list[Network]
     optimizers: list[Optimizer]
+    skips: Skips
     counters: Counters = field(default_factory=Counters)
     window: Window = field(default_factory=Window)
     """What the next log line is the mean of."""
@@ -78,9 +95,10 @@ class TrainingState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             network = build(config.network).to(device)
+            network.sampler = config.sampler
             duel = None if teacher is None else Duel.fresh(network, teacher, config)
         averages = [ema.average_of(network) for _ in config.training.ema_half_lives]
-        return cls(network, averages, build_optimizers(network, config.training), duel=duel)
+        return cls(network, averages, build_optimizers(network, config.training), Skips(device), duel=duel)
 
     @property
     def published(self) -> Network:
@@ -101,6 +119,12 @@ class TrainingState:
     def all_optimizers(self) -> list[Optimizer]:
         """Those of the network, and the critic's."""
         return self.optimizers if self.duel is None else [*self.optimizers, self.duel.optimizer]
+
+    def read_skips(self) -> int:
+        """Bring the counters of skipped steps up to date and return the number in a row; the host waits for it."""
+        counts = torch.stack([self.skips.total, self.skips.in_row]).tolist()
+        self.counters.skipped, self.counters.skipped_in_row = counts
+        return self.counters.skipped_in_row
 
     def generator(self, seed: int, device: torch.device) -> torch.Generator:
         """The source of the next step's random numbers."""
@@ -175,6 +199,7 @@ def load(config: Config, path: Path, device: torch.device, teacher: Network | No
             raise UserError(f"{path}: its optimizer.safetensors is not what this run's optimizer left")
         _set_optimizer_tensors(state.all_optimizers, moments)
         state.counters = Counters(**described["counters"])
+        state.skips = Skips(device, state.counters.skipped, state.counters.skipped_in_row)
         state.window = Window.from_json(described["window"], device)
         if state.duel is not None and state.counters.best is not None:
             state.duel.best = ema.average_of(state.averages[-1]).cpu()
@@ -200,6 +225,7 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
             save_file(_tensors(state.duel.best), folder / "best.safetensors")
     moments = _optimizer_tensors(state.all_optimizers)
     save_file(moments, folder / "optimizer.safetensors")
+    state.read_skips()
     described = {
         "format": FORMAT,
         "optimizer": _kind(state.all_optimizers, moments),

@@ -1,0 +1,112 @@
+"""What a network computes on: compiled sampling, precision, and what is chosen by itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import randomised
+from helpers_runs import tiny
+from onefold.errors import UserError
+from onefold.network import NetworkConfig, OneFold
+from onefold.sampling import Sampler
+from onefold.training import engine
+from onefold.training.engine import compiles, computing, preferred, resolved, speed_up
+
+CPU = torch.device("cpu")
+SAMPLER = Sampler(steps=3)
+HOW = {"precision": "float32", "compiled": "no", "images": 5, "sampler": SAMPLER}
+
+
+@pytest.fixture
+def network() -> OneFold:
+    return randomised(OneFold(NetworkConfig(width=32, depth=2, heads=2))).eval()
+
+
+def samples(network: OneFold, count: int = 5, **changes: object) -> np.ndarray:
+    with computing(network, CPU, **{**HOW, **changes}):
+        return network.sample(count, steps=SAMPLER.steps).astype(int)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_compiled_samples_are_the_plain_ones(network: OneFold):
+    """Within one level of 256, for any number of images without compiling again, and plain again afterwards."""
+    if not engine.try_compiled(CPU):
+        pytest.skip("nothing can be compiled here")
+    plain = samples(network)
+    with computing(network, CPU, **{**HOW, "compiled": "yes"}):
+        fast = network.sample(5, steps=SAMPLER.steps).astype(int)
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        few, more = network.sample(3, steps=SAMPLER.steps), network.sample(9, steps=SAMPLER.steps)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    assert compiled > 0
+    assert np.abs(fast - plain).max() <= 1
+    assert np.abs(few - plain[:3]).max() <= 1
+    assert np.abs(more[:5] - plain).max() <= 1
+    assert all(trunk._compiled_call_impl is None for trunk in network.trunks)
+    assert np.array_equal(samples(network), plain)
+
+
+def test_bf16_samples_are_close(network: OneFold):
+    """A bf16 number has 8 bits, so that pixels differ by a few levels and not by many."""
+    apart = np.abs(samples(network, 64, precision="bfloat16") - samples(network, 64))
+    assert 0 < apart.mean() < 2
+    assert apart.max() < 40
+
+
+def test_the_context_tells_the_precision(network: OneFold, monkeypatch: pytest.MonkeyPatch):
+    for times, expected in ((0.0, "float32"), (1.9, "float32"), (2.0, "bfloat16")):
+        monkeypatch.setattr(engine, "speed_up", lambda device, times=times: times)
+        with computing(network, CPU, **{**HOW, "precision": "auto"}) as chosen:
+            assert chosen == expected
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+            assert product.dtype == getattr(torch, expected)
+
+
+def test_products_are_measured():
+    assert speed_up(CPU) > 0
+    assert preferred(0.0) == "float32"
+
+
+def test_long_work_is_compiled(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "try_compiled", lambda device: True)
+    assert [compiles("auto", work, CPU) for work in (0, engine.LONG_RUN, 2 * engine.LONG_RUN)] == [False, True, True]
+    assert compiles("yes", 0, CPU)
+    assert not compiles("no", 1e30, CPU)
+
+
+def test_where_nothing_compiles(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "try_compiled", lambda device: False)
+    assert not compiles("auto", 1e30, CPU)
+    with pytest.raises(UserError, match=r"compile: torch\.compile does not work here"):
+        compiles("yes", 0, CPU)
+
+
+def test_what_was_chosen_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "speed_up", lambda device: 5.25)
+    lines: list[str] = []
+    config = tiny(training__precision="auto", training__compile="no")
+    found = resolved(config, CPU, lines.append)
+    assert found.training.precision == "bfloat16"
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        "cpu, bfloat16 (bfloat16 products are 5.2 times as fast here as float32 ones), not compiled"
+    )
+    resolved(found, CPU, lines.append)
+    assert lines[1].startswith("cpu, bfloat16 (as wanted)")
+
+
+def test_a_network_keeps_the_sampler_of_its_training(network: OneFold, tmp_path: Path):
+    network.sampler = Sampler(steps=1, solver="renoise")
+    network.save_pretrained(tmp_path)
+    found = OneFold.from_pretrained(tmp_path)
+    assert found.sampler == network.sampler
+    assert np.array_equal(found.sample(2), network.sample(2, steps=1, solver="euler"))
+    assert not np.array_equal(found.sample(2), network.sample(2, steps=2))
+    (tmp_path / "sampler.json").unlink()
+    assert OneFold.from_pretrained(tmp_path).sampler == Sampler()
+    (tmp_path / "sampler.json").write_text('{"steps": 0}')
+    with pytest.raises(UserError, match="steps: 0 is not positive"):
+        OneFold.from_pretrained(tmp_path)
