@@ -18,7 +18,6 @@ from onefold.architecture import build
 from onefold.flops import training_flops
 from onefold.studies import collapse, run_study
 from onefold.studies.table import numbers_of
-from onefold.training.log import read_log
 
 ARMS = ("ema", "three-networks", "three-networks-compute")
 SMALL = {"network.width": 128, "network.depth": 6, "training.batch": 64, "training.warmup": 3_200}
@@ -52,14 +51,10 @@ def main(
     study = collapse(data, budget=budget, seeds=seeds, arms=arms, draws=2, name="cifar10", images=images, changes=SMALL)
     rows: list[dict[str, Any]] = []
     for trial in run_study(study, out, jobs=jobs, say=print):
-        log = read_log(trial.folder / "log.jsonl")
-        config = trial.config
-        numbers = numbers_of(trial)
+        config, numbers = trial.config, numbers_of(trial)
         row: dict[str, Any] = {"arm": trial.arm.name, "seed": trial.seed}
         row["parameters"] = sum(p.numel() for p in build(config.network).parameters())
         row["training_flops_per_image"] = training_flops(config.network, config.objective, config.stages)
-        row["minutes"] = budget / numbers["training.images_per_second"] / 60
-        row["peak_memory"] = max(line["peak_memory"] for line in log)
         rows.append(row | {name: numbers[name] for name in NUMBERS if name in numbers})
     titles = list(rows[0])
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")

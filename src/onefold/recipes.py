@@ -25,7 +25,7 @@ def digits() -> Config:
     return Config(
         recipe="digits",
         network=NetworkConfig(image_size=(8, 8), channels=1, classes=10, patch=2, latent_channels=4, depth=4),
-        objective=SelfDistillation(draws=4),
+        objective=SelfDistillation(reconstruction="l1", draws=4),
         data=DataConfig(source="digits", test="digits:test"),
         training=TrainingConfig(
             images=64_000,
@@ -48,7 +48,7 @@ def cifar10() -> Config:
         network=NetworkConfig(
             image_size=(32, 32), channels=3, classes=10, patch=4, latent_channels=16, width=256, depth=8, heads=4
         ),
-        objective=SelfDistillation(decoder_noise=0.5, draws=2, flip=True),
+        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2, flip=True),
         data=DataConfig(source="cifar10-train.zip"),
         training=TrainingConfig(
             images=20_000_000,
@@ -79,7 +79,7 @@ def _imagenet256(name: str, width: int, depth: int, heads: int) -> Config:
             depth=depth,
             heads=heads,
         ),
-        objective=SelfDistillation(decoder_noise=0.5, draws=2, flip=True),
+        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2, flip=True),
         data=DataConfig(source="imagenet256-train.zip", test="imagenet256-val.zip", workers=8),
         training=TrainingConfig(
             images=50 * 1_281_167,

@@ -34,7 +34,7 @@ __all__ = ["Draws", "Losses", "SelfDistillation", "draw", "self_distillation"]
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """Switches of the objective; the defaults are those that `docs/ablations.md` finds best."""
+    """Switches of the objective; recipes choose what `docs/ablations.md` finds best."""
 
     target: Literal["ema", "stopped", "gradient"] = "ema"
     loss: Literal["clean", "velocity"] = "clean"

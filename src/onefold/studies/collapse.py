@@ -141,6 +141,7 @@ def collapse(
         config = config.with_changes({"data.source": source, "data.test": None})
     settings = {
         "objective.draws": draws,
+        "objective.reconstruction": "l2",  # as in the paper
         "training.images": budget,
         "training.log_every": max(batch, budget // POINTS),
         "training.health_every": max(batch, budget // POINTS),
