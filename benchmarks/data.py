@@ -32,9 +32,9 @@ import tyro
 from PIL import Image
 
 import onefold
+from onefold.compute import resolve_device
 from onefold.data import Loader, open_dataset
 from onefold.estimate import measure
-from onefold.training.engine import resolve_device
 from timing import machine, seconds_of, table, taking_turns, write
 
 CLASSES = 10

@@ -24,9 +24,10 @@ import tyro
 
 import onefold
 from onefold.commands.terminal import hush
+from onefold.compute import resolve_device
 from onefold.data import Dataset, read_all
 from onefold.pixels import to_float
-from onefold.training.engine import resolve_device, resolved
+from onefold.training.engine import resolved
 from onefold.training.health import IMAGES, Watch
 from onefold.training.log import RunLog
 from onefold.training.loop import training_step

@@ -4,8 +4,9 @@
         --json-file docs/results/one-or-three-cifar10.json
 
 The recipe `cifar10` on a network small enough for a laptop, trained on so few images that nothing is finished: it says
-how fast each begins, not where it ends. Quality, parameters, time and memory of one network, of three with as many
-parameters in sum, and of three with as much compute in each role. An interrupted study goes on.
+how fast each begins, not where it ends. Quality, parameters and arithmetic of one network, of three with as many
+parameters in sum, and of three with as much compute in each role; `onefold estimate cifar10 --architecture …` measures
+time and memory. An interrupted study goes on.
 """
 
 import json

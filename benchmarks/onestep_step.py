@@ -21,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import onefold
 from onefold.architecture import Network, build
+from onefold.compute import resolve_device
 from onefold.training.config import Config
-from onefold.training.engine import resolve_device, resolved
+from onefold.training.engine import resolved
 from onefold.training.onestep import onestep_of, onestep_step
 from onefold.training.state import TrainingState
 

@@ -3,47 +3,49 @@
     python benchmarks/sampling.py --recipe digits --json-file docs/results/sampling.json
     python benchmarks/sampling.py --recipe imagenet256-b --device cuda --batch 256 --precision bfloat16
 
-What is timed is `Network.sample`, from the seed to the uint8 image in memory, as the command `onefold sample` calls
-it. The network is the recipe's with random weights: the time does not depend on them, and a one-step generator is the
-same network. Any solver that evaluates the network once in a step takes as long as Euler's. Numbers of steps and of
-images take turns (see `timing.py`).
+What is timed is `Network.sample`, from the seed to the uint8 image in memory. The network is the recipe's with random
+weights: the time does not depend on them, and a one-step generator is the same network. Any solver that evaluates the
+network once in a step takes as long as Euler's. Numbers of steps and of images take turns (see `timing.py`).
 
-`onefold sample` and `onefold evaluate` compute in float32. `--precision bfloat16` times the same under autocast, which
-tells what that would save, and nothing of what it would do to the images.
+`--precision` and `--compile` are those of `onefold sample`; they tell what is saved, and nothing of what is done to the
+images.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 import onefold
 from onefold.architecture import build
+from onefold.compute import Precision, computing, resolve_device
 from onefold.flops import sampling_flops
 from onefold.training.config import Config
-from onefold.training.engine import resolve_device
 from timing import machine, seconds_of, table, taking_turns, write
 
 
 def measured(
-    config: Config, device: torch.device, precision: str, batch: int, steps: tuple[int, ...], rounds: int
+    config: Config,
+    device: torch.device,
+    batch: int,
+    steps: tuple[int, ...],
+    rounds: int,
+    precision: Precision = "float32",
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Seconds of one image and of a batch, and the speed of the batch, for each number of steps."""
     where = machine(device)
     network = build(config.network).to(device).eval()
 
     def sampled(count: int, steps: int) -> Callable[[], float]:
-        def work() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                network.sample(count, steps=steps, batch=count)
-
-        return lambda: seconds_of(work, device)
+        return lambda: seconds_of(lambda: network.sample(count, steps=steps, batch=count), device)
 
     turns = {f"{count} by {k}": sampled(count, k) for k in steps for count in (1, batch)}
-    times = taking_turns(turns, rounds)
+    with computing(network, device, precision=precision, compiled=compiled) as taken:
+        times = taking_turns(turns, rounds)
 
     def found(k: int) -> dict[str, Any]:
         one, many = times[f"1 by {k}"], times[f"{batch} by {k}"]
@@ -55,7 +57,7 @@ def measured(
             "flops_per_image": sampling_flops(config.network, k),
         }
 
-    settings = {"recipe": config.recipe, "precision": precision, "batch": batch, "rounds": rounds}
+    settings = {"recipe": config.recipe, "precision": taken, "compiled": compiled, "batch": batch, "rounds": rounds}
     return {**where, **settings, "steps": {str(k): found(k) for k in steps}}
 
 
@@ -73,7 +75,8 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
 def main(
     recipe: str = "digits",
     device: str = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
+    compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False,
     batch: int = 256,
     steps: tuple[int, ...] = (50, 4, 1),
     rounds: int = 7,
@@ -84,15 +87,19 @@ def main(
     Args:
         recipe: A recipe, for its network.
         device: auto, cpu, cuda, …
-        precision: float32, as the commands sample; or under bf16 autocast.
+        precision: Of matrix products.
+        compiled: Compile the network.
         batch: Images of the large batch.
         steps: Numbers of steps.
         rounds: Rounds that count.
         json_file: Where to write all numbers.
     """
-    found = measured(onefold.recipe(recipe), resolve_device(device), precision, batch, steps, rounds)
+    where = resolve_device(device)
+    found = measured(onefold.recipe(recipe), where, batch, steps, rounds, precision, compiled)
     found["ratios"] = ratios(found)
-    print(f"{recipe}, {found['device']}, {precision}, load before {found['load']:.1f}\n")
+    print(
+        f"{recipe}, {found['device']}, {found['precision']}, {'' if compiled else 'not '}compiled, load before {found['load']:.1f}\n"
+    )
     head = ["steps", "one image, ms", f"images/s at a batch of {batch}", "GFLOP an image"]
     rows = [
         [k, f"{1e3 * one['latency']:.1f}", f"{one['images_per_second']:,.1f}", f"{one['flops_per_image'] / 1e9:,.3f}"]

@@ -19,9 +19,10 @@ import torch
 import tyro
 
 import onefold
+from onefold.compute import resolve_device
 from onefold.flops import training_flops
 from onefold.training.config import Config
-from onefold.training.engine import resolve_device, resolved
+from onefold.training.engine import resolved
 from onefold.training.loop import training_step
 from onefold.training.state import TrainingState
 from timing import machine, product_peak, seconds_of, table, taking_turns, write

@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import onefold
 from health import random_images
 from onefold.architecture import Network
+from onefold.compute import eager, resolve_device
 from onefold.data import Loader
 from onefold.flops import training_flops
 from onefold.objectives.self_distillation import (
@@ -48,7 +49,7 @@ from onefold.paths import Linear, noised, per_token
 from onefold.pixels import mirrored, to_float
 from onefold.training import ema
 from onefold.training.config import Config
-from onefold.training.engine import autocast, eager, resolve_device, resolved
+from onefold.training.engine import autocast, resolved
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.loop import backward, loss, training_step
 from onefold.training.optimizer import Muon, guarded_step, set_rates
@@ -196,7 +197,7 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
     z = torch.randn((micro, *shape), device=device)
     z_t = noised(Linear(), z.repeat_interleave(objective.draws, 0), eps, per_token(t))
     labels = y.repeat_interleave(objective.draws) if config.network.classes else None
-    loader = Loader(random_images(config.network, batch, folder), batch=batch, seed=0, in_memory=True)
+    loader = Loader(random_images(config.network, batch, folder), batch=batch, seed=0, in_memory=True, device=device)
     log = RunLog(folder / "log.jsonl", images=0)
     values = {name: torch.ones((), device=device) for name in ("reconstruction", "denoising", "gradient_norm")}
 
@@ -204,9 +205,8 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
         return seconds_of(work, device)
 
     def fetch() -> None:
-        some_x, some_y = next(loader)
-        to_float(some_x.to(device))
-        some_y.to(device)
+        some_x, _ = next(loader)
+        to_float(some_x)
 
     def under_autocast(work: Callable[[], object]) -> None:
         with autocast(training, device):

@@ -135,7 +135,7 @@ def test_one_step_is_compared_with_the_most():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_sampling_is_measured(precision: str):
-    found = sampling.measured(tiny(), CPU, precision, batch=3, steps=(2, 1), rounds=2)
+    found = sampling.measured(tiny(), CPU, batch=3, steps=(2, 1), rounds=2, precision=precision)
     assert list(found["steps"]) == ["2", "1"]
     assert all(one["latency"] > 0 and len(one["seconds_of_batch"]) == 2 for one in found["steps"].values())
 

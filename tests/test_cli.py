@@ -502,9 +502,19 @@ def test_a_saved_network_is_sampled_with_its_own_sampler(run: Path):
     assert text("samples.png")["steps"] == "50"
 
 
+def test_a_run_whose_model_lacks_a_sampler_is_sampled_with_the_run_s(run: Path):
+    (run / "model" / "sampler.json").unlink()
+    assert call("sample", run, "--n", "2") == 0
+    assert text("samples.png")["steps"] == "2"
+    assert load_run(run).network.sampler.steps == 2
+
+
 def test_precision_is_written_into_pictures_and_records(run: Path):
+    assert call("sample", run, "--n", "2") == 0
+    plain = pixels("samples.png")
     assert call("sample", run, "--n", "2", "--precision", "bfloat16", "--device", "cpu") == 0
     assert text("samples.png")["precision"] == "bfloat16"
+    assert not np.array_equal(pixels("samples.png"), plain)
     assert call("evaluate", run, "--precision", "bfloat16", "--images", "20", "--quiet") == 0
     (path,) = (run / "evaluation").glob("*.json")
     assert json.loads(path.read_text())["protocol"]["precision"] == "bfloat16"

@@ -86,10 +86,10 @@ def test_read_all(ds: Dataset):
 def test_large_sets_are_not_read_at_once(ds: Dataset, monkeypatch: pytest.MonkeyPatch):
     calls = []
     monkeypatch.setattr("onefold.data.loader.read_all", lambda *_, **__: calls.append(1) or read_all(ds))
-    monkeypatch.setattr("onefold.data.loader._MEMORY", 20 * 6 * 5 * 3)
+    monkeypatch.setattr("onefold.data.loader.IN_MEMORY", 20 * 6 * 5 * 3)
     Loader(ds, batch=2, seed=0)
     assert calls == [1]
-    monkeypatch.setattr("onefold.data.loader._MEMORY", 20 * 6 * 5 * 3 - 1)
+    monkeypatch.setattr("onefold.data.loader.IN_MEMORY", 20 * 6 * 5 * 3 - 1)
     Loader(ds, batch=2, seed=0)
     assert calls == [1]
 

@@ -251,6 +251,7 @@ def test_sampling_keeps_no_graph_and_leaves_no_trace(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(net, "decode", decode)
     net.sample(5, steps=1, batch=2)
     assert graphs == [False, False, False]
+    assert not any(z.requires_grad for z in net.sample_latents(range(3), None, Sampler(2), batch=2))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -411,6 +411,17 @@ def test_a_critic_s_gradient_that_is_not_finite_changes_neither_weights_nor_mome
     assert {"critic", "network"} <= changed(before, state)
 
 
+def test_good_steps_of_a_critic_alone_do_not_end_a_row_of_bad_ones():
+    """Of every second step, which alone moves the generator, the gradient is bad: nothing would ever be learned."""
+    config = one_step(onestep__critic_updates=2)
+    state = advanced(config)
+    poisoned(state.network.get_parameter("latents_out.bias"), math.nan)
+    steps = [onestep_step(state, *digits(), config) for _ in range(6)]
+    bad = sum("gradient_norm" in parts for parts in steps)
+    assert bad == 3
+    assert (state.read_skips(), state.counters.skipped) == (bad, bad)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_generator_s_gradient_that_is_not_finite_changes_the_critic_alone(value: float):
     config = one_step(onestep__ratio__level_normalised=True)

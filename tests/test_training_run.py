@@ -305,7 +305,7 @@ def test_data_that_changed_are_refused_on_resume(tmp_path: Path):
 
 
 def test_data_too_large_for_memory_are_decoded_by_threads(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("onefold.data.loader._MEMORY", 0)
+    monkeypatch.setattr("onefold.data.loader.IN_MEMORY", 0)
     other = train(run.config.with_changes({"data.workers": 3}), tmp_path / "other", quiet=True)
     assert differing(newest(run.folder), newest(other.folder)) == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("onefold-data")]

@@ -1,5 +1,6 @@
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import onefold
-from helpers_runs import batch, differing, fresh, log, newest, on_towards, tensors, tiny
+from helpers_runs import batch, differing, fresh, newest, on_towards, tensors, tiny
 from onefold.cli import run as command
 from onefold.errors import TrainingAborted
 from onefold.objectives.self_distillation import Losses
@@ -241,29 +242,25 @@ def test_the_log_after_a_roll_back_has_each_line_once(monkeypatch: pytest.Monkey
     assert run.history[-1]["skipped"] == 10
 
 
-def test_a_run_that_is_killed_after_a_roll_back_resumes_to_the_same_weights(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    """It has not forgotten that it went back, and so it draws the other noise again."""
-    config = tiny(training__images=480, training__checkpoint_every=240)
-    with monkeypatch.context() as patch:
-        Poison(patch, lambda call: 17 <= call <= 26)
-        whole = onefold.train(config, tmp_path / "whole", quiet=True)
-    with monkeypatch.context() as patch:
-        Poison(patch, lambda call: 17 <= call <= 26)
-        honest = loop.training_step
+def test_a_roll_back_passes_over_a_checkpoint_that_a_signal_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Steps fail from the 17th on for good; a signal at the 20th saves. The last good one is that of the 15th."""
+    config = tiny(training__images=960, training__checkpoint_every=240)
+    seen = Poison(monkeypatch, lambda call: call > 16)
+    honest, signal = loop.training_step, {20}
 
-        def killed(state: TrainingState, *rest: Any) -> dict[str, Tensor]:
-            if state.counters.rollbacks and state.counters.images >= 256:
-                raise KeyboardInterrupt
-            return honest(state, *rest)
+    def signalled(state: TrainingState, *rest: Any) -> dict[str, Tensor]:
+        if len(seen.calls) + 1 in signal:
+            os.kill(os.getpid(), 15)
+        return honest(state, *rest)
 
-        patch.setattr(loop, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            onefold.train(config, tmp_path / "cut", quiet=True)
-    cut = onefold.train(None, tmp_path / "cut", resume=True, quiet=True)
-    assert differing(newest(whole.folder), newest(cut.folder)) == []
-    assert log(whole.folder) == log(cut.folder)
+    monkeypatch.setattr(loop, "training_step", signalled)
+    with pytest.raises(loop.Interrupted):
+        onefold.train(config, tmp_path / "run", quiet=True)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["000000240", "000000320"]
+    with pytest.raises(TrainingAborted):
+        onefold.train(None, tmp_path / "run", resume=True, quiet=True)
+    again = [k for k, (x, _) in enumerate(seen.calls) if k > 20 and torch.equal(x, seen.calls[15][0])]
+    assert again, "it went back to 240 images, and saw the 16th batch again"
 
 
 def test_a_roll_back_passes_over_checkpoints_made_while_steps_were_skipped(

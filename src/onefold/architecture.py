@@ -218,8 +218,7 @@ class Network(nn.Module):
         Args:
             n: Number of images.
             labels: A label 0…K−1, or K for "no class", for each image. Default: (seed + k) mod K.
-            steps: Intervals of the solver's time grid; 1 is one-step generation. By default 50, and 1 for a one-step
-                generator.
+            steps: Intervals of the solver's time grid; 1 is one-step generation, and what a one-step generator does.
             guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
             seed: Seed of the first image.
             solver: See `sampling.Sampler`, as for the next two.

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from onefold.architecture import build
+from onefold.compute import chosen, resolve_device
+from onefold.data.loader import IN_MEMORY
 from onefold.flops import sampling_flops, training_flops
 from onefold.network import parameter_shares
 from onefold.training.config import Config
-from onefold.training.engine import preferred, resolve_device, speed_up
 from onefold.training.log import peak_memory
 from onefold.training.loop import backward, training_step
 from onefold.training.optimizer import block_matrices
@@ -105,7 +106,7 @@ def measure(config: Config, seconds: float, micro_batch: int | None = None) -> M
         config.training,
         batch=micro,
         micro_batch=None,
-        precision=preferred(speed_up(device)) if precision == "auto" else precision,
+        precision=chosen(precision, device),
     )
     config = replace(config, training=training)
     state = TrainingState.fresh(config, device)
@@ -134,8 +135,8 @@ def largest_micro_batch(images: int, peak: int, growth: float, memory: int) -> i
 
 def available_memory(device: torch.device) -> int | None:
     """Bytes that this process holds on the device or could still get; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if device.type == "cuda":  # where training also keeps a small data set
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - IN_MEMORY
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
         held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,11 @@ from torch import Tensor
 
 from onefold import __version__, metrics, sampling
 from onefold.architecture import Network
+from onefold.compute import Precision, computing
 from onefold.data import Dataset, read_all
 from onefold.errors import UserError
 from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
-from onefold.training.engine import Choice, Precision, computing
 from onefold.training.run import Run, open_data
 from onefold.verifier import Verifier
 
@@ -51,7 +50,7 @@ def evaluate(
     batch: int = 256,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
-    compiled: Choice = "auto",
+    compiled: bool = False,
     verifier: Callable[[Network], Verifier] | None = None,
     say: Say = lambda line: None,
 ) -> metrics.Record:
@@ -67,7 +66,7 @@ def evaluate(
         batch: Images per call of a network; does not change the result but for rounding.
         device: Where the network runs.
         precision: Of the matrix products of sampling; all else is measured in float32.
-        compiled: Whether sampling is compiled (see `training.engine.computing`).
+        compiled: Compile the network for sampling; images/s then include that.
         verifier: Makes the verifier that chooses among samples of the network, if one is to.
         say: Told what is being done, a line each.
 
@@ -94,14 +93,13 @@ def evaluate(
     held_out, _ = read_all(test, np.arange(min(images, len(test))))
 
     say(f"sampling {count:,} images in {sampler.steps} steps")
-    start = time.perf_counter()
     wanted = labels.tolist() if network.config.classes else None
     chooser = verifier(network) if verifier else None
-    how: dict[str, Any] = {"precision": precision, "compiled": compiled, "images": count, "sampler": sampler}
-    with computing(network, torch.device(device), **how) as computed:
+    with computing(network, torch.device(device), precision=precision, compiled=compiled) as computed:
+        start = time.perf_counter()
         latents = (chooser or network).sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
         generated = torch.from_numpy(network.pictures(latents)).permute(0, 3, 1, 2)
-    seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
 
     say("measuring")
     real_features, made_features = extractor.features(real, batch), extractor.features(generated, batch)
@@ -143,6 +141,7 @@ def evaluate(
         guidance=sampler.guidance,
         ema=run.config.training.ema_half_lives[-1],
         precision=computed,
+        compiled=compiled,
         label_mode="of the reference images" if wanted is not None else "none",
         seed=seed,
         version=__version__,

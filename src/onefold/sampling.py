@@ -210,7 +210,7 @@ def generate(
     batch: int = 256,
     device: torch.device | str = "cpu",
 ) -> Iterator[Float[Tensor, "B N D"]]:
-    """Clean latents of shape (N, D) for `seeds` and `labels` (None: no classes), batch by batch.
+    """Clean latents of shape (N, D) for `seeds` and `labels` (None: no classes), batch by batch and without a graph.
 
     Args:
         denoise: Any denoiser.
@@ -235,4 +235,6 @@ def generate(
         if labels is not None:
             y = torch.tensor(list(labels[start : start + batch]), dtype=torch.int64, device=device)
         fresh = noises(part, shape)
-        yield solve(denoise, next(fresh).to(device), y, sampler, guide=guide, fresh=fresh)
+        with torch.no_grad():  # here, since a generator runs in the context of whoever takes from it
+            z = solve(denoise, next(fresh).to(device), y, sampler, guide=guide, fresh=fresh)
+        yield z

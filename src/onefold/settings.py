@@ -174,4 +174,8 @@ def _convert_dataclass(kind: Any, value: Any, where: str) -> Any:
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where}: setting {name!r} is missing")
-    return kind(**{key: _convert(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+    found = {key: _convert(hints[key], item, f"{where}: {key}") for key, item in value.items()}
+    try:
+        return kind(**found)
+    except UserError as error:
+        raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from None

@@ -72,7 +72,8 @@ class Verifier:
         next(fresh)
         t = torch.full((len(z),), self.level, device=z.device)
         y = None if labels is None else torch.tensor(labels, device=z.device)
-        return self.ratio(noised(Linear(), z, next(fresh).to(z), per_token(t)), t, y)
+        with torch.autocast(z.device.type, enabled=False):  # a choice among like candidates wants all its digits
+            return self.ratio(noised(Linear(), z, next(fresh).to(z), per_token(t)), t, y)
 
     def _chosen(self, logits: Float[Tensor, "images N"], seeds: Sequence[int]) -> Int64[Tensor, " images"]:
         if self.choice == "best":

@@ -9,8 +9,8 @@ from tyro.conf import Positional
 from onefold import evaluation, metrics, tables
 from onefold.commands.images import chosen_verifier
 from onefold.commands.terminal import console, hush
+from onefold.compute import Precision, resolve_device
 from onefold.errors import writing
-from onefold.training.engine import Choice, Precision, resolve_device
 from onefold.training.run import load_run
 
 __all__ = ["evaluate"]
@@ -34,7 +34,7 @@ def evaluate(
     reference: Path | None = None,
     device: str = "auto",
     precision: Precision = "float32",
-    compiled: Annotated[Choice, tyro.conf.arg(name="compile")] = "auto",
+    compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -59,7 +59,7 @@ def evaluate(
         reference: Statistics of `onefold data stats` to measure a further Fréchet distance against.
         device: auto, cpu, cuda, …
         precision: Of matrix products while sampling; the record names it. auto: bfloat16 where it is twice as fast.
-        compiled: Compile the network for sampling. auto: for so many images that it pays.
+        compiled: Compile the network for sampling, which takes some 20 seconds the first time.
         json: Print the record as JSON.
         quiet: Print nothing but the record.
     """

@@ -11,12 +11,13 @@ from tyro.conf import Positional
 from onefold import pixels
 from onefold.architecture import Network
 from onefold.commands.terminal import console
+from onefold.compute import Precision, computing, resolve_device
 from onefold.data.parallel import ordered
 from onefold.errors import UserError
 from onefold.ratio import RatioNet
 from onefold.reconstruction import reconstruct_files
 from onefold.sampling import check_guidance, resolve_labels
-from onefold.training.engine import Choice, Precision, computing, resolve_device
+from onefold.training.run import load_run
 from onefold.verifier import Verifier
 
 __all__ = ["chosen_verifier", "reconstruct", "sample"]
@@ -42,7 +43,7 @@ def sample(
     separate: bool = False,
     device: str = "auto",
     precision: Precision = "float32",
-    compiled: Annotated[Choice, tyro.conf.arg(name="compile")] = "auto",
+    compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False,
 ) -> None:
     """Generate images with a run's network.
 
@@ -65,9 +66,9 @@ def sample(
         device: auto, cpu, cuda, …
         precision: Of matrix products. bfloat16 can be several times faster and changes images a little; auto takes it
             where it is at least twice as fast.
-        compiled: Compile the network. auto: for so many images that it pays.
+        compiled: Compile the network, which takes some 20 seconds the first time.
     """
-    network = Network.from_pretrained(run)
+    network = load_run(run).network if (run / "checkpoints").is_dir() else Network.from_pretrained(run)
     sampler = network.sampler.changed(steps=steps, guidance=guidance, solver=solver, shift=shift)
     if labels is not None and len(labels) == 1:
         labels = labels * n
@@ -75,7 +76,7 @@ def sample(
     chosen = chosen_verifier(run, best_of=best_of, resample=resample)
     check_guidance(sampler.guidance, network.config.classes)
     where = resolve_device(device)
-    with computing(network, where, precision=precision, compiled=compiled, images=n, sampler=sampler) as computed:
+    with computing(network, where, precision=precision, compiled=compiled) as computed:
         source = chosen(network) if chosen else network
         latents = source.sample_latents(range(seed, seed + n), y, sampler, batch=batch)
         origin = {"network": run, "steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}

@@ -23,7 +23,8 @@ from onefold.errors import UserError
 Batch: TypeAlias = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, "B"]]
 """Images and labels."""
 
-_MEMORY = 1 << 30
+IN_MEMORY = 1 << 30
+"""Bytes of a data set up to which it is read at once, and stays on the device."""
 
 
 class Loader:
@@ -58,7 +59,7 @@ class Loader:
         self._batch = batch
         length = len(dataset)
         if in_memory is None:
-            in_memory = length * int(np.prod(dataset.image_shape)) <= _MEMORY
+            in_memory = length * int(np.prod(dataset.image_shape)) <= IN_MEMORY
         to = device or torch.device("cpu")
         memory = [part.to(to) for part in read_all(dataset, progress=progress)] if in_memory else None
 

@@ -47,6 +47,8 @@ class Protocol:
     ema: float | None = None
     precision: str = "float32"
     """Of the matrix products of sampling."""
+    compiled: bool = False
+    """Whether sampling was compiled, which `images_per_second` then includes."""
     label_mode: str | None = None
     """Where the labels of generated images come from."""
     seed: int = 0

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onefold import __version__, settings
+from onefold.compute import resolve_device
 from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.evaluation import extractor_for
 from onefold.metrics import Record
 from onefold.training.config import Config
-from onefold.training.engine import resolve_device, resolved
+from onefold.training.engine import resolved
 from onefold.training.onestep import onestep_of
 from onefold.training.run import fitted, open_data
 

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from onefold import settings
+from onefold.compute import resolve_device
 from onefold.data import read_all
 from onefold.errors import TrainingAborted, UserError
 from onefold.evaluation import evaluate
 from onefold.metrics import spectrum
 from onefold.pixels import to_float
 from onefold.studies.study import Trial, write_whole
-from onefold.training.engine import Interruption, resolve_device
+from onefold.training.engine import Interruption
 from onefold.training.loop import Interrupted, train
 from onefold.training.run import Run, open_data
 from onefold.training.state import checkpoints

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from onefold import metrics
 from onefold.architecture import Network
+from onefold.compute import eager
 from onefold.data import Dataset, read_all
 from onefold.network import OneFold
 from onefold.objectives.diagnosis import variance_term, velocity_of
@@ -42,7 +43,7 @@ from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float
 from onefold.training.alarm import collapse
 from onefold.training.config import Config
-from onefold.training.engine import autocast, eager
+from onefold.training.engine import autocast
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onefold.compute import eager, resolve_device
 from onefold.data import Dataset, Loader, read_all
 from onefold.errors import TrainingAborted, UserError, writing
 from onefold.objectives.self_distillation import Draws, Losses, draw, self_distillation
@@ -24,7 +25,7 @@ from onefold.training import ema
 from onefold.training import state as states
 from onefold.training.alarm import ONESTEP_CURE
 from onefold.training.config import Config
-from onefold.training.engine import Interruption, autocast, eager, resolve_device, resolved
+from onefold.training.engine import Interruption, autocast, resolved
 from onefold.training.grids import save_grids
 from onefold.training.health import CURE, Watch
 from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, watched
@@ -129,7 +130,7 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
         if config.onestep is not None:
             teacher_of(config)  # what is wrong with it is said before anything is written
         run = create_folder(folder, config)
-    state = _newest_state(run, device)
+    state = _state_from(run, states.checkpoints(run.folder), device)
     if state.counters.images:
         states.publish(state, folder)  # in case that a kill came between the checkpoint and this
     with (
@@ -163,7 +164,7 @@ def _train_on(
         state.window.begin()
         x, y = next(loader)
         values = step(state, to_float(x), y, config)
-        state.window.add(values, skipped=state.skips.in_row > 0)
+        state.window.add(values, skipped=state.skips.last)
         images, finished = state.counters.images, state.counters.images >= training.images
 
         def due(every: int, images: int = images, finished: bool = finished) -> bool:
@@ -230,8 +231,8 @@ def _check_fit(config: Config, data: Dataset) -> None:
         )
 
 
-def _newest_state(run: Run, device: torch.device) -> TrainingState:
-    found = states.checkpoints(run.folder)
+def _state_from(run: Run, found: list[Path], device: torch.device) -> TrainingState:
+    """The state of the last of these checkpoints, or a fresh one."""
     teacher = keep_teacher(run).to(device) if run.config.onestep else None
     if found:
         state = states.load(run.config, found[-1], device, teacher)
@@ -243,18 +244,18 @@ def _newest_state(run: Run, device: torch.device) -> TrainingState:
 
 
 def _rolled_back(run: Run, state: TrainingState, device: torch.device, progress: ImageProgress) -> TrainingState:
-    """The state of the newest checkpoint, with other random numbers ahead; once in a run.
+    """The state of the newest checkpoint that was not saved amid skipped steps, with other random numbers ahead; once.
 
     Raises:
-        TrainingAborted: it happened before, or there is no checkpoint.
+        TrainingAborted: it happened before, or there is no such checkpoint.
     """
+    good = [path for path in states.checkpoints(run.folder) if not states.is_amid_skips(path)]
     skipped, in_row = state.counters.skipped, state.counters.skipped_in_row
     trouble = f"{run.folder}: {in_row} steps in a row had no finite gradient at {state.counters.images:,} images"
     cure = "lower training.learning_rate or use --training.precision float32"
-    if state.counters.rollbacks or not states.checkpoints(run.folder):
+    if state.counters.rollbacks or not good:
         raise TrainingAborted(f"{trouble}; the newest good checkpoint is kept; {cure}")
-    state = _newest_state(run, device)
+    state = _state_from(run, good, device)
     state.counters.rollbacks, state.skips = 1, Skips(device, skipped)
-    states.save(state, run.config, run.folder)  # or a run that is killed now would go the same way again
     progress.say(f"{trouble}; back to {state.counters.images:,} images, with other noise")
     return state

@@ -86,8 +86,8 @@ def onestep_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> 
         seen = counters.generator_updates * training.batch
         for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
             ema.update(average, state.network, ema.decay(half_life, training.ema_ramp, seen, training.batch))
+    state.skips.count(skipped, whole=moves or counters.images < options.critic_warmup)
     counters.images += len(x)
-    state.skips.count(skipped)
     return parts
 
 

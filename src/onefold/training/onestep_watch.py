@@ -24,6 +24,7 @@ from torch import Tensor
 
 from onefold import metrics
 from onefold.architecture import Network
+from onefold.compute import eager
 from onefold.data import Dataset, read_all
 from onefold.evaluation import extractor_for
 from onefold.paths import Linear, noised, per_token
@@ -31,7 +32,7 @@ from onefold.pixels import to_float, to_uint8
 from onefold.ratio import RatioNet
 from onefold.training import ema
 from onefold.training.alarm import ONESTEP_CURE, departure
-from onefold.training.engine import autocast, eager
+from onefold.training.engine import autocast
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 

@@ -32,7 +32,9 @@ class Run:
             raise UserError(
                 f"{self.folder}: no model yet; train it on with `onefold train … --out {self.folder} --resume`"
             )
-        return Network.from_pretrained(self.folder / "model")
+        network = Network.from_pretrained(self.folder / "model")
+        network.sampler = self.config.sampler
+        return network
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onefold.architecture import Network
+from onefold.compute import eager
 from onefold.data import Dataset, read_all
 from onefold.pixels import to_float
 from onefold.three_networks import ThreeNetworks
 from onefold.training.config import Config, TrainingConfig
-from onefold.training.engine import eager
 from onefold.training.state import TrainingState
 
 __all__ = ["Stage", "enter", "stage_at"]

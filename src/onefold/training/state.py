@@ -33,7 +33,7 @@ from onefold.training.log import Window
 from onefold.training.optimizer import build_optimizers
 from onefold.trunk import Trunk
 
-__all__ = ["Counters", "Skips", "TrainingState", "checkpoints", "load", "publish", "save"]
+__all__ = ["Counters", "Skips", "TrainingState", "checkpoints", "is_amid_skips", "load", "publish", "save"]
 
 FORMAT = "onefold checkpoint 1"
 
@@ -65,11 +65,13 @@ class Skips:
     def __init__(self, device: torch.device, total: int = 0, in_row: int = 0) -> None:
         self.total = torch.tensor(total, device=device)
         self.in_row = torch.tensor(in_row, device=device)
+        self.last = torch.tensor(False, device=device)
 
-    def count(self, skipped: Bool[Tensor, ""]) -> None:
-        """A step was taken, or skipped."""
+    def count(self, skipped: Bool[Tensor, ""], *, whole: bool = True) -> None:
+        """A step was taken, or skipped. One that is not `whole`, of a critic alone, does not end a row."""
+        self.last = skipped
         self.total = self.total + skipped
-        self.in_row = torch.where(skipped, self.in_row + 1, 0)
+        self.in_row = torch.where(skipped, self.in_row + 1, 0 if whole else self.in_row)
 
 
 @dataclass
@@ -145,6 +147,12 @@ def is_complete(path: Path) -> bool:
         return all((path / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def is_amid_skips(path: Path) -> bool:
+    """Whether the last step before a complete checkpoint was skipped: a signal may come at any time."""
+    described = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return described["counters"]["skipped_in_row"] > 0
 
 
 def save(state: TrainingState, config: Config, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a network computes on: compiled sampling, precision, and what is chosen by itself."""
+"""What a network computes on: device, precision, compiled sampling, and what is chosen by itself."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ import torch
 
 from conftest import randomised
 from helpers_runs import tiny
+from onefold import compute
+from onefold.compute import chosen, computing, preferred, speed_up
 from onefold.errors import UserError
 from onefold.network import NetworkConfig, OneFold
 from onefold.sampling import Sampler
-from onefold.training import engine
-from onefold.training.engine import compiles, computing, preferred, resolved, speed_up
+from onefold.training.engine import resolved
 
 CPU = torch.device("cpu")
-SAMPLER = Sampler(steps=3)
-HOW = {"precision": "float32", "compiled": "no", "images": 5, "sampler": SAMPLER}
+STEPS = 3
 
 
 @pytest.fixture
@@ -25,28 +25,37 @@ def network() -> OneFold:
 
 
 def samples(network: OneFold, count: int = 5, **changes: object) -> np.ndarray:
-    with computing(network, CPU, **{**HOW, **changes}):
-        return network.sample(count, steps=SAMPLER.steps).astype(int)
+    with computing(network, CPU, **changes):
+        return network.sample(count, steps=STEPS).astype(int)
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_compiled_samples_are_the_plain_ones(network: OneFold):
     """Within one level of 256, for any number of images without compiling again, and plain again afterwards."""
-    if not engine.try_compiled(CPU):
+    if not compute.try_compiled(CPU):
         pytest.skip("nothing can be compiled here")
-    plain = samples(network)
-    with computing(network, CPU, **{**HOW, "compiled": "yes"}):
-        fast = network.sample(5, steps=SAMPLER.steps).astype(int)
-        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        few, more = network.sample(3, steps=SAMPLER.steps), network.sample(9, steps=SAMPLER.steps)
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
-    assert compiled > 0
+    plain, before = samples(network), graphs()
+    with computing(network, CPU, compiled=True):
+        fast, compiled = network.sample(5, steps=STEPS).astype(int), graphs()
+        few, more = network.sample(3, steps=STEPS), network.sample(9, steps=STEPS)
+        assert graphs() == compiled > before
     assert np.abs(fast - plain).max() <= 1
     assert np.abs(few - plain[:3]).max() <= 1
     assert np.abs(more[:5] - plain).max() <= 1
     assert all(trunk._compiled_call_impl is None for trunk in network.trunks)
     assert np.array_equal(samples(network), plain)
+
+
+def test_the_network_is_moved_to_the_device(network: OneFold, monkeypatch: pytest.MonkeyPatch):
+    moved: list[torch.device] = []
+    monkeypatch.setattr(network, "to", moved.append)
+    samples(network)
+    assert moved == [CPU]
 
 
 def test_bf16_samples_are_close(network: OneFold):
@@ -58,9 +67,9 @@ def test_bf16_samples_are_close(network: OneFold):
 
 def test_the_context_tells_the_precision(network: OneFold, monkeypatch: pytest.MonkeyPatch):
     for times, expected in ((0.0, "float32"), (1.9, "float32"), (2.0, "bfloat16")):
-        monkeypatch.setattr(engine, "speed_up", lambda device, times=times: times)
-        with computing(network, CPU, **{**HOW, "precision": "auto"}) as chosen:
-            assert chosen == expected
+        monkeypatch.setattr(compute, "speed_up", lambda device, times=times: times)
+        with computing(network, CPU, precision="auto") as taken:
+            assert taken == chosen("auto", CPU) == expected
             product = torch.ones(2, 2) @ torch.ones(2, 2)
             assert product.dtype == getattr(torch, expected)
 
@@ -70,22 +79,23 @@ def test_products_are_measured():
     assert preferred(0.0) == "float32"
 
 
-def test_long_work_is_compiled(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "try_compiled", lambda device: True)
-    assert [compiles("auto", work, CPU) for work in (0, engine.LONG_RUN, 2 * engine.LONG_RUN)] == [False, True, True]
-    assert compiles("yes", 0, CPU)
-    assert not compiles("no", 1e30, CPU)
+def test_long_trainings_are_compiled(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compute, "try_compiled", lambda device: True)
+    found = [resolved(tiny(training__images=n), CPU).training.compile for n in (160, 10**9)]
+    assert found == ["no", "yes"]
 
 
-def test_where_nothing_compiles(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "try_compiled", lambda device: False)
-    assert not compiles("auto", 1e30, CPU)
-    with pytest.raises(UserError, match=r"compile: torch\.compile does not work here"):
-        compiles("yes", 0, CPU)
+def test_where_nothing_compiles(network: OneFold, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compute, "try_compiled", lambda device: False)
+    assert resolved(tiny(training__images=10**9), CPU).training.compile == "no"
+    with pytest.raises(UserError, match=r"^training\.compile: torch\.compile does not work here"):
+        resolved(tiny(training__compile="yes"), CPU)
+    with pytest.raises(UserError, match=r"^--compile: torch\.compile does not work here"):
+        samples(network, compiled=True)
 
 
 def test_what_was_chosen_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "speed_up", lambda device: 5.25)
+    monkeypatch.setattr(compute, "speed_up", lambda device: 5.25)
     lines: list[str] = []
     config = tiny(training__precision="auto", training__compile="no")
     found = resolved(config, CPU, lines.append)
@@ -108,5 +118,5 @@ def test_a_network_keeps_the_sampler_of_its_training(network: OneFold, tmp_path:
     (tmp_path / "sampler.json").unlink()
     assert OneFold.from_pretrained(tmp_path).sampler == Sampler()
     (tmp_path / "sampler.json").write_text('{"steps": 0}')
-    with pytest.raises(UserError, match="steps: 0 is not positive"):
+    with pytest.raises(UserError, match=r"sampler\.json: steps: 0 is not positive"):
         OneFold.from_pretrained(tmp_path)

@@ -1,0 +1,130 @@
+"""What a network computes on: the device, the precision of matrix products, compilation.
+
+bf16 matrix products can be several times as fast as float32 ones on a CPU with matrix units, and slower on one
+without: so "auto" measures before it chooses. Norms, losses, parameters and averages are float32 in any case, and so
+is attention on a CPU (see `trunk.Attention`).
+"""
+
+import time
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
+
+import torch
+
+from onefold.architecture import Network
+from onefold.errors import UserError
+
+__all__ = ["Precision", "chosen", "computing", "eager", "preferred", "require_compiler", "resolve_device", "speed_up"]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Of matrix products; auto: bfloat16 where it is at least twice as fast."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name, or for "auto" a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: a name that torch does not know or a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {name!r} cannot be used here; choose auto, cpu, cuda or cuda:1") from error
+    return device
+
+
+@contextmanager
+def computing(
+    network: Network, device: torch.device, *, precision: Precision = "float32", compiled: bool = False
+) -> Generator[str]:
+    """The context in which a network samples on a device, to which it is moved; gives the precision chosen.
+
+    With `compiled` its trunk is compiled, once for all batch sizes, and runs uncompiled again afterwards.
+
+    Raises:
+        UserError: nothing can be compiled here.
+    """
+    network.to(device)
+    if compiled:
+        require_compiler("--compile", device)
+        for trunk in network.trunks:
+            trunk.compile(dynamic=True)
+    taken = chosen(precision, device)
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=taken == "bfloat16"):
+            yield taken
+    finally:
+        for trunk in network.trunks if compiled else ():
+            trunk._compiled_call_impl = None
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+def chosen(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """A precision, "auto" decided."""
+    return preferred(speed_up(device)) if precision == "auto" else precision
+
+
+def preferred(times: float) -> Literal["float32", "bfloat16"]:
+    """bf16 where its matrix products are at least twice as fast as float32's."""
+    return "bfloat16" if times >= 2 else "float32"
+
+
+def speed_up(device: torch.device) -> float:
+    """How many times as fast bf16 matrix products are as float32 ones, measured in some 50 ms; 0: there are none."""
+    a = torch.randn(512, 512, device=device)
+    try:
+        return _seconds_of_product(a) / _seconds_of_product(a.bfloat16())
+    except RuntimeError:
+        return 0.0
+
+
+def _seconds_of_product(a: torch.Tensor) -> float:
+    times: list[float] = []
+    for _ in range(7):
+        start = time.perf_counter()
+        product = a
+        for _ in range(4):
+            product = a @ a
+        product[0, 0].item()  # wait for the device
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+# --- compilation ------------------------------------------------------------------------------------------------------
+
+
+def require_compiler(option: str, device: torch.device) -> None:
+    """Refuse an option that wants compilation where torch.compile does not work.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if not try_compiled(device):
+        raise UserError(
+            f"{option}: torch.compile does not work here (on a CPU it needs a C++ compiler and Python's headers); "
+            "install them, or do without"
+        )
+
+
+def try_compiled(device: torch.device) -> bool:
+    """Whether torch.compile works on this device: a small function is compiled and run."""
+    try:
+        doubled = torch.compile(_doubled)(torch.ones(8, device=device))
+    except Exception:  # whatever the compiler's tool chain raises, the answer is no
+        return False
+    return bool((doubled == 2).all())
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def eager() -> AbstractContextManager[None]:
+    """The context in which compiled networks run uncompiled: pictures have other shapes than training."""
+    return torch.compiler.set_stance("force_eager")
