@@ -97,9 +97,8 @@ def main(
     where = resolve_device(device)
     found = measured(onefold.recipe(recipe), where, batch, steps, rounds, precision, compiled)
     found["ratios"] = ratios(found)
-    print(
-        f"{recipe}, {found['device']}, {found['precision']}, {'' if compiled else 'not '}compiled, load before {found['load']:.1f}\n"
-    )
+    how = f"{found['precision']}, {'compiled' if compiled else 'not compiled'}"
+    print(f"{recipe}, {found['device']}, {how}, load before {found['load']:.1f}\n")
     head = ["steps", "one image, ms", f"images/s at a batch of {batch}", "GFLOP an image"]
     rows = [
         [k, f"{1e3 * one['latency']:.1f}", f"{one['images_per_second']:,.1f}", f"{one['flops_per_image'] / 1e9:,.3f}"]
