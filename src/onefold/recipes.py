@@ -25,7 +25,7 @@ def digits() -> Config:
     return Config(
         recipe="digits",
         network=NetworkConfig(image_size=(8, 8), channels=1, classes=10, patch=2, latent_channels=4, depth=4),
-        objective=SelfDistillation(reconstruction="l1", draws=4),
+        objective=SelfDistillation(draws=4),
         data=DataConfig(source="digits", test="digits:test"),
         training=TrainingConfig(
             images=64_000,
