@@ -42,7 +42,10 @@ def digits() -> Config:
 
 
 def cifar10() -> Config:
-    """32×32 RGB images of ten classes: 64 tokens × 16 numbers, a third of the image's 3,072. Not yet measured."""
+    """32×32 RGB images of ten classes: 64 tokens × 16 numbers, a third of the image's 3,072. Not yet run to its end.
+
+    Beginnings on a smaller network are in docs/ablations.md; on two CPU cores it would take ten days.
+    """
     return Config(
         recipe="cifar10",
         network=NetworkConfig(
