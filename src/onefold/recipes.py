@@ -20,7 +20,7 @@ def digits() -> Config:
 
     Expected (3 seeds, 50 steps, no guidance, `benchmarks/digits_seeds.py`): class accuracy 0.979 ± 0.001, Fréchet
     distance 0.88 ± 0.08 times that between two halves of the real images, PSNR of test images 38.0 ± 0.2 dB. Cost:
-    3.1 minutes on two idle CPU cores with bf16 matrix units, of which 0.5 are compilation; 0.8 GB of memory.
+    3.1 to 4.6 minutes on two idle CPU cores with bf16 matrix units, half a minute or more of it compilation; 0.8 GB.
     """
     return Config(
         recipe="digits",
