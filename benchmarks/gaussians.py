@@ -232,12 +232,13 @@ def ratios(say: Callable[[str], None]) -> list[dict[str, Any]]:
 def affine_generators(say: Callable[[str], None]) -> list[dict[str, Any]]:
     say("\n| affine generator | d | error of the mean | of the covariance | seconds |\n|---|---:|---:|---:|---:|")
     found = []
-    for d, steps in ((1, 1500), (2, 1500), (16, 3000)):
+    for d, steps, batch, survival in ((1, 1500, 512, 0.995), (2, 1500, 512, 0.995), (16, 6000, 1024, 0.998)):
         target = gaussian(d, 0, offset=1.5)
         for name in DIVERGENCES:
             torch.manual_seed(0)
             start, options = time.process_time(), DensityRatio(divergence=name)
-            affine = distil(Affine(d), Quadratic(d), target, options, steps=steps, batch=512, rates=(3e-3, 1e-2))
+            sizes = {"steps": steps, "batch": batch, "survival": survival}
+            affine = distil(Affine(d), Quadratic(d), target, options, rates=(3e-3, 1e-2), **sizes)
             result = moments(affine, target)
             seconds = time.process_time() - start
             say(f"| {name} | {d} | {result['mean']:.2%} | {result['covariance']:.2%} | {seconds:.0f} |")
