@@ -233,8 +233,10 @@ WRONG: list[tuple[str, str]] = [
     ("estimate", "estimate"),
     ("estimate cifar", "cifar10"),
     ("estimate digits --seconds x", "--seconds"),
-    ("estimate digits --micro-batch 0", "micro_batch"),
-    ("estimate digits --device tpu", "tpu"),
+    ("estimate digits --training.micro-batch 0", "micro_batch"),
+    ("estimate digits --training.device tpu", "tpu"),
+    ("estimate digits --data missing", "missing"),
+    ("estimate digits --network.patch 3 --data digits", "patch 3"),
     ("estimate digits --architecture two", "--architecture"),
     ("data inspect", "data inspect"),
     ("data inspect missing", "missing"),
@@ -583,9 +585,9 @@ def test_estimate_counts_and_measures(capsys: pytest.CaptureFixture[str], monkey
     assert "parameters" in shown
     assert "expected time" not in shown
     monkeypatch.setattr(estimate, "recipe", lambda name, **overrides: tiny().with_changes(overrides))
-    assert call("estimate", "digits", "--seconds", "0.05", "--device", "cpu", "--micro-batch", "4") == 0
+    assert call("estimate", "digits", "--seconds", "0.05", "--training.micro-batch", "4") == 0
     shown = capsys.readouterr().out
-    assert "4 images a pass" in shown
+    assert "4 in a pass" in shown
     assert "expected time" in shown
 
 
@@ -593,6 +595,12 @@ def test_estimate_of_the_baseline(capsys: pytest.CaptureFixture[str]):
     for architecture, shared in (("one-network", "98."), ("three-networks", "0.0 %")):
         assert call("estimate", "digits", "--seconds", "0", "--architecture", architecture) == 0
         assert f"0.98M, {shared}" in capsys.readouterr().out
+
+
+def test_estimate_of_other_images_and_networks(capsys: pytest.CaptureFixture[str]):
+    write_folder(Path("photos"), {f"{k}.png": encode(noise(6, 8, 3, seed=k)) for k in range(4)})
+    assert call("estimate", "digits", "--seconds", "0", "--data", "photos", "--network.latent-channels", "7") == 0
+    assert "6×8×3 as 12 tokens × 7" in capsys.readouterr().out
 
 
 def test_data_commands(capsys: pytest.CaptureFixture[str]):

@@ -15,10 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers_runs import differing, fresh, tensors, tiny
 from onefold import estimate as estimates
 from onefold import tables
+from onefold.compute import try_compiled
 from onefold.estimate import estimate
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config
 from onefold.training.loop import training_step
+from onefold.training.stages import Stage
+from onefold.training.state import TrainingState
 
 CIFAR = {"width": 96, "depth": 2, "heads": 3}
 FEW_TOKENS = recipe("digits", training={"optimizer": "adamw", "precision": "float32"}, objective={"draws": 1})
@@ -133,6 +136,56 @@ def test_a_measurement_uses_the_micro_batch():
     assert cost.measured.micro_batch == 4
 
 
+def test_a_step_of_many_passes_pays_the_optimizer_once(monkeypatch: pytest.MonkeyPatch):
+    """64 images in passes of 16: one step of 16 in 5 s and three more passes in 3 s each are 14 s."""
+    clock = iter([0.0, 0.0, 0.0, 0.0, 5.0, 5.0, 8.0, 9.0])
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: next(clock))
+    cost = estimate(tiny(training__batch=64, training__micro_batch=16), seconds=1.0)
+    assert cost.measured is not None
+    assert (cost.measured.batch, cost.measured.micro_batch) == (64, 16)
+    assert cost.measured.images_per_second == pytest.approx(64 / 14)
+
+
+def test_three_networks_are_measured_in_both_stages(monkeypatch: pytest.MonkeyPatch):
+    """4 images/s in the first quarter of the run and 1 image/s in the rest are 1 / (¼ · ¼ + ¾ · 1)."""
+    times = {"autoencoder": 0.25, "diffusion": 1.0}
+    seen: list[str] = []
+
+    def timed(state: object, x: object, y: object, config: object, stage: Stage, *rest: object) -> float:
+        seen.append(stage.name)
+        return times[stage.name]
+
+    monkeypatch.setattr(estimates, "_seconds_per_image", timed)
+    three = tiny(network__architecture="three_networks", network__depth=3, training__batch=1, training__images=1_000)
+    cost = estimate(three.with_changes({"stages.autoencoder": 0.25}), seconds=0.01)
+    assert seen == ["autoencoder", "diffusion"]
+    assert cost.measured is not None
+    assert cost.measured.images_per_second == pytest.approx(1 / (0.25 * 0.25 + 0.75))
+
+
+def test_every_stage_of_three_networks_takes_real_steps(monkeypatch: pytest.MonkeyPatch):
+    seen: set[int] = set()
+
+    def step(state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
+        seen.add(state.counters.images)
+        return training_step(state, x, y, config)
+
+    monkeypatch.setattr(estimates, "training_step", step)
+    config = tiny(network__architecture="three_networks", network__depth=3, training__images=640)
+    assert estimate(config, seconds=0.01).measured is not None
+    assert seen == {0, 320}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's own modules
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_compiled_measurement_says_so():
+    if not try_compiled(torch.device("cpu")):
+        pytest.skip("nothing can be compiled here")
+    cost = estimate(tiny(network__depth=1, training__compile="yes"), seconds=0.01)
+    assert cost.measured is not None
+    assert cost.measured.compiled
+
+
 def test_an_unconditional_network_can_be_measured():
     assert estimate(tiny(network__classes=0), seconds=0.01).measured is not None
 
@@ -149,7 +202,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch, *values: int) -> None:
 def measured(monkeypatch: pytest.MonkeyPatch, *values: int, micro_batch: int = 6) -> estimates.Measurement:
     peaks(monkeypatch, *values)
     monkeypatch.setattr(estimates, "available_memory", lambda device: 10_000)
-    return estimates.measure(tiny(), 0.01, micro_batch)
+    return estimates.measure(tiny(training__micro_batch=micro_batch), 0.01)
 
 
 def test_the_largest_micro_batch_fills_nine_tenths_of_the_memory():
@@ -188,7 +241,7 @@ def test_one_image_shows_no_growth(monkeypatch: pytest.MonkeyPatch):
 def test_unknown_memory_has_no_largest_micro_batch(monkeypatch: pytest.MonkeyPatch):
     peaks(monkeypatch, 500, 2_000, 2_600, 3_000)
     monkeypatch.setattr(estimates, "available_memory", lambda device: None)
-    found = estimates.measure(tiny(), 0.01, 6)
+    found = estimates.measure(tiny(training__micro_batch=6), 0.01)
     assert found.bytes_per_image == 200
     assert found.largest_micro_batch is None
 
@@ -205,8 +258,8 @@ def test_the_growth_foretells_the_peak_of_four_times_the_images():
     """In a process of its own, where nothing before hides the growth: from 32 images, the peak of 128 within 30 %."""
     script = (
         "from onefold.estimate import measure; from onefold.recipes import recipe\n"
-        "config = recipe('digits', training={'device': 'cpu', 'precision': 'float32'})\n"
-        "few, many = measure(config, 0.0, 32), measure(config, 0.0, 128)\n"
+        "options = {'device': 'cpu', 'precision': 'float32', 'batch': 128}\n"
+        "few, many = (measure(recipe('digits', training=options | {'micro_batch': n}), 0.0) for n in (32, 128))\n"
         "print(few.peak_memory, few.bytes_per_image, many.peak_memory)"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -237,12 +290,12 @@ def test_available_memory_is_what_is_held_and_what_is_free(monkeypatch: pytest.M
 
 
 def test_the_table_says_what_more_devices_would_take():
-    measured = estimates.Measurement("cpu", "float32", 6, 1.0, 3_000, 200 * 2**20, 36)
+    measured = estimates.Measurement("cpu", "float32", False, 6, 6, 1.0, 3_000, 200 * 2**20, 36)
     config = tiny(training__images=64 * 3_600)
     cost = replace(estimate(config, seconds=0), measured=measured)
     console = Console(file=io.StringIO(), width=200)
     tables.show_estimate(console, "tiny", config, cost)
     shown = console.file.getvalue()
     assert "2.7 days for 230,400 images" in shown
-    assert "8.0 hours on 8, 60.0 minutes on 64 at the very best" in shown
+    assert "8.0 hours on 8, 60.0 minutes on 64, if communication cost nothing" in shown
     assert "36 images, 200.0 MiB each" in shown

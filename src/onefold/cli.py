@@ -35,7 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data stats": data.stats,
 }
 
-PARSING = ("train", "onestep")
+PARSING = ("train", "onestep", "estimate")
 """Commands that parse their own arguments: the first, a recipe or run, decides the defaults of the options."""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from onefold.architecture import build
-from onefold.compute import chosen, resolve_device
+from onefold.compute import chosen, eager, require_compiler, resolve_device
 from onefold.data.loader import IN_MEMORY
 from onefold.flops import sampling_flops, training_flops
 from onefold.network import parameter_shares
@@ -25,6 +25,7 @@ from onefold.training.config import Config
 from onefold.training.log import peak_memory
 from onefold.training.loop import backward, training_step
 from onefold.training.optimizer import block_matrices
+from onefold.training.stages import Stage, stages_of
 from onefold.training.state import TrainingState
 
 __all__ = ["Estimate", "Measurement", "estimate", "largest_micro_batch", "measure"]
@@ -39,8 +40,13 @@ class Measurement:
 
     device: str
     precision: str
+    compiled: bool
+    batch: int
+    """Images of an optimizer's step …"""
     micro_batch: int
+    """… and of each of the passes that it consists of."""
     images_per_second: float
+    """Of three networks, over both stages."""
     peak_memory: int
     """Bytes, of the device, or of the whole process on a CPU."""
     bytes_per_image: float | None
@@ -97,32 +103,72 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
     )
 
 
-def measure(config: Config, seconds: float, micro_batch: int | None = None) -> Measurement:
-    """Train on random images for about `seconds`, at least one step, after two passes that show the memory."""
+def measure(config: Config, seconds: float) -> Measurement:
+    """Train on random images for about `seconds`, at least one step of each stage, after passes that show the memory.
+
+    A pass takes the run's micro-batch, or as many images of its batch as suit the device. `training.compile` "auto"
+    does not compile here.
+
+    Raises:
+        UserError: a device that is not there, or compilation that is wanted where it does not work.
+    """
     device = resolve_device(config.training.device)
-    precision = config.training.precision
-    micro = micro_batch or min(config.training.micro_batch or config.training.batch, _default_micro(config, device))
-    training = replace(
-        config.training,
-        batch=micro,
-        micro_batch=None,
-        precision=chosen(precision, device),
-    )
-    config = replace(config, training=training)
+    batch, compiled = config.training.batch, config.training.compile == "yes"
+    if compiled:
+        require_compiler("training.compile", device)
+    micro = config.training.micro_batch or min(batch, _default_micro(config, device))
+    precision = chosen(config.training.precision, device)
+    config = replace(config, training=replace(config.training, batch=micro, micro_batch=None, precision=precision))
     state = TrainingState.fresh(config, device)
     size, classes = config.network.image_size, config.network.classes
     x = torch.rand((micro, config.network.channels, *size), device=device) * 2 - 1
     y = torch.arange(micro, device=device) % max(1, classes)
-    growth = _memory_growth(state, x, y, config)
-    training_step(state, x[:1], y[:1], config)["gradient_norm"].item()  # the optimizers' first, which allocates
-    steps, start = 0, time.perf_counter()
-    while steps == 0 or time.perf_counter() - start < seconds:
-        training_step(state, x, y, config)["gradient_norm"].item()
-        steps += 1
-    speed = steps * micro / (time.perf_counter() - start)
+    with eager():  # other numbers of images would be compiled anew
+        growth = _memory_growth(state, x, y, config)
+    if compiled:
+        state.compile()
+    stages = stages_of(config)
+    times = [_seconds_per_image(state, x, y, config, stage, batch, seconds / len(stages)) for stage in stages]
+    whole = sum(stage.training.images * time for stage, time in zip(stages, times, strict=True))
+    speed = sum(stage.training.images for stage in stages) / whole
     peak, memory = peak_memory(device), available_memory(device)
     largest = None if growth is None or memory is None else largest_micro_batch(micro, peak, growth, memory)
-    return Measurement(str(device), training.precision, micro, speed, peak, growth, largest)
+    return Measurement(str(device), precision, compiled, batch, micro, speed, peak, growth, largest)
+
+
+def _seconds_per_image(
+    state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config, stage: Stage, batch: int, seconds: float
+) -> float:
+    """Of a stage with steps of `batch` images in passes of len(x), measured for about `seconds`.
+
+    Each round is a step on one pass, and one more pass if the batch has more: a batch of k passes takes the time of the
+    first and k − 1 times that of the second.
+    """
+
+    def step(count: int = len(x)) -> float:
+        state.counters.images = stage.start
+        start = time.perf_counter()
+        training_step(state, x[:count], y[:count], config)["gradient_norm"].item()  # waits for the device
+        return time.perf_counter() - start
+
+    def another_pass() -> float:
+        start = time.perf_counter()
+        next(iter(backward(state, x, y, config).values())).item()
+        state.network.zero_grad()
+        return time.perf_counter() - start
+
+    with eager():
+        step(1)  # the optimizers' first, which allocates
+    if config.training.compile == "yes":
+        step()  # compiles
+    passes, steps, spent = batch / len(x), 0, 0.0
+    start = time.perf_counter()
+    while steps == 0 or time.perf_counter() - start < seconds:
+        spent += step()
+        if passes > 1:
+            spent += (passes - 1) * another_pass()
+        steps += 1
+    return spent / (steps * batch)
 
 
 def largest_micro_batch(images: int, peak: int, growth: float, memory: int) -> int:
@@ -168,8 +214,10 @@ def _memory_growth(state: TrainingState, x: torch.Tensor, y: torch.Tensor, confi
     half = len(x) // 2
     peaks = [peak_memory(x.device)]
     for count in (half, len(x)):
-        backward(state, x[:count], y[:count], config)["reconstruction"].item()  # waits for the device
-        state.network.zero_grad()
+        for stage in stages_of(config):
+            state.counters.images = stage.start
+            backward(state, x[:count], y[:count], config)
+            state.network.zero_grad()
         peaks.append(peak_memory(x.device))
     before, few, many = peaks
     return (many - few) / (len(x) - half) if before < few < many else None

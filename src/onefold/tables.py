@@ -97,15 +97,19 @@ def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -
     table.add_row("state", f"{cost.state_bytes / 2**30:,.2f} GiB: weights, gradients, optimizer, averages")
     measured = cost.measured
     if measured is not None and cost.seconds is not None:
-        where = f"{measured.images_per_second:,.1f} images/s on {measured.device} in {measured.precision}"
-        memory = f"peak memory {measured.peak_memory / 2**30:,.2f} GiB"
-        table.add_row("measured", f"{where}, {measured.micro_batch} images a pass, {memory}")
+        compiled = "compiled" if measured.compiled else "not compiled"
+        speed = f"{measured.images_per_second:,.1f} images/s"
+        table.add_row("measured", f"{speed} on {measured.device}, {measured.precision}, {compiled}")
+        sizes = f"{measured.batch:,} images, {measured.micro_batch:,} in a pass"
+        table.add_row("a step", f"{sizes}; peak memory {measured.peak_memory / 2**30:,.2f} GiB")
         fits = "not known: growth or free memory cannot be seen"
         if measured.largest_micro_batch is not None and measured.bytes_per_image is not None:
             each = f"{measured.bytes_per_image / 2**20:,.1f} MiB each"
-            fits = f"{measured.largest_micro_batch:,} images, {each}, in nine tenths of the free memory"
+            fits = f"{measured.largest_micro_batch:,} images, {each}, in 9/10 of the free memory"
         table.add_row("largest micro-batch", fits)
         table.add_row("expected time", f"{duration(cost.seconds)} for {cost.images:,} images")
         fleet = ", ".join(f"{duration(cost.seconds / count)} on {count}" for count in DEVICES)
-        table.add_row("more such devices", f"{fleet} at the very best: divided, with no time to communicate")
+        table.add_row("more such devices", f"{fleet}, if communication cost nothing")
+        if not measured.compiled:
+            table.add_row("", "a compiled run is faster: --training.compile yes measures it")
     console.print(table)

@@ -1,39 +1,48 @@
 """`onefold estimate`."""
 
-from typing import Literal
+from typing import Annotated
 
-from tyro.conf import Positional
+import tyro
 
 from onefold import estimate as costs
 from onefold import tables
-from onefold.commands.terminal import console
+from onefold.arguments import parse
+from onefold.commands.terminal import Architecture, console, recipe_first, with_architecture
+from onefold.data import open_dataset
 from onefold.recipes import recipe
+from onefold.training.config import Config
+from onefold.training.run import fitted
 
 __all__ = ["estimate"]
 
 
-def estimate(
-    name: Positional[str],
-    /,
-    architecture: Literal["one-network", "three-networks"] | None = None,
-    seconds: float = 20.0,
-    device: str = "auto",
-    micro_batch: int | None = None,
-) -> None:
-    """Say what a recipe costs: parameters, arithmetic, memory, and the time by a short measurement.
+def estimate(arguments: list[str]) -> None:
+    """Say what a training costs: parameters, arithmetic, memory, time."""
+    name, options = recipe_first("estimate", arguments)
+    default = recipe(name or "digits")
 
-    The measurement also tells the largest micro-batch that fits, and what 8 and 64 such devices would need at least.
+    def estimate_recipe(
+        data: str | None = None,
+        architecture: Architecture = None,
+        seconds: float = 20.0,
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+    ) -> None:
+        """Say what a training costs: parameters, arithmetic, memory, and the time by a short measurement.
 
-    Example: onefold estimate imagenet256-b --seconds 0
+        The measurement also tells the largest micro-batch that fits, and what 8 and 64 such devices would need at
+        least. RECIPE comes first: digits, cifar10, imagenet256-s, -m or -b; the other options are those of `train`.
 
-    Args:
-        name: A recipe.
-        architecture: One network, or the baseline of three, trained in two stages. Default: the recipe's.
-        seconds: Length of the measurement; 0 counts only.
-        device: auto, cpu, cuda, …
-        micro_batch: Images per pass of the measurement.
-    """
-    config = recipe(name).with_changes({"training.device": device, "training.micro_batch": micro_batch})
-    if architecture is not None:
-        config = config.with_changes({"network.architecture": architecture.replace("-", "_")})
-    tables.show_estimate(console, name, config, costs.estimate(config, seconds=seconds))
+        Example: onefold estimate imagenet256-b --network.width 512 --seconds 0
+
+        Args:
+            data: The images to train on, which give the size, channels and classes. Default: those of the recipe.
+            architecture: One network, or the baseline of three, trained in two stages. Default: the recipe's.
+            seconds: Length of the measurement, without compilation; 0 counts only.
+            config: All settings of the run; the defaults shown are the recipe's.
+        """
+        config = with_architecture(config, architecture)
+        if data is not None:
+            config = fitted(config, open_dataset(data))
+        tables.show_estimate(console, default.recipe, config, costs.estimate(config, seconds=seconds))
+
+    parse(estimate_recipe, options, f"onefold estimate {name or 'RECIPE'}")

@@ -1,15 +1,42 @@
 """What the commands share: what they print on, and what they refuse alike."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 
 from onefold.errors import UserError
+from onefold.recipes import RECIPES
+from onefold.training.config import Config
 
-__all__ = ["check_resumed", "console", "hush"]
+__all__ = ["Architecture", "check_resumed", "console", "hush", "recipe_first", "with_architecture"]
 
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 """Prints lines as they are: the name of a file may look like markup."""
+
+Architecture = Literal["one-network", "three-networks"] | None
+"""Of `--architecture`; None is the recipe's."""
+
+
+def recipe_first(command: str, arguments: Sequence[str], *instead: str) -> tuple[str | None, list[str]]:
+    """The recipe's name, which comes first, and the options behind it. Options that do without one: `instead`.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], list(arguments[1:])
+    if not {*instead, "--help", "-h"} & set(arguments):
+        known = ", ".join(RECIPES)
+        raise UserError(f"{command}: give a recipe first, one of {known}; see `onefold {command} --help`")
+    return None, list(arguments)
+
+
+def with_architecture(config: Config, architecture: Architecture) -> Config:
+    """The configuration of the architecture that is wanted, if one is."""
+    if architecture is None:
+        return config
+    return config.with_changes({"network.architecture": architecture.replace("-", "_")})
 
 
 def hush(line: str) -> None:

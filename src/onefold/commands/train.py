@@ -7,9 +7,9 @@ import tyro
 
 from onefold import tables
 from onefold.arguments import parse
-from onefold.commands.terminal import check_resumed, console
+from onefold.commands.terminal import Architecture, check_resumed, console, recipe_first, with_architecture
 from onefold.errors import UserError
-from onefold.recipes import RECIPES, recipe
+from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
 from onefold.training.run import Run, load_run
@@ -20,17 +20,14 @@ __all__ = ["train"]
 
 def train(arguments: list[str]) -> None:
     """Train one network, end to end."""
-    named = bool(arguments) and not arguments[0].startswith("-")
-    if not named and not {"--resume", "--help", "-h"} & set(arguments):
-        raise UserError(f"train: give a recipe first, one of {', '.join(RECIPES)}; see `onefold train --help`")
-    name, options = (arguments[0], arguments[1:]) if named else ("digits", arguments)
-    default = recipe(name)
+    name, options = recipe_first("train", arguments, "--resume")
+    default = recipe(name or "digits")
 
     def train_recipe(
         data: str | None = None,
         test_data: str | None = None,
         unreadable: Literal["refuse", "skip"] = default.data.unreadable,
-        architecture: Literal["one-network", "three-networks"] | None = None,
+        architecture: Architecture = None,
         out: Path | None = None,
         resume: bool = False,
         steps: int | None = None,
@@ -56,18 +53,16 @@ def train(arguments: list[str]) -> None:
         """
         if resume:
             check_resumed(options)
-            finished = _resumed(out or Path("runs") / name, quiet=quiet)
+            finished = _resumed(out or Path("runs") / default.recipe, quiet=quiet)
         else:
-            config = config.with_changes({"data.unreadable": unreadable})
-            if architecture is not None:
-                config = config.with_changes({"network.architecture": architecture.replace("-", "_")})
+            config = with_architecture(config.with_changes({"data.unreadable": unreadable}), architecture)
             if on_collapse is not None:
                 config = config.with_changes({"training.on_collapse": on_collapse})
             finished = loop.train(_worked_in(config, data, test_data, steps), out, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
 
-    parse(train_recipe, options, f"onefold train {name if named else 'RECIPE'}")
+    parse(train_recipe, options, f"onefold train {name or 'RECIPE'}")
 
 
 def _resumed(folder: Path, *, quiet: bool) -> Run:

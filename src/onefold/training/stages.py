@@ -21,7 +21,7 @@ from onefold.three_networks import ThreeNetworks
 from onefold.training.config import Config, TrainingConfig
 from onefold.training.state import TrainingState
 
-__all__ = ["Stage", "enter", "stage_at"]
+__all__ = ["Stage", "enter", "stage_at", "stages_of"]
 
 MEASURED = 4096
 """Most images that the latents' mean and standard deviation are measured on."""
@@ -37,17 +37,24 @@ class Stage(NamedTuple):
     """The run's settings with the stage's length in place of the run's."""
 
 
-def stage_at(images: int, config: Config) -> Stage:
-    """The stage of the step that begins after `images` images."""
+def stages_of(config: Config) -> list[Stage]:
+    """All stages of a run, the first first."""
     training = config.training
     if config.onestep is not None:
-        return Stage("onestep", 0, training)
+        return [Stage("onestep", 0, training)]
     if config.network.architecture == "one_network":
-        return Stage("joint", 0, training)
+        return [Stage("joint", 0, training)]
     change = _change(config)
-    if images < change:
-        return Stage("autoencoder", 0, replace(training, images=change))
-    return Stage("diffusion", change, replace(training, images=max(1, training.images - change)))
+    rest = max(1, training.images - change)
+    return [
+        Stage("autoencoder", 0, replace(training, images=change)),
+        Stage("diffusion", change, replace(training, images=rest)),
+    ]
+
+
+def stage_at(images: int, config: Config) -> Stage:
+    """The stage of the step that begins after `images` images."""
+    return [stage for stage in stages_of(config) if stage.start <= images][-1]
 
 
 def _change(config: Config) -> int:
