@@ -369,7 +369,7 @@ def main(
         recipe: A recipe, with its own settings.
         device: auto, cpu, cuda, …
         precision: Of onefold's step; the plain one is in float32.
-        compile: Whether onefold's trunk is compiled; auto decides as training does.
+        compile: Whether onefold's blocks are compiled; auto decides as training does.
         batch: Images of a step. Default: the recipe's.
         micro_batch: Images of a pass. Default: the recipe's, else the batch.
         rounds: Rounds that count.

@@ -75,7 +75,7 @@ def begin_or_go_on(config: Config, folder: Path) -> None:
 
 def kill_at_random(config: Config, folder: Path) -> None:
     """A run that saves at each step, killed again and again at random moments until it is through."""
-    config = config.with_changes({"training.images": 256})
+    config = config.with_changes({"training.images": 768})
     whole, killed = folder / "whole", folder / "killed"
     begin_or_go_on(config, whole)
     choose, kills, code = random.Random(0), 0, -1

@@ -39,7 +39,7 @@ def one_step(**changes: Any) -> Config:
 def one_step_from(folder: Path, **changes: Any) -> Config:
     """The same of a run in a folder."""
     named = {name.replace("__", "."): value for name, value in changes.items()}
-    return converted(folder).with_changes(SMALL | named)
+    return converted(folder).with_changes({"training.precision": "float32"} | SMALL | named)
 
 
 def teacher_for(config: Config, seed: int = 1) -> Network:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import onefold
@@ -397,11 +398,14 @@ def test_a_patch_for_other_images_can_be_chosen():
     assert load_run("run").config.network.tokens == 9
 
 
-def test_unreadable_images_can_be_skipped():
+def test_unreadable_images_can_be_skipped(capsys: pytest.CaptureFixture[str]):
     pictures = {f"{k}.png": encode(noise(4, 4, seed=k)) for k in range(40)}
     write_folder(Path("images"), pictures | {"7.png": b"hello"})
     assert call("train", "digits", *SMALL, "--data", "images", "--unreadable", "skip", "--out", "run") == 0
     assert load_run("run").config.data.unreadable == "skip"
+    assert Path("run/skipped.txt").read_text(encoding="utf-8") == "7.png\n"
+    assert call("train", "digits", *SMALL[:-1], "--data", "images", "--unreadable", "skip", "--out", "loud") == 0
+    assert "1 unreadable images left out (7.png); all in loud/skipped.txt" in capsys.readouterr().out
 
 
 def test_resume_goes_on(run: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
@@ -613,6 +617,18 @@ def test_data_commands(capsys: pytest.CaptureFixture[str]):
     assert "photos.zip" in shown
     assert onefold.data.open_dataset("photos.zip").image_shape == (6, 4, 3)
     assert Path("sheet.png").exists()
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def filled(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(estimate.costs, "estimate", filled)
+    assert call("estimate", "digits") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "Tried to allocate 2.00 GiB" in said
+    assert "--training.micro-batch" in said
 
 
 def test_demo_trains_once_and_shows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -47,8 +47,23 @@ def test_compiled_samples_are_the_plain_ones(network: OneFold):
     assert np.abs(fast - plain).max() <= 1
     assert np.abs(few - plain[:3]).max() <= 1
     assert np.abs(more[:5] - plain).max() <= 1
-    assert all(trunk._compiled_call_impl is None for trunk in network.trunks)
+    assert all(block._compiled_call_impl is None for trunk in network.trunks for block in trunk.blocks)
     assert np.array_equal(samples(network), plain)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_deeper_network_compiles_no_more(precision: str):
+    """The first block and the others are the same code, also under autocast."""
+    if not compute.try_compiled(CPU):
+        pytest.skip("nothing can be compiled here")
+    numbers: list[int] = []
+    for depth in (1, 3):
+        deep, before = randomised(OneFold(NetworkConfig(width=64, depth=depth, heads=2))).eval(), graphs()
+        samples(deep, compiled=True, precision=precision)
+        numbers.append(graphs() - before)
+    assert numbers[1] <= numbers[0] > 0
 
 
 def test_the_network_is_moved_to_the_device(network: OneFold, monkeypatch: pytest.MonkeyPatch):

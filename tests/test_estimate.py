@@ -56,8 +56,9 @@ def images(config: Config, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         MANY_TOKENS.with_changes({"objective.draws": 4}),
         FEW_TOKENS.with_changes({"objective.target": "stopped"}),
         FEW_TOKENS.with_changes({"objective.perceptual_weight": 1.0}),
+        FEW_TOKENS.with_changes({"network.space": "pixels"}),
     ],
-    ids=["few tokens", "many tokens", "four draws", "no target", "perceptual"],
+    ids=["few tokens", "many tokens", "four draws", "no target", "perceptual", "pixels"],
 )
 def test_a_training_step_has_the_estimated_operations(config: Config):
     """To 5 %: the estimate takes every backward pass for two forward ones, also that of the first layer."""
@@ -69,10 +70,21 @@ def test_a_training_step_has_the_estimated_operations(config: Config):
 
 @pytest.mark.parametrize(
     "sampler",
-    [{"steps": 1}, {"steps": 5}, {"steps": 5, "guidance": 2.0}, {"steps": 5, "solver": "heun"}],
+    [
+        {"steps": 1},
+        {"steps": 5},
+        {"steps": 5, "guidance": 2.0},
+        {"steps": 5, "guidance": 2.0, "guidance_interval": (0.2, 0.6)},
+        {"steps": 5, "solver": "heun"},
+        {"steps": 5, "solver": "heun", "guidance": 2.0, "guidance_interval": (0.5, 1.0)},
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("config", [FEW_TOKENS, MANY_TOKENS], ids=["few tokens", "many tokens"])
+@pytest.mark.parametrize(
+    "config",
+    [FEW_TOKENS, MANY_TOKENS, FEW_TOKENS.with_changes({"network.space": "pixels"})],
+    ids=["few tokens", "many tokens", "pixels"],
+)
 def test_a_sample_has_the_estimated_operations(config: Config, sampler: dict[str, object]):
     """To 5 %; Heun's method evaluates the network twice in each interval but the last."""
     config = config.with_changes({f"sampler.{name}": value for name, value in sampler.items()})
@@ -202,6 +214,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch, *values: int) -> None:
 def measured(monkeypatch: pytest.MonkeyPatch, *values: int, micro_batch: int = 6) -> estimates.Measurement:
     peaks(monkeypatch, *values)
     monkeypatch.setattr(estimates, "available_memory", lambda device: 10_000)
+    monkeypatch.setattr(estimates, "_batches_held", lambda config, batch: 0)
     return estimates.measure(tiny(training__micro_batch=micro_batch), 0.01)
 
 
@@ -209,6 +222,12 @@ def test_the_largest_micro_batch_fills_nine_tenths_of_the_memory():
     """(0.9 · 10,000 − 3,000) / 100 = 60 images more than the 20 that were measured."""
     assert estimates.largest_micro_batch(20, 3_000, 100.0, 10_000) == 80
     assert estimates.largest_micro_batch(20, 3_000, 101.0, 10_000) == 79
+
+
+def test_batches_take_memory_beside_the_pass():
+    """64 images of 3 × 8 × 8 as floats and a copy of these, as bytes, and 2 · 3 batches of bytes read ahead."""
+    config = tiny(network__channels=3, data__workers=3)
+    assert estimates._batches_held(config, 64) == 64 * 192 * (4 + 4 + 1 + 6)
 
 
 def test_what_was_measured_fits():
@@ -271,9 +290,10 @@ def test_a_container_may_have_a_limit(tmp_path: Path):
     assert estimates._free_in_container(tmp_path) is None
     (tmp_path / "memory.current").write_text("300\n")
     (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.stat").write_text("anon 250\nfile 50\ninactive_file 40\nactive_file 10\n")
     assert estimates._free_in_container(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
-    assert estimates._free_in_container(tmp_path) == 700
+    assert estimates._free_in_container(tmp_path) == 740, "40 bytes are a cached file"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
@@ -298,4 +318,4 @@ def test_the_table_says_what_more_devices_would_take():
     shown = console.file.getvalue()
     assert "2.7 days for 230,400 images" in shown
     assert "8.0 hours on 8, 60.0 minutes on 64, if communication cost nothing" in shown
-    assert "36 images, 200.0 MiB each" in shown
+    assert "the whole batch (there is room for 36 images), 200.0 MiB each" in shown

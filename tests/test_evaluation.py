@@ -10,12 +10,13 @@ from torch import Tensor
 import onefold
 from data_images import noise
 from helpers_runs import tiny
-from onefold import metrics
+from onefold import evaluation, extractor, metrics
 from onefold.architecture import Network
 from onefold.cli import run as command
 from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
-from onefold.evaluation import evaluate, extractor_for
+from onefold.evaluation import evaluate
+from onefold.extractor import extractor_for
 from onefold.sampling import Sampler
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run, open_data
@@ -339,3 +340,29 @@ def test_few_images_are_measured_or_refused_with_a_cure(tmp_path: Path, count: i
     with pytest.raises(UserError, match="test") as caught:
         evaluate(finished)
     assert "\n" not in str(caught.value)
+
+
+def test_large_images_are_compared_reduced():
+    """To means over areas, so that nearness of copies survives; small ones number by number."""
+    small, large = torch.from_numpy(noise(3, 64, 64, 3)), torch.from_numpy(noise(3, 130, 96, 3))
+    small, large = small.permute(0, 3, 1, 2), large.permute(0, 3, 1, 2)
+    assert torch.equal(evaluation._reduced(small), small.flatten(1))
+    found = evaluation._reduced(large)
+    assert found.shape == (3, 3 * 64 * 64)
+    assert found[0, 0] == pytest.approx(large[0, 0, :3, :2].float().mean().item())
+
+
+def test_the_classifier_of_a_large_set_sees_images_spread_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[torch.Tensor] = []
+
+    def trained(images: torch.Tensor, *rest: object, **named: object) -> metrics.FeatureExtractor:
+        seen.append(images)
+        return metrics.digits_classifier()
+
+    monkeypatch.setenv("ONEFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(metrics, "train_classifier", trained)
+    monkeypatch.setattr(extractor, "LARGEST", 3 * 4 * 4)
+    images = np.repeat(np.arange(9, dtype=np.uint8), 16).reshape(9, 4, 4, 1)
+    np.savez(tmp_path / "a.npz", images=images)
+    extractor_for(open_dataset(tmp_path / "a.npz"))
+    assert seen[0][:, 0, 0, 0].tolist() == [0, 4, 8]

@@ -29,7 +29,7 @@ from onefold.training import loop, onestep_watch
 from onefold.training.config import Config
 from onefold.training.critic import Critic
 from onefold.training.loop import Interrupted
-from onefold.training.onestep import onestep_step
+from onefold.training.onestep import converted, onestep_step
 from onefold.training.onestep_watch import OneStepWatch
 from onefold.training.run import Run, load_run
 from onefold.training.state import Counters, TrainingState, checkpoints
@@ -248,8 +248,9 @@ def test_the_published_model_is_the_one_of_the_least_distance(whole: Run, given:
     earlier = load_file(kept[64] / "average-1.safetensors")
     assert differing(load_file(kept[96] / "best.safetensors"), earlier) == [], "the best so far"
     ratio = load_file(run.folder / "ratio" / "model.safetensors")
-    last = load_file(kept[160] / "critic.safetensors")
-    assert differing(ratio, {name.removeprefix("ratio."): last[name] for name in last if name[:6] == "ratio."}) == []
+    then = load_file(kept[128] / "critic.safetensors")
+    assert differing(ratio, {name.removeprefix("ratio."): then[name] for name in then if name[:6] == "ratio."}) == []
+    assert differing(ratio, load_file(kept[160] / "best-ratio.safetensors")) == [], "of the same moment as the model"
     assert differing(load_file(whole.folder / "model" / "model.safetensors"), best) == []
     assert differing(run.network.state_dict(), best) == []
 
@@ -263,6 +264,29 @@ def test_without_a_selection_the_last_average_is_published(teacher: Run, tmp_pat
     last = load_file(newest / "average-1.safetensors")
     assert differing(load_file(run.folder / "model" / "model.safetensors"), last) == []
     assert [line["onestep"]["frechet"] for line in run.history] == [5.0, 3.0]
+    last = load_file(newest / "critic.safetensors")
+    ratio = load_file(run.folder / "ratio" / "model.safetensors")
+    assert differing(ratio, {name.removeprefix("ratio."): last[name] for name in last if name[:6] == "ratio."}) == []
+
+
+def test_lengths_follow_from_what_is_wanted(teacher: Run, monkeypatch: pytest.MonkeyPatch):
+    """The warm-up is an eighth of the images; average and measurements count updates. What is given stays."""
+    seen: list[Config] = []
+    monkeypatch.setattr(loop, "train", lambda config, *rest, **named: seen.append(config))
+    command = ["onestep", str(teacher.folder), "--quiet", "--images", "1600"]
+    assert cli.run(command) == 0
+    assert cli.run([*command, "--training.batch", "32"]) == 0
+    assert cli.run([*command, "--training.batch", "32", "--onestep.critic-warmup", "64"]) == 0
+    lengths = [(c.onestep.critic_warmup, c.training.ema_half_lives, c.training.health_every) for c in seen]  # type: ignore[union-attr]
+    assert lengths == [(192, (1120,), 800), (192, (2240,), 1600), (64, (2240,), 1600)]
+    assert {config.training.images for config in seen} == {1600}
+
+
+def test_the_device_decides_anew(teacher: Run):
+    """A teacher trained on another machine has decided for that one."""
+    assert (teacher.config.training.precision, teacher.config.training.compile) == ("float32", "no")
+    config = converted(teacher.folder)
+    assert (config.training.precision, config.training.compile) == ("auto", "auto")
 
 
 # --- gradients that are not finite ------------------------------------------------------------------------------------
@@ -326,7 +350,7 @@ def test_a_run_has_these_files(whole: Run):
     assert found == {"config.json", "log.jsonl", "samples", "checkpoints", "model", "ratio", "teacher"}
     assert {path.name for path in checkpoints(whole.folder)[-1].iterdir()} == {
         *("network.safetensors", "average-0.safetensors", "average-1.safetensors", "best.safetensors"),
-        *("critic.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"),
+        *("best-ratio.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"),
     }
     assert load_run(whole.folder).config == whole.config
     for line in (whole.folder / "log.jsonl").read_text().splitlines():
@@ -371,7 +395,7 @@ def test_its_network_samples_reconstructs_and_is_measured(here: Path, whole: Run
 
 
 def test_the_command_is_the_library_s_conversion(here: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["onestep", "given", *SHORT]) == 0
+    assert cli.run(["onestep", "given", *SHORT, "--training.precision", "float32"]) == 0
     assert capsys.readouterr().out == ""
     changes = {"training__images": 48, "onestep__critic_warmup": 16, "onestep__selection": 20}
     changes["training__ema_half_lives"] = load_run("given-onestep").config.training.ema_half_lives

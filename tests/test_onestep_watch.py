@@ -14,13 +14,13 @@ from torch import Tensor
 import onefold
 from helpers_onestep import begun, digits, duel_of, everything, newest_of, one_step, one_step_from
 from helpers_runs import differing, log, tiny
-from onefold import metrics
+from onefold import alarm, metrics
+from onefold.alarm import BOUNDS, ONESTEP_CURE, departure
 from onefold.architecture import Network
 from onefold.data import open_dataset, read_all
 from onefold.errors import TrainingAborted
 from onefold.pixels import to_uint8
-from onefold.training import alarm, loop, onestep_watch
-from onefold.training.alarm import BOUNDS, ONESTEP_CURE, departure
+from onefold.training import loop, onestep_watch
 from onefold.training.config import Config
 from onefold.training.onestep import onestep_step
 from onefold.training.onestep_watch import LEVELS, PROBE, OneStepWatch, auc, calibration
@@ -98,7 +98,7 @@ def watched(config: Config, folder: Path, teacher: Network | None = None) -> tup
         for net in (state.network, *state.averages):
             for p in net.parameters():
                 p.mul_(1.1)
-    return OneStepWatch(Run(folder, config), data, test, torch.device("cpu")), state
+    return OneStepWatch(Run(folder, config), data, test, torch.device("cpu"), print), state
 
 
 def looked(watch: OneStepWatch, state: TrainingState, images: int = 64) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def test_colours_have_a_saturation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     changes = {"data__source": str(tmp_path / "images.npz"), "data__test": None, "onestep__selection": 20}
     shape = {"network__image_size": (4, 4), "network__channels": 3, "network__classes": 0}
     extractor = metrics.train_classifier(torch.from_numpy(images).permute(0, 3, 1, 2), None, classes=0, epochs=1)
-    monkeypatch.setattr(onestep_watch, "extractor_for", lambda data: extractor)
+    monkeypatch.setattr(onestep_watch, "extractor_for", lambda data, say: extractor)
     watch, state = watched(one_step(**changes, **shape), tmp_path)
     real, _ = read_all(open_data(watch.run.config.data)[0])
     centre = real.float().mean(1, keepdim=True)

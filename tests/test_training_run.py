@@ -15,7 +15,7 @@ from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
 from onefold.sampling import Sampler
 from onefold.training import grids, loop
-from onefold.training.config import Config
+from onefold.training.config import Config, DataConfig
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run, open_data
 from onefold.training.state import checkpoints
@@ -283,6 +283,20 @@ def test_images_that_patches_do_not_fill_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="7×9 is not divisible by patch 2"):
         train(of(tmp_path / "images.npz"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_classes_of_the_test_images_have_the_same_names(tmp_path: Path):
+    """A file that holds numbers alone fits any names."""
+    train, test = (
+        write_folder(
+            tmp_path / name, {f"{c}/{k}.png": encode(noise(4, 4, 3, seed=k)) for c in classes for k in range(3)}
+        )
+        for name, classes in (("a", "xy"), ("b", "xz"))
+    )
+    with pytest.raises(UserError, match=r"b: has a class z where .*a has y"):
+        open_data(DataConfig(str(train), test=str(test)))
+    np.savez(tmp_path / "c.npz", images=noise(6, 4, 4, 3), labels=np.arange(6) % 2)
+    assert len(open_data(DataConfig(str(train), test=str(tmp_path / "c.npz")))[1]) == 6
 
 
 def test_unreadable_images_are_refused_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

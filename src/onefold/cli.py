@@ -1,13 +1,15 @@
 """The command `onefold`: finds the command of the command line, calls it, and gives its exit code.
 
-Wrong input ends with exit code 2 and one line on stderr, an aborted training with 3, SIGTERM with 143 and Ctrl-C with
-130, both after a checkpoint.
+Wrong input, or too little memory, ends with exit code 2 and one line on stderr, an aborted training with 3, SIGTERM
+with 143 and Ctrl-C with 130, both after a checkpoint.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+
+import torch
 
 from onefold import __version__, tables
 from onefold.arguments import parse
@@ -54,6 +56,9 @@ def run(arguments: list[str]) -> int:
         return _fail(error, 3)
     except Interrupted as error:
         return _fail(error, 128 + error.signal)
+    except torch.OutOfMemoryError as error:
+        cure = "give less to a pass (--training.micro-batch, or --batch); `onefold estimate` tells what fits"
+        return _fail(f"the device has no memory left ({str(error).splitlines()[0]}); {cure}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -11,24 +11,39 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
+from torch import nn
 
 from onefold.architecture import Network
 from onefold.errors import UserError
+from onefold.trunk import Block
 
-__all__ = ["Precision", "chosen", "computing", "eager", "preferred", "require_compiler", "resolve_device", "speed_up"]
+__all__ = [
+    "Precision",
+    "chosen",
+    "compile_blocks",
+    "computing",
+    "eager",
+    "preferred",
+    "require_compiler",
+    "resolve_device",
+    "speed_up",
+    "try_compiled",
+]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """Of matrix products; auto: bfloat16 where it is at least twice as fast."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name, or for "auto" a GPU if there is one, else the CPU.
+    """The device of a name, or for "auto" a CUDA GPU if there is one, else the CPU.
+
+    A Mac's GPU ("mps") has to be asked for by name: onefold has not been run on one yet.
 
     Raises:
         UserError: a name that torch does not know or a device that is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -43,7 +58,7 @@ def computing(
 ) -> Generator[str]:
     """The context in which a network samples on a device, to which it is moved; gives the precision chosen.
 
-    With `compiled` its trunk is compiled, once for all batch sizes, and runs uncompiled again afterwards.
+    With `compiled` its blocks are compiled, once for all batch sizes, and run uncompiled again afterwards.
 
     Raises:
         UserError: nothing can be compiled here.
@@ -51,15 +66,14 @@ def computing(
     network.to(device)
     if compiled:
         require_compiler("--compile", device)
-        for trunk in network.trunks:
-            trunk.compile(dynamic=True)
+        compile_blocks(network, dynamic=True)
     taken = chosen(precision, device)
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=taken == "bfloat16"):
             yield taken
     finally:
-        for trunk in network.trunks if compiled else ():
-            trunk._compiled_call_impl = None
+        for block in _blocks(network) if compiled else ():
+            block._compiled_call_impl = None
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
@@ -76,8 +90,12 @@ def preferred(times: float) -> Literal["float32", "bfloat16"]:
 
 
 def speed_up(device: torch.device) -> float:
-    """How many times as fast bf16 matrix products are as float32 ones, measured in some 50 ms; 0: there are none."""
-    a = torch.randn(512, 512, device=device)
+    """How many times as fast bf16 matrix products are as float32 ones, measured in some 50 ms; 0: there are none.
+
+    The products are large enough for a GPU to take longer than starting them does.
+    """
+    size = 512 if device.type == "cpu" else 4096
+    a = torch.randn(size, size, device=device)
     try:
         return _seconds_of_product(a) / _seconds_of_product(a.bfloat16())
     except RuntimeError:
@@ -110,6 +128,22 @@ def require_compiler(option: str, device: torch.device) -> None:
             f"{option}: torch.compile does not work here (on a CPU it needs a C++ compiler and Python's headers); "
             "install them, or do without"
         )
+
+
+def compile_blocks(module: nn.Module, *, dynamic: bool) -> None:
+    """Compile all blocks of all trunks in a module, in place; names stay as they are.
+
+    Blocks of the same width share what is compiled, so that the time it takes does not grow with depth or with the
+    number of networks. With `dynamic` that is one for all numbers of images and tokens; else one for each, which is
+    faster.
+    """
+    torch._dynamo.config.recompile_limit = 64  # shapes and gradients of all roles share the code of one block
+    for block in _blocks(module):
+        block.compile(dynamic=dynamic)
+
+
+def _blocks(module: nn.Module) -> list[Block]:
+    return [part for part in module.modules() if isinstance(part, Block)]
 
 
 def try_compiled(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ micro-batch to the whole, and from the memory that is free:
     largest          = n + (9/10 · memory that can be had − peak of the steps) / growth
 """
 
+import math
 import re
 import resource
 import time
@@ -132,6 +133,8 @@ def measure(config: Config, seconds: float) -> Measurement:
     whole = sum(stage.training.images * time for stage, time in zip(stages, times, strict=True))
     speed = sum(stage.training.images for stage in stages) / whole
     peak, memory = peak_memory(device), available_memory(device)
+    if memory is not None:
+        memory -= _batches_held(config, batch)
     largest = None if growth is None or memory is None else largest_micro_batch(micro, peak, growth, memory)
     return Measurement(str(device), precision, compiled, batch, micro, speed, peak, growth, largest)
 
@@ -171,6 +174,12 @@ def _seconds_per_image(
     return spent / (steps * batch)
 
 
+def _batches_held(config: Config, batch: int) -> int:
+    """Bytes that training holds besides a pass: the batch as floats and one copy, and bytes that are read ahead."""
+    numbers = config.network.channels * math.prod(config.network.image_size)
+    return batch * numbers * (2 * 4 + 1 + 2 * config.data.workers)
+
+
 def largest_micro_batch(images: int, peak: int, growth: float, memory: int) -> int:
     """Images of a pass that fill nine tenths of `memory` bytes, where `images` peak at `peak` and each takes `growth`.
 
@@ -195,12 +204,13 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes below the limit of a container (cgroup 2); None without one."""
+    """Bytes below the limit of a container (cgroup 2), where files that are only cached count as free; None without."""
     try:
         limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return None
-    return None if limit == "max" else int(limit) - int(used)
+    return None if limit == "max" else int(limit) - int(used) + (int(cached[1]) if cached else 0)
 
 
 def _memory_growth(state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config) -> float | None:

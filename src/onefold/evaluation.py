@@ -9,32 +9,33 @@ mean Fréchet distance between two random halves of the reference, what a perfec
 that between one half and as many generated images.
 """
 
-import contextlib
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from onefold import __version__, metrics, sampling
 from onefold.architecture import Network
 from onefold.compute import Precision, computing
-from onefold.data import Dataset, read_all
+from onefold.data import read_all
 from onefold.errors import UserError
+from onefold.extractor import extractor_for
 from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
 from onefold.training.run import Run, open_data
 from onefold.verifier import Verifier
 
-__all__ = ["SPLITS", "evaluate", "extractor_for"]
+__all__ = ["SPLITS", "evaluate"]
 
 SPLITS = 10
 """Random halvings that the yardsticks are averaged over."""
 NEIGHBOURS = 3
+REDUCED = 64
+"""Height and width that larger images are reduced to before they are compared pixel by pixel."""
 
 Say = Callable[[str], None]
 
@@ -149,29 +150,6 @@ def evaluate(
     return metrics.Record.of(protocol, **numbers)
 
 
-def extractor_for(data: Dataset, say: Say = lambda line: None) -> metrics.FeatureExtractor:
-    """The default features of a data set: those of a small classifier of its labels, trained on it alone.
-
-    The embedded digits have theirs in the package. For other data it is trained once, with a fixed seed, and kept in
-    `$ONEFOLD_CACHE` (default `~/.cache/onefold`), by the hash of the data.
-    """
-    if data.source in ("digits", "digits:test"):
-        return metrics.digits_classifier()
-    folder = Path(os.environ.get("ONEFOLD_CACHE") or Path.home() / ".cache" / "onefold")
-    path = folder / f"classifier-{data.digest()[:16]}.safetensors"
-    with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
-        return metrics.from_file(path)
-    say(f"training a small classifier of {data.source} for the features (once; kept as {path})")
-    images, labels = read_all(data)
-    classifier = metrics.train_classifier(images, labels, classes=data.classes)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        classifier.save(path)
-    except OSError as error:
-        say(f"{path}: could not be kept ({error.strerror}); it will be trained again next time")
-    return classifier
-
-
 def _sampler_text(sampler: Sampler) -> str:
     """The solver, and what is not as usual."""
     text = sampler.solver
@@ -183,13 +161,22 @@ def _sampler_text(sampler: Sampler) -> str:
 
 
 def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor, say: Say) -> dict[str, float] | None:
-    """In pixels, against the reference images; None where these are copies of one another."""
+    """In pixels, of images reduced to `REDUCED`, against the reference; None where those are copies of one another."""
     try:
-        found = metrics.memorisation(generated.flatten(1), real.flatten(1), held_out.flatten(1))
+        found = metrics.memorisation(_reduced(generated), _reduced(real), _reduced(held_out))
     except UserError as error:
         say(f"memorisation is not measured: {error}")
         return None
     return {"share": found.share, "ratio": found.ratio}
+
+
+def _reduced(images: UInt8[Tensor, "n C H W"]) -> Tensor:
+    """Pixels in rows (n, d), of means over areas where an image is larger than `REDUCED`."""
+    height, width = images.shape[2:]
+    if max(height, width) <= REDUCED:
+        return images.flatten(1)
+    size = min(height, REDUCED), min(width, REDUCED)
+    return torch.cat([F.adaptive_avg_pool2d(part.float(), size).flatten(1) for part in images.split(256)])
 
 
 def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: int) -> tuple[float, float]:
@@ -210,7 +197,7 @@ def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: in
 def _reconstruction(
     network: Network, x: UInt8[Tensor, "n C H W"], extractor: metrics.FeatureExtractor, batch: int
 ) -> dict[str, float]:
-    parts = [to_float(part.to(network.device)) for part in x.split(batch)]
+    parts = (to_float(part.to(network.device)) for part in x.split(batch))  # one at a time: as floats they are large
     made = torch.cat([to_uint8(network.decode(network.encode(part))).cpu() for part in parts])
     distance = metrics.frechet_distance(extractor.features(x, batch), extractor.features(made, batch))
     return {"psnr": metrics.psnr(made, x), "ssim": metrics.ssim(made, x), "frechet_distance": distance}

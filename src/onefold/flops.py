@@ -24,9 +24,12 @@ def training_flops(network: NetworkConfig, objective: SelfDistillation, stages: 
     """Operations of one image's training step; for three networks, the mean over the run.
 
     One network encodes, decodes and denoises the draws, each thrice with the backward pass, and encodes the EMA target
-    once. Three networks encode and decode in the first stage, encode once and denoise in the second.
+    once. Three networks encode and decode in the first stage, encode once and denoise in the second. Where the latents
+    are the pixels, there are the draws alone.
     """
     perceptual = 3 * (objective.perceptual_weight > 0)
+    if network.space == "pixels":
+        return 3 * objective.draws * forward_flops(network)
     if network.architecture == "one_network":
         passes = 3 * (2 + objective.draws) + (objective.target == "ema") + perceptual
         return passes * forward_flops(network)
@@ -43,6 +46,8 @@ def sampling_flops(network: NetworkConfig, evaluations: int) -> float:
 
 def _role_flops(network: NetworkConfig) -> tuple[float, float, float]:
     """Operations of encoding, denoising and decoding."""
+    if network.space == "pixels":
+        return 0.0, forward_flops(network), 0.0
     one = network.architecture == "one_network"
     encoder, denoiser, decoder = (network.depth,) * 3 if one else depths(network)
     return forward_flops(network, encoder), forward_flops(network, denoiser), forward_flops(network, decoder)

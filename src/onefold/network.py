@@ -23,7 +23,7 @@ ROLES = ("encode", "denoise", "decode")
 
 
 class OneFold(Network):
-    """One network with random weights; see the module's docstring. Methods run on the device of their input."""
+    """One network with random weights; see the module's docstring. Inputs are on its device."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)

@@ -153,6 +153,6 @@ class TimeDistribution:
         order = torch.randperm(n, generator=generator, device=generator.device)
         u = (order + torch.rand(n, generator=generator, device=generator.device)) / n
         if self.kind == "logit_normal":
-            u = u.double().clamp(1e-7, 1 - 1e-7)
-            u = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)).float()
+            normal = math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+            u = torch.sigmoid(self.mean + self.std * normal)
         return shift_time(u, self.shift)

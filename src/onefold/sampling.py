@@ -70,9 +70,10 @@ class Sampler:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the network for one image, without decoding."""
-        solved = 2 * self.steps - 1 if self.solver == "heun" else self.steps
-        return solved if self.guidance == 1 else 2 * solved
+        """Evaluations of the network for one image, without decoding; two at each time within a guidance's interval."""
+        grid, (low, high) = time_grid(self).tolist(), self.guidance_interval
+        times = grid[:-1] + (grid[1:-1] if self.solver == "heun" else [])
+        return len(times) + sum(self.guidance != 1 and low <= t <= high for t in times)
 
     def changed(self, **wanted: Any) -> "Sampler":
         """A copy with the options that are not None."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from onefold.errors import UserError, reason
 
-__all__ = ["check", "from_file", "from_json", "override", "to_json"]
+__all__ = ["check", "followed", "from_file", "from_json", "override", "to_json"]
 
 T = TypeVar("T")
 
@@ -96,6 +96,12 @@ def override(config: T, changes: dict[str, Any]) -> T:
         UserError: a name that does not exist, or a value of the wrong type.
     """
     return _overridden(config, changes, "")
+
+
+def followed(chosen: T, default: T, derived: T) -> T:
+    """A dataclass in which what was left at `default` is as in `derived`, and what was chosen otherwise stays."""
+    left = (f.name for f in fields(chosen) if getattr(chosen, f.name) == getattr(default, f.name))  # type: ignore[arg-type]
+    return replace(chosen, **{name: getattr(derived, name) for name in left})  # type: ignore[type-var]
 
 
 def _overridden(config: Any, changes: dict[str, Any], prefix: str) -> Any:

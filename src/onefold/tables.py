@@ -105,7 +105,10 @@ def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -
         fits = "not known: growth or free memory cannot be seen"
         if measured.largest_micro_batch is not None and measured.bytes_per_image is not None:
             each = f"{measured.bytes_per_image / 2**20:,.1f} MiB each"
-            fits = f"{measured.largest_micro_batch:,} images, {each}, in 9/10 of the free memory"
+            largest = f"{measured.largest_micro_batch:,} images"
+            if measured.largest_micro_batch >= measured.batch:
+                largest = f"the whole batch (there is room for {largest})"
+            fits = f"{largest}, {each}"
         table.add_row("largest micro-batch", fits)
         table.add_row("expected time", f"{duration(cost.seconds)} for {cost.images:,} images")
         fleet = ", ".join(f"{duration(cost.seconds / count)} on {count}" for count in DEVICES)

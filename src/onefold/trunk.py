@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Modulation", "Trunk", "hidden_width", "rotary_table"]
+__all__ = ["Block", "Modulation", "Trunk", "hidden_width", "rotary_table"]
 
 
 def hidden_width(width: int) -> int:
@@ -119,13 +119,14 @@ class Trunk(nn.Module):
         self.register_buffer("table", rotary_table(rows, columns, width // heads), persistent=False)
 
     def forward(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> Float[Tensor, "B N W"]:
+        h = h.float()  # as every block leaves it under autocast: all are then one compiled piece of code
         for block in self.blocks:
             h = block(h, modulation, self.table)
         return self.norm(h)
 
     def hidden(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> list[Float[Tensor, "B N W"]]:
         """The tokens after each block."""
-        states: list[Tensor] = []
+        h, states = h.float(), list[Tensor]()
         for block in self.blocks:
             h = block(h, modulation, self.table)
             states.append(h)
@@ -147,6 +148,6 @@ class Modulation(nn.Module):
 
 def fourier_features(t: Float[Tensor, " B"], count: int) -> Float[Tensor, "B count"]:
     """Sines and cosines of π·f·t for `count`/2 frequencies f that rise geometrically from 1/2 to 500."""
-    frequencies = torch.logspace(math.log10(0.5), math.log10(500.0), count // 2, device=t.device)
+    frequencies = 0.5 * 1000 ** torch.linspace(0, 1, count // 2, device=t.device)
     angles = math.pi * t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)

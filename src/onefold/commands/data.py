@@ -5,9 +5,10 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from onefold import data, evaluation, metrics
+from onefold import data, metrics
 from onefold.commands.terminal import console
 from onefold.errors import writing
+from onefold.extractor import extractor_for
 from onefold.training.log import ImageProgress
 
 __all__ = ["convert", "inspect", "stats"]
@@ -75,7 +76,7 @@ def stats(source: Positional[str], /, out: Path = Path("stats.safetensors"), fea
         features: Feature extractor; default: a small classifier of the source.
     """
     dataset = data.open_dataset(source)
-    extractor = metrics.from_file(features) if features else evaluation.extractor_for(dataset, console.print)
+    extractor = metrics.from_file(features) if features else extractor_for(dataset, console.print)
     images, _ = data.read_all(dataset)
     with writing(out):
         metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)

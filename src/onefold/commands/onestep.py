@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from onefold import tables
+from onefold import settings, tables
 from onefold.arguments import parse
 from onefold.commands.terminal import check_resumed, console
 from onefold.errors import UserError
@@ -62,7 +62,10 @@ def onestep(arguments: list[str]) -> None:
             finished = loop.train(None, folder, resume=True, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
-            config = replace(default, training=own, onestep=replace(options, method=method))
+            derived = converted(teacher, images=own.images, batch=own.batch)
+            own = settings.followed(own, default.training, derived.training)
+            how = settings.followed(options, default_options, derived.onestep or default_options)
+            config = replace(default, training=own, onestep=replace(how, method=method))
             finished = loop.train(config, folder, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)

@@ -13,13 +13,13 @@ and a file of it is JSON, written in one piece: a reader finds the old one or th
 
 import json
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from onefold.errors import UserError
+from onefold.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +81,7 @@ class Record(dict[str, Any]):
             text = json.dumps(self, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: is not JSON ({error}); use plain numbers and text") from None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, text + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> "Record":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from onefold.training.alarm import LEAST_RANK, LEAST_STD
+from onefold.alarm import LEAST_RANK, LEAST_STD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -39,12 +39,12 @@ from torch import Tensor
 
 from onefold import __version__
 from onefold.errors import UserError, writing
+from onefold.files import write_whole
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, Ratio, ratio_gradient, ratio_loss
 from onefold.objectives.score_distillation import Denoiser, score_gradient
 from onefold.report.curves import BLUE, GREEN, ORANGE, STYLE
 from onefold.studies.mixture import Mixture
 from onefold.studies.stack import RATE, Stack, chosen, train
-from onefold.studies.study import write_whole
 
 __all__ = ["SAMPLES", "WIDTHS", "Evaluation", "Stack", "errors", "laws", "pull_of_ratio", "pull_of_scores", "run_bias"]
 

@@ -25,14 +25,15 @@ from onefold import __version__, settings
 from onefold.compute import resolve_device
 from onefold.data import Dataset
 from onefold.errors import UserError
-from onefold.evaluation import extractor_for
+from onefold.extractor import extractor_for
+from onefold.files import write_whole
 from onefold.metrics import Record
 from onefold.training.config import Config
 from onefold.training.engine import resolved
 from onefold.training.onestep import onestep_of
 from onefold.training.run import fitted, open_data
 
-__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "disk_errors_told", "locked", "write_whole"]
+__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "disk_errors_told", "locked"]
 
 NAME, LOCK = "study.json", ".lock"
 KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "chosen")
@@ -229,17 +230,6 @@ def disk_errors_told(out: Path) -> Generator[None]:
     except OSError as error:
         cure = "finished arms are kept: mend this and give the same command again"
         raise UserError(f"{error.filename or out}: {error.strerror or error}; {cure}") from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _failure(path: Path) -> str | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from onefold import __version__
+from onefold.files import write_whole
 from onefold.metrics import Record, comparable
-from onefold.studies.study import Arm, Study, Trial, write_whole
+from onefold.studies.study import Arm, Study, Trial
 from onefold.training.run import Run
 
 __all__ = ["line", "numbers_of", "settings_of", "write"]

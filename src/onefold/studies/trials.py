@@ -24,9 +24,10 @@ from onefold.compute import resolve_device
 from onefold.data import read_all
 from onefold.errors import TrainingAborted, UserError
 from onefold.evaluation import evaluate
+from onefold.files import write_whole
 from onefold.metrics import spectrum
 from onefold.pixels import to_float
-from onefold.studies.study import Trial, write_whole
+from onefold.studies.study import Trial
 from onefold.training.engine import Interruption
 from onefold.training.loop import Interrupted, train
 from onefold.training.run import Run, open_data

@@ -70,7 +70,7 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; norms, losses, parameters and averages are float32 in any case."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the trunk with torch.compile, which takes half a minute. auto: for long runs, where it can be done."""
+    """Compile the blocks with torch.compile, which takes half a minute. auto: for long runs, where it can be done."""
     device: str = "auto"
     seed: int = 0
     log_every: int = 3_200
@@ -141,6 +141,9 @@ class OneStep:
     """Share of the generator's inputs that are noised data instead of noise, which teaches it a few steps as well."""
     selection: int = 1000
     """Samples of the small measurement that chooses the published checkpoint; 0 publishes the last."""
+    features: str | None = None
+    """File of the feature extractor that it measures with (.safetensors, .pt or .onnx). None: a small classifier of the
+    data, which is trained on the CPU first; for large images give another."""
 
     def __post_init__(self) -> None:
         settings.check(

@@ -33,6 +33,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from onefold import metrics
+from onefold.alarm import CURE, collapse
 from onefold.architecture import Network
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
@@ -41,7 +42,6 @@ from onefold.objectives.diagnosis import variance_term, velocity_of
 from onefold.objectives.self_distillation import Draws, SelfDistillation, draw, self_distillation
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float
-from onefold.training.alarm import collapse
 from onefold.training.config import Config
 from onefold.training.engine import autocast
 from onefold.training.run import Run
@@ -54,7 +54,6 @@ IMAGES = 128
 GRADIENT_IMAGES = 16
 """Of them, those that gradients are measured on."""
 SEED = 2511_14716
-CURE = "the objective's defaults (target=ema, loss=clean, through=False) or a lower learning rate may keep them"
 WEIGHTS = {name: f"{name}_weight" for name in ("reconstruction", "denoising", "perceptual")}
 
 Values = dict[str, Any]
@@ -116,9 +115,11 @@ def measure(network: Network, target: Network, batch: Probe, config: Config, bef
     size = training.micro_batch or training.batch
     with eager(), autocast(training, batch.x.device):
         parts = [_roles(network, batch.part(k, k + size)) for k in range(0, len(batch.x), size)]
-        z, x_hat, z_hat, z_t = (torch.cat(values).float() for values in zip(*parts, strict=True))
-        shared: Values = {}
-        if isinstance(network, OneFold) and _finite(z):
+    z, x_hat, z_hat, z_t = (torch.cat(values).float() for values in zip(*parts, strict=True))
+    shared: Values = {}
+    if isinstance(network, OneFold) and _finite(z):
+        # A context of its own: torch before 2.10 would take the weights that it has cast without gradients above.
+        with eager(), autocast(training, batch.x.device):
             shared = gradients(network, target, batch.part(0, min(GRADIENT_IMAGES, size)), config.objective)
     t = batch.draws.t.flatten()
     v, v_target = velocity_of(z_hat, z_t, t), velocity_of(z, z_t, t)

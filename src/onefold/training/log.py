@@ -22,6 +22,7 @@ from rich.text import Text
 from torch import Tensor
 
 from onefold.errors import writing
+from onefold.files import write_whole
 
 __all__ = ["ImageProgress", "RunLog", "Window", "in_words", "peak_memory", "read_log", "watched"]
 
@@ -32,8 +33,11 @@ class RunLog:
     def __init__(self, path: Path, *, images: int) -> None:
         """Open for a run that stands at `images`; what an abandoned continuation logged beyond it is removed."""
         self.path = path
-        kept = [line for line in read_log(path) if line["images"] <= images]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        seen = read_log(path)
+        kept = [line for line in seen if line["images"] <= images]
+        if kept != seen or not path.exists() or not path.read_bytes().endswith(b"\n"):
+            with writing(path):
+                write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:

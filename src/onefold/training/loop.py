@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onefold import metrics
+from onefold.alarm import CURE, ONESTEP_CURE
 from onefold.compute import eager, resolve_device
 from onefold.data import Dataset, Loader, read_all
 from onefold.errors import TrainingAborted, UserError, writing
@@ -23,16 +25,15 @@ from onefold.pixels import to_float
 from onefold.report import curves
 from onefold.training import ema
 from onefold.training import state as states
-from onefold.training.alarm import ONESTEP_CURE
 from onefold.training.config import Config
 from onefold.training.engine import Interruption, autocast, resolved
 from onefold.training.grids import save_grids
-from onefold.training.health import CURE, Watch
+from onefold.training.health import Watch
 from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, watched
 from onefold.training.onestep import keep_teacher, onestep_step, teacher_of
 from onefold.training.onestep_watch import OneStepWatch
 from onefold.training.optimizer import guarded_step, rate_factor, set_rates
-from onefold.training.run import Run, create_folder, fitted, load_run, open_data
+from onefold.training.run import Run, create_folder, fitted, load_run, note_skipped, open_data
 from onefold.training.stages import enter, stage_at
 from onefold.training.state import Skips, TrainingState
 
@@ -128,8 +129,13 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
     else:
         config = resolved(fitted(config, data), device, print if watched(quiet) else lambda line: None)
         if config.onestep is not None:
-            teacher_of(config)  # what is wrong with it is said before anything is written
+            teacher_of(config)  # what is wrong is said before anything is written
+            if config.onestep.features:
+                metrics.from_file(config.onestep.features)
         run = create_folder(folder, config)
+    left_out = note_skipped(run, data, test)
+    if left_out and not quiet:
+        print(left_out)
     state = _state_from(run, states.checkpoints(run.folder), device)
     if state.counters.images:
         states.publish(state, folder)  # in case that a kill came between the checkpoint and this
@@ -156,7 +162,8 @@ def _train_on(
     log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
     shown, _ = read_all(test, np.arange(min(len(test), 30)))
     shown = shown.to(device)
-    watch = OneStepWatch(run, data, test, device) if config.onestep else Watch(run, test, device)
+    say = progress.say
+    watch = OneStepWatch(run, data, test, device, say) if config.onestep else Watch(run, test, device)
     step = onestep_step if config.onestep else training_step
     loader = _loader(data, config, state, device)
     while state.counters.images < training.images:
@@ -189,7 +196,7 @@ def _train_on(
             factor = rate_factor(images - stage.start, stage.training)
             line |= {"rate_factor": factor, "skipped": state.counters.skipped}
             if due(training.health_every):
-                line |= watch.look(state, line, progress.say)
+                line |= watch.look(state, line, say)
             log.write(line)
             progress.update(images, note=in_words(means))
             state.window = Window()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from onefold.architecture import Network
 from onefold.errors import UserError
+from onefold.files import UNFINISHED
 from onefold.objectives.self_distillation import reconstruction_error
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import mirrored
@@ -231,36 +232,39 @@ def _kept(count: int, batch: int, part: slice, device: torch.device) -> Int64[Te
 # --- from a run to a one-step run -------------------------------------------------------------------------------------
 
 
-def converted(folder: Path, options: OneStep | None = None) -> Config:
-    """The configuration that makes a one-step generator of a trained run.
+def converted(folder: Path, *, images: int | None = None, batch: int | None = None) -> Config:
+    """The configuration that makes a one-step generator of a trained run, on whatever device there is now.
 
     Args:
         folder: The trained run, the teacher.
-        options: How, but for the teacher; default: those of `onestep_of`.
+        images: Length of the training.
+        batch: Images of a step; default: the teacher's.
 
     Raises:
         UserError: not a run, or one whose diffusion model is not finished, or that is a one-step generator already.
     """
     run = load_run(folder)
     check_teacher(run)
-    config = onestep_of(run.config, options)
-    return config.with_changes({"onestep.teacher": str(folder)})
+    config = onestep_of(run.config, images=images, batch=batch)
+    anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
+    return config.with_changes({"onestep.teacher": str(folder), **anew})
 
 
-def onestep_of(config: Config, options: OneStep | None = None) -> Config:
+def onestep_of(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:
     """The same for a configuration: what stays, what follows from being a one-step run.
 
     Adam without momentum and without weight decay, at a constant rate that falls at the end, from weights that are
     good already; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
-    teacher's and are whole batches.
+    teacher's, or from `images`, and are whole batches.
     """
-    batch = config.training.batch
-    images = batch * max(2, round(LENGTH * config.training.images / batch))
-    options = options or OneStep(critic_warmup=batch * max(1, round(WARMUP * images / batch)))
+    batch = batch or config.training.batch
+    images = images or batch * max(2, round(LENGTH * config.training.images / batch))
+    options = OneStep(critic_warmup=batch * max(1, round(WARMUP * images / batch)))
     training = replace(
         config.training,
         optimizer="adamw",
         images=images,
+        batch=batch,
         learning_rate=2e-4,
         betas=(0.0, 0.99),
         weight_decay=0.0,
@@ -316,7 +320,7 @@ def keep_teacher(run: Run) -> Network:
     """The teacher of a one-step run, whose model is copied into the run's folder when it is first needed."""
     kept = run.folder / "teacher"
     if not (kept / "config.json").is_file():
-        temporary = run.folder / ".writing-teacher"
+        temporary = run.folder / f"{UNFINISHED}teacher"
         teacher_of(run.config).save_pretrained(temporary)
         shutil.rmtree(kept, ignore_errors=True)
         temporary.replace(kept)

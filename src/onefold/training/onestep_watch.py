@@ -23,15 +23,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from onefold import metrics
+from onefold.alarm import ONESTEP_CURE, departure
 from onefold.architecture import Network
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
-from onefold.evaluation import extractor_for
+from onefold.extractor import extractor_for
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float, to_uint8
 from onefold.ratio import RatioNet
-from onefold.training import ema
-from onefold.training.alarm import ONESTEP_CURE, departure
 from onefold.training.engine import autocast
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
@@ -53,13 +52,15 @@ Values = dict[str, Any]
 class OneStepWatch:
     """Measures a one-step run, keeps its best average, and judges it by what the run's log holds."""
 
-    def __init__(self, run: Run, data: Dataset, test: Dataset, device: torch.device) -> None:
-        assert run.config.onestep is not None
+    def __init__(
+        self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Callable[[str], None]
+    ) -> None:
+        options = run.config.onestep
+        assert options is not None
         self.run, self.device = run, device
-        self.warmup = run.config.onestep.critic_warmup
-        self.chooses = run.config.onestep.selection > 0
-        self.count = min(run.config.onestep.selection or PROBE, len(data))
-        self.extractor = extractor_for(data)
+        self.warmup, self.chooses = options.critic_warmup, options.selection > 0
+        self.count = min(options.selection or PROBE, len(data))
+        self.extractor = metrics.from_file(options.features) if options.features else extractor_for(data, say)
         chosen = np.linspace(0, len(data) - 1, min(len(data), REFERENCE)).round().astype(np.int64)
         real, labels = read_all(data, chosen)
         self.reference = metrics.Moments.from_features(self.extractor.features(real), self.extractor.sha256)
@@ -88,7 +89,7 @@ class OneStepWatch:
             values |= told
         if self.chooses and (counters.best is None or values["frechet"] < counters.best):
             counters.best, counters.best_images = values["frechet"], counters.images
-            duel.best = ema.average_of(network).cpu()
+            duel.keep(network)
         found: Values = {"onestep": values}
         seen = [old for old in self.run.history if old.get("onestep")]
         reason = departure([*seen, {**line, **found}], warmup=self.warmup)
@@ -150,15 +151,22 @@ def calibration(positive: Float[Tensor, " n"], negative: Float[Tensor, " n"]) ->
 def _compared(made: Mapping[str, float], data: Mapping[str, float]) -> dict[str, float]:
     """Pixel statistics of samples in units of the data's; without those that the data themselves do not have."""
     found = {name: made[name] / data[name] for name in ("contrast", "saturation") if data.get(name)}
-    if data["std"]:
-        found["mean_shift"] = (made["mean_shift"] - data["mean_shift"]) / data["std"]
+    if data["std"] > 1e-3:
+        found["mean_shift"] = (made["mean"] - data["mean"]) / data["std"]
     return found
 
 
 def _pixel_statistics(images: UInt8[Tensor, "n C H W"]) -> dict[str, float]:
-    """Mean pixel (as `mean_shift`), standard deviation of all pixels, within images, and spread over channels."""
-    x = to_float(images)
-    found = {"mean_shift": x.mean().item(), "std": x.std().item(), "contrast": x.flatten(1).std(1).mean().item()}
-    if images.shape[1] > 1:
-        found["saturation"] = (x.amax(1) - x.amin(1)).mean().item()
-    return found
+    """Mean pixel, standard deviation of all pixels, mean of that within images, and mean spread over channels.
+
+    As floats images are large, so a part of them is taken at a time.
+    """
+    numbers: list[tuple[Tensor, ...]] = []
+    for part in images.split(256):
+        x = to_float(part)
+        spread = (x.amax(1) - x.amin(1)).flatten(1).mean(1)
+        numbers.append((x.flatten(1).mean(1), x.square().flatten(1).mean(1), x.flatten(1).std(1), spread))
+    columns = zip(*numbers, strict=True)
+    mean, square, contrast, saturation = (torch.cat(column).double().mean().item() for column in columns)
+    found = {"mean": mean, "std": max(0.0, square - mean**2) ** 0.5, "contrast": contrast}
+    return found | ({"saturation": saturation} if images.shape[1] > 1 else {})

@@ -10,12 +10,13 @@ from typing import Any
 from onefold import __version__, settings
 from onefold.architecture import Network
 from onefold.data import Dataset, holdout, open_dataset
-from onefold.errors import UserError
+from onefold.errors import UserError, writing
+from onefold.files import UNFINISHED, write_whole
 from onefold.sampling import check_guidance
 from onefold.training.config import Config, DataConfig
 from onefold.training.log import read_log
 
-__all__ = ["Run", "create_folder", "fitted", "load_run", "open_data"]
+__all__ = ["Run", "create_folder", "fitted", "load_run", "note_skipped", "open_data"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def create_folder(folder: Path, config: Config) -> Run:
     """
     if (folder / "config.json").exists():
         raise UserError(f"{folder}: holds a run already; continue it with --resume or choose another --out")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and all(path.name.startswith(UNFINISHED) for path in folder.iterdir())):
         raise UserError(f"{folder}: is not an empty folder; choose another --out")
     described = {
         "onefold": __version__,
@@ -76,7 +77,7 @@ def create_folder(folder: Path, config: Config) -> Run:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / "config.json", json.dumps(described, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     return Run(folder, config)
@@ -97,7 +98,24 @@ def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
             f"{data.test}: {test.image_shape} with {test.classes} classes does not match "
             f"{data.source}: {train.image_shape} with {train.classes}"
         )
+    numbered = tuple(map(str, range(train.classes)))  # as where a file holds numbers alone
+    if numbered not in (test.class_names, train.class_names) and test.class_names != train.class_names:
+        pairs = zip(test.class_names, train.class_names, strict=True)
+        own, other = next(pair for pair in pairs if pair[0] != pair[1])
+        raise UserError(f"{data.test}: has a class {own} where {data.source} has {other}; name its classes alike")
     return train, test
+
+
+def note_skipped(run: Run, *parts: Dataset) -> str:
+    """List the images that were left out since they cannot be read in the run's `skipped.txt`; says so in a line."""
+    names = list(dict.fromkeys(name for part in parts for name in part.skipped))
+    if not names:
+        return ""
+    path = run.folder / "skipped.txt"
+    with writing(path):
+        write_whole(path, "\n".join(names) + "\n")
+    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{run.config.data.source}: {len(names):,} unreadable images left out ({some}); all in {path}"
 
 
 def fitted(config: Config, data: Dataset) -> Config:

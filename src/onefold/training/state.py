@@ -24,14 +24,15 @@ from torch.optim import Optimizer
 
 from onefold import settings
 from onefold.architecture import Network, build
+from onefold.compute import compile_blocks
 from onefold.errors import UserError, reason
+from onefold.files import UNFINISHED
 from onefold.ratio import RatioNet
 from onefold.training import ema
 from onefold.training.config import Config
 from onefold.training.critic import Duel
 from onefold.training.log import Window
 from onefold.training.optimizer import build_optimizers
-from onefold.trunk import Trunk
 
 __all__ = ["Counters", "Skips", "TrainingState", "checkpoints", "is_amid_skips", "load", "publish", "save"]
 
@@ -109,13 +110,10 @@ class TrainingState:
         return best or self.averages[-1]
 
     def compile(self) -> None:
-        """Compile all trunks that a step uses, in place; their names stay as they are."""
-        torch._dynamo.config.recompile_limit = 64  # shapes and gradients of all roles share the code of one trunk
+        """Compile all blocks that a step uses, in place."""
         used = [self.averages[0]] if self.duel is None else [self.duel.teacher, self.duel.critic]
         for module in (self.network, *used):
-            for part in module.modules():
-                if isinstance(part, Trunk):
-                    part.compile(dynamic=False)
+            compile_blocks(module, dynamic=False)
 
     @property
     def all_optimizers(self) -> list[Optimizer]:
@@ -162,7 +160,7 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
         UserError: the disk is full or not writable; earlier checkpoints are as they were.
     """
     final = folder / "checkpoints" / f"{state.counters.images:09d}"
-    temporary = folder / "checkpoints" / f".writing-{final.name}"
+    temporary = folder / "checkpoints" / f"{UNFINISHED}{final.name}"
     _sweep(folder)
     try:
         _write(state, config, temporary)
@@ -210,10 +208,12 @@ def load(config: Config, path: Path, device: torch.device, teacher: Network | No
         state.skips = Skips(device, state.counters.skipped, state.counters.skipped_in_row)
         state.window = Window.from_json(described["window"], device)
         if state.duel is not None and state.counters.best is not None:
-            state.duel.best = ema.average_of(state.averages[-1]).cpu()
-            state.duel.best.load_state_dict(load_file(path / "best.safetensors"))
+            state.duel.keep(state.averages[-1])
+            for best, name in ((state.duel.best, "best"), (state.duel.best_ratio, "best-ratio")):
+                if best is not None:
+                    best.load_state_dict(load_file(path / f"{name}.safetensors"))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | torch.OutOfMemoryError):  # which blame something else
             raise
         raise UserError(
             f"{path}: not a checkpoint of this run ({reason(error)}); delete it or choose another run"
@@ -231,6 +231,8 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
         save_file(_tensors(state.duel.critic), folder / "critic.safetensors")
         if state.duel.best is not None:
             save_file(_tensors(state.duel.best), folder / "best.safetensors")
+        if state.duel.best_ratio is not None:
+            save_file(_tensors(state.duel.best_ratio), folder / "best-ratio.safetensors")
     moments = _optimizer_tensors(state.all_optimizers)
     save_file(moments, folder / "optimizer.safetensors")
     state.read_skips()
@@ -253,20 +255,24 @@ def _kind(optimizers: list[Optimizer], moments: dict[str, Tensor]) -> list[str]:
 
 def _sweep(folder: Path) -> None:
     """Delete what a save that was killed has left."""
-    for path in [*folder.glob(".writing-*"), *(folder / "checkpoints").glob(".writing-*")]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob(f"{UNFINISHED}*"), *(folder / "checkpoints").glob(f"{UNFINISHED}*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def publish(state: TrainingState, folder: Path) -> None:
     """Replace `model/` by the published network, and `ratio/` by the ratio network if there is one."""
     _exchange(state.published, folder, "model")
-    if state.duel is not None and state.duel.critic.ratio is not None:
-        _exchange(state.duel.critic.ratio, folder, "ratio")
+    ratio = state.duel.published_ratio if state.duel else None
+    if ratio is not None:
+        _exchange(ratio, folder, "ratio")
 
 
 def _exchange(module: Network | RatioNet, folder: Path, name: str) -> None:
     """Write a network into a folder; all files are exchanged whole."""
-    temporary, final = folder / f".writing-{name}", folder / name
+    temporary, final = folder / f"{UNFINISHED}{name}", folder / name
     shutil.rmtree(temporary, ignore_errors=True)
     module.save_pretrained(temporary)
     _flush(temporary)

@@ -13,7 +13,7 @@ run goes on judging as if it had not been interrupted.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["IN_A_ROW", "LEAST_RANK", "LEAST_STD", "ONESTEP_CURE", "collapse", "departure"]
+__all__ = ["CURE", "IN_A_ROW", "LEAST_RANK", "LEAST_STD", "ONESTEP_CURE", "collapse", "departure"]
 
 LEAST_STD = 0.2
 """Of the latents over images, in units of the noise's: below it, noise drowns them in the first 5/6 of the path."""
@@ -21,6 +21,7 @@ LEAST_RANK = 0.5
 """Effective rank of the whole latents, as a share of that of the images."""
 IN_A_ROW = 2
 """Measurements below a threshold that make a collapse: a single one may be a bad step."""
+CURE = "the objective's defaults (target=ema, loss=clean, through=False) or a lower learning rate may keep them"
 
 
 def collapse(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:

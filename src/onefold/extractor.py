@@ -1,0 +1,41 @@
+"""The features that a data set is measured in unless others are given: those of a small classifier of its own."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from onefold import metrics
+from onefold.data import Dataset, read_all
+from onefold.errors import UserError
+
+__all__ = ["extractor_for"]
+
+LARGEST = 2**32
+"""Bytes of images that the classifier learns from, at most; of larger sets, images spread evenly over them."""
+
+
+def extractor_for(data: Dataset, say: Callable[[str], None] = lambda line: None) -> metrics.FeatureExtractor:
+    """The default features of a data set: those of a small classifier of its labels, trained on it alone.
+
+    The embedded digits have theirs in the package. For other data it is trained once, with a fixed seed, and kept in
+    `$ONEFOLD_CACHE` (default `~/.cache/onefold`), by the hash of the data.
+    """
+    if data.source in ("digits", "digits:test"):
+        return metrics.digits_classifier()
+    folder = Path(os.environ.get("ONEFOLD_CACHE") or Path.home() / ".cache" / "onefold")
+    path = folder / f"classifier-{data.digest()[:16]}.safetensors"
+    with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
+        return metrics.from_file(path)
+    say(f"training a small classifier of {data.source} for the features (once; kept as {path})")
+    count = min(len(data), LARGEST // int(np.prod(data.image_shape)))
+    images, labels = read_all(data, np.linspace(0, len(data) - 1, count).round().astype(np.int64))
+    classifier = metrics.train_classifier(images, labels, classes=data.classes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        classifier.save(path)
+    except OSError as error:
+        say(f"{path}: could not be kept ({error.strerror}); it will be trained again next time")
+    return classifier
