@@ -100,6 +100,15 @@ def test_long_trainings_are_compiled(monkeypatch: pytest.MonkeyPatch):
     assert found == ["no", "yes"]
 
 
+@pytest.mark.parametrize(("load", "told"), [(0.1, False), (1000.0, True)])
+def test_a_busy_machine_is_told_of(monkeypatch: pytest.MonkeyPatch, load: float, told: bool):
+    said: list[str] = []
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    resolved(tiny(), CPU, said.append)
+    assert any("OMP_NUM_THREADS=1" in line for line in said) == told
+
+
 def test_where_nothing_compiles(network: OneFold, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compute, "try_compiled", lambda device: False)
     assert resolved(tiny(training__images=10**9), CPU).training.compile == "no"
@@ -111,6 +120,7 @@ def test_where_nothing_compiles(network: OneFold, monkeypatch: pytest.MonkeyPatc
 
 def test_what_was_chosen_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compute, "speed_up", lambda device: 5.25)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     lines: list[str] = []
     config = tiny(training__precision="auto", training__compile="no")
     found = resolved(config, CPU, lines.append)

@@ -1,4 +1,5 @@
 import errno
+import importlib
 import io
 import zipfile
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_digits_and_arrays_convert(tmp_path: Path):
 @pytest.mark.parametrize("bad", [cut(png(30, 30)), b"?"])
 def test_unreadable_images(tmp_path: Path, bad: bytes):
     source = write_folder(tmp_path / "set", {"a/1.png": png(30, 30), "a/2.png": bad, "b/3.png": png(9, 9)})
-    with pytest.raises(Unreadable, match=r"a/2\.png cannot be read"):
+    with pytest.raises(Unreadable, match=r"a/2\.png cannot be read .* leave such images out with --unreadable skip$"):
         convert(source, tmp_path / "out.zip", 8)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     done = convert(source, tmp_path / "out.zip", 8, unreadable="skip")
@@ -125,7 +126,7 @@ def test_unreadable_images(tmp_path: Path, bad: bytes):
 
 def test_nothing_readable(tmp_path: Path):
     source = write_folder(tmp_path / "set", {"1.png": b"?", "2.png": cut(png(30, 30))})
-    with pytest.raises(UserError, match="none of its 2 images can be read"):
+    with pytest.raises(UserError, match="none of its images can be read; check the files"):
         convert(source, tmp_path / "out.zip", 8, unreadable="skip")
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -138,8 +139,58 @@ def test_an_existing_file_is_kept_unless_told(tmp_path: Path):
     assert (tmp_path / "out.zip").read_bytes() == b"precious"
     assert convert(source, tmp_path / "out.zip", 4, overwrite=True).written == 1
     assert len(open_dataset(tmp_path / "out.zip")) == 1
-    again = convert(tmp_path / "out.zip", tmp_path / "out.zip", 2, overwrite=True)  # onto itself
-    assert open_dataset(again.path).image_shape == (2, 2, 3)
+
+
+def test_the_source_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write_zip(tmp_path / "x.zip", {"1.png": png()})
+    before = source.read_bytes()
+    (tmp_path / "link.zip").symlink_to(source)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names: list[str | Path] = [source, "x.zip", "./x.zip", "folder/../x.zip", "link.zip"]
+    for name in names:
+        for out in names:
+            with pytest.raises(UserError, match="is the source itself"):
+                convert(name, out, 2, overwrite=True)
+    assert source.read_bytes() == before
+    assert (tmp_path / "link.zip").is_symlink()
+
+
+def test_the_zip_may_lie_in_the_folder_that_it_is_made_of(tmp_path: Path):
+    source = write_folder(tmp_path / "set", {"1.png": png(9, 9)})
+    for _ in range(2):
+        assert convert(source, source / "set.zip", 4, overwrite=True).written == 1
+    assert open_dataset(source).image_shape == (9, 9, 3)
+
+
+def test_missing_folders_are_made(tmp_path: Path):
+    source = write_folder(tmp_path / "set", {"1.png": png(9, 9)})
+    assert len(open_dataset(convert(source, tmp_path / "a" / "b" / "out.zip", 4).path)) == 1
+    for out in ("set/1.png/out.zip", "set/1.png/deep/out.zip"):
+        with pytest.raises(UserError, match=r"set/1\.png is a file, not a folder; choose another place"):
+            convert(source, tmp_path / out, 4)
+    with pytest.raises(UserError, match="none of its images"):
+        convert(write_folder(tmp_path / "bad", {"1.png": b"?"}), tmp_path / "out.zip", 4, unreadable="skip")
+
+
+def test_large_images_are_made_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With 32 for each thread, as of small ones, large images would fill the memory before they are written."""
+    module = importlib.import_module("onefold.data.convert")
+    made, waiting = [], []
+
+    def render(*arguments: object) -> tuple[bytes, bool]:
+        made.append(1)
+        return b"", False
+
+    def write(*arguments: object) -> None:
+        waiting.append(len(made) - len(waiting))
+
+    monkeypatch.setattr(module, "_png", render)
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", write)
+    source = write_folder(tmp_path / "set", {f"{k}.png": png(1, 1) for k in range(100)})
+    convert(source, tmp_path / "out.zip", 1024)
+    assert len(waiting) == 100
+    assert max(waiting) <= 17
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -154,7 +205,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         real(archive, *args)
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
-    with pytest.raises(UserError, match=r"out\.zip: cannot be written \(No space left on device\)") as error:
+    with pytest.raises(UserError, match=r"out\.zip: cannot be written \(no space left on the disk\)") as error:
         convert(source, tmp_path / "out.zip", 4, overwrite=True)
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zip", "set"]
@@ -165,9 +216,10 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     ("out", "size", "text"),
     [
         ("out.tar", 4, "ends in .zip"),
-        ("no/out.zip", 4, "folder does not exist"),
-        ("out.zip", 0, "must be at least 1"),
-        ("out.zip", (4, -1), "must be at least 1"),
+        ("out.zip", 0, "--size 0×0: a side must have 1 to 8,192 pixels"),
+        ("out.zip", (4, -1), "--size 4×-1: a side must have 1 to 8,192 pixels"),
+        ("out.zip", 8193, "a side must have 1 to 8,192 pixels"),
+        ("out.zip", (1_000_000, 4), "--size 1000000×4: a side must have 1 to 8,192 pixels"),
     ],
 )
 def test_wrong_options(tmp_path: Path, out: str, size: int | tuple[int, int], text: str):

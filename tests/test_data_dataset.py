@@ -142,8 +142,22 @@ def test_holdout_is_fixed_by_its_seed():
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 1e-9, 3.0])
 def test_holdout_refuses_empty_parts(fraction: float):
-    with pytest.raises(UserError, match="digits: holding out a fraction"):
+    with pytest.raises(UserError, match=r"digits: holding out a fraction .*--data\.holdout 0\.0007.*--test-data"):
         holdout(open_dataset("digits"), fraction)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 30, 299])
+def test_the_advised_fraction_can_be_held_out(count: int):
+    few = Subset(open_dataset("digits"), range(count))
+    with pytest.raises(UserError, match=f"of {count} images") as error:
+        holdout(few, 0.001)
+    advised = float(str(error.value).partition("--data.holdout ")[2].partition(",")[0])
+    assert len(holdout(few, advised)[1]) == 1
+
+
+def test_one_image_cannot_be_cut_in_two():
+    with pytest.raises(UserError, match=r"holds 1 image, but at least 2 are needed.*--test-data"):
+        holdout(Subset(open_dataset("digits"), [0]), 0.5)
 
 
 def test_bytes_to_numbers_and_back_is_exact():

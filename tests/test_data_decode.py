@@ -112,8 +112,11 @@ def test_bytes_decode_alike_from_header_and_whole(tail: bytes, keep: int):
 
 
 def test_other_formats_are_not_even_tried():
-    with pytest.raises(UnidentifiedImageError):
-        decode(encode(noise(4, 4), "GIF"))
+    for read in (decode, header_shape):
+        with pytest.raises(UnidentifiedImageError, match=r"^not a JPEG, PNG, WebP or BMP image$"):
+            read(encode(noise(4, 4), "GIF"))
+        with pytest.raises(ValueError, match="the file is empty"):
+            read(b"")
 
 
 def test_the_head_of_a_file_tells_its_shape():

@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 
 from data_images import cut, encode, noise, png, write_folder, write_zip
-from onefold.data import open_dataset
+from onefold.data import inspect, open_dataset
 from onefold.data.listing import Unreadable
 from onefold.errors import UserError
 
 CLASSES = {f"{name}/{k}.png": png(seed=7 * int(name[5:]) + k) for name in ("class10", "class9") for k in range(12)}
 FLAT = {f"{k}.png": png(seed=k) for k in range(12)}
+
+
+def advised(source: Path) -> str:
+    """The command that `inspect` advises."""
+    return next(line for line in inspect(source).advice if "alike" in line).partition("alike: ")[2]
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -101,24 +106,25 @@ def test_no_images_is_refused(write):
 
 @pytest.mark.parametrize(
     ("odd", "text"),
-    [(png(6, 9), "9×6 RGB but 1.png is 5×6 RGB"), (encode(noise(6, 5)), "5×6 grey but 1.png is 5×6 RGB")],
+    [(png(6, 9), "6×9 RGB but 1.png is 6×5 RGB"), (encode(noise(6, 5)), "6×5 grey but 1.png is 6×5 RGB")],
 )
 def test_a_different_shape_names_the_first_file_and_the_cure(write, odd: bytes, text: str):
+    """Height comes first, as everywhere."""
     source = write({"1.png": png(), "2.png": png(), "3.png": odd, "10.png": odd})
     with pytest.raises(UserError) as error:
         open_dataset(source)
     message = one_line(error)
     assert f"3.png is {text}" in message
-    assert f"onefold data convert {source} OUT.zip --size 5" in message
+    assert message.endswith("; make them alike: " + advised(source))
     with pytest.raises(UserError, match=r"3\.png is"):
         open_dataset(source, unreadable="skip")
 
 
 def test_a_different_shape_beyond_the_headers_is_found_when_read(write, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("onefold.data.pictures._HEADERS", 2)
+    monkeypatch.setattr("onefold.data.pictures.HEADERS", 2)
     ds = open_dataset(write({"1.png": png(), "2.png": png(7, 7), "3.png": png(), "4.png": png()}))
     assert ds[0][0].shape == (6, 5, 3)
-    with pytest.raises(UserError, match=r"2\.png is 7×7 RGB but 1\.png is 5×6 RGB"):
+    with pytest.raises(UserError, match=r"2\.png is 7×7 RGB but 1\.png is 6×5 RGB"):
         ds[1]
 
 
@@ -126,6 +132,7 @@ BROKEN = {
     "cut.png": (cut(png(40, 40)), "truncated"),
     "empty.png": (b"", "empty"),
     "text.png": (b"this is no image", "not a JPEG, PNG, WebP or BMP image"),
+    "empty.jpg": (b"", "the file is empty"),
     "eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG, PNG, WebP or BMP image"),
     "deep.png": (encode(noise(40, 40).astype(np.uint16)), "more than 8 bits"),
 }
@@ -141,6 +148,14 @@ def test_refuse_names_the_unreadable_image(write, name: str):
     assert message.startswith(f"{source}: {name} cannot be read (")
     assert why in message
     assert (error.value.name, why in error.value.reason) == (name, True)
+    assert f"leave such images out: onefold data convert {source} OUT.zip --size 40 --unreadable skip (" in message
+    assert "object at 0x" not in message
+
+
+def test_where_no_image_is_good_none_is_left_out(write):
+    with pytest.raises(Unreadable, match=r"replace it$") as error:
+        open_dataset(write({"1.png": b"?", "2.png": b""}))[0]
+    one_line(error)
 
 
 def test_skip_leaves_out_and_names_the_unreadable_images(write):
@@ -154,7 +169,7 @@ def test_skip_leaves_out_and_names_the_unreadable_images(write):
 
 
 def test_skip_with_nothing_left_is_refused(write):
-    with pytest.raises(UserError, match="none of its 1 images can be read"):
+    with pytest.raises(UserError, match="none of its images can be read; check the files"):
         open_dataset(write({"text.png": b"?"}), unreadable="skip")
 
 

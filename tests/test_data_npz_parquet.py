@@ -47,8 +47,12 @@ def test_npz_by_other_names(tmp_path: Path):
         ({"images": np.zeros((3, 4, 4, 3))}, "images are float64; store them as uint8"),
         ({"images": noise(3, 4)}, r"shape \(3, 4\); store them as \(n, H, W, C\)"),
         ({"images": noise(3, 3, 32, 32)}, "channels first"),
-        ({"images": noise(0, 4, 4, 3)}, "holds no images"),
+        (
+            {"images": noise(0, 4, 4, 3)},
+            r"holds no images, for their array has shape \(0, 4, 4, 3\); store at least one$",
+        ),
         ({"images": noise(3, 4, 4), "labels": np.zeros(2, dtype=int)}, "3 images but 2 labels"),
+        ({"images": noise(1, 4, 4), "labels": np.zeros(2, dtype=int)}, "1 image but 2 labels"),
         ({"images": noise(3, 4, 4), "labels": np.zeros(3)}, "labels must be one integer or word"),
         ({"pixels": noise(3, 4, 4)}, r"no array named images \(found: pixels\)"),
         ({"images": np.array([{}, {}])}, "not a .npz file of plain arrays"),
@@ -125,8 +129,8 @@ def test_parquet_without_labels(tmp_path: Path):
         ({"picture": [b"?"]}, r"no column image \(found: picture\)"),
         ({"image": FILES[:2], "label": [1, None]}, "row 1 has no label"),
         ({"image": FILES[:2], "label": [1.5, 2.5]}, "labels must be one integer or word"),
-        ({"image": pa.array([], type=pa.binary())}, "holds no images"),
-        ({"image": [FILES[0], png(9, 9)]}, "row 1 is 9×9 RGB but row 0 is 5×6 RGB"),
+        ({"image": pa.array([], type=pa.binary())}, "holds no images, for its table has no rows"),
+        ({"image": [FILES[0], png(9, 9)]}, "row 1 is 9×9 RGB but row 0 is 6×5 RGB"),
     ],
 )
 def test_parquet_errors(tmp_path: Path, columns: dict[str, object], text: str):

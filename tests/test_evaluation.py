@@ -1,16 +1,18 @@
 import functools
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import onefold
 from data_images import noise
 from helpers_runs import tiny
-from onefold import evaluation, extractor, metrics
+from onefold import evaluation, extractor, metrics, tables
 from onefold.architecture import Network
 from onefold.cli import run as command
 from onefold.data import open_dataset, read_all
@@ -366,3 +368,18 @@ def test_the_classifier_of_a_large_set_sees_images_spread_over_it(tmp_path: Path
     np.savez(tmp_path / "a.npz", images=images)
     extractor_for(open_dataset(tmp_path / "a.npz"))
     assert seen[0][:, 0, 0, 0].tolist() == [0, 4, 8]
+
+
+def test_images_that_are_all_alike_have_no_yardstick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    np.savez(tmp_path / "black.npz", images=np.zeros((40, 4, 4, 1), np.uint8))
+    monkeypatch.setattr(metrics, "train_classifier", functools.partial(metrics.train_classifier, epochs=1))
+    monkeypatch.setenv("ONEFOLD_CACHE", str(tmp_path / "cache"))
+    data = {"data__source": str(tmp_path / "black.npz"), "data__test": None}
+    run = train(tiny(training__images=32, **data), tmp_path / "run", quiet=True)
+    record = evaluate(run, images=20, sampler=Sampler(1))
+    assert record["frechet"]["halves"] == 0
+    assert record["frechet"]["ratio"] is None
+    console = Console(file=io.StringIO(), width=200)
+    tables.show_record(console, record)
+    assert "all alike" in console.file.getvalue()
+    assert "20 images are too few for the Fréchet distance" in console.file.getvalue()

@@ -2,8 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers_runs import tiny
 from onefold import files
-from onefold.files import write_whole
+from onefold.errors import UserError
+from onefold.files import is_unused, locked, unfinished, write_whole
+from onefold.training.loop import train
 
 
 def test_a_file_is_written_whole_with_its_folder(tmp_path: Path):
@@ -23,3 +26,29 @@ def test_what_was_there_stays_if_the_disk_is_full(tmp_path: Path, monkeypatch: p
         write_whole(tmp_path / "a.txt", "after")
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path):
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process works in this folder"):
+        locked(tmp_path / "run").__enter__()
+    with locked(tmp_path / "run"):
+        assert is_unused(tmp_path / "run")
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path):
+    config = tiny(training__images=32)
+    run = train(config, tmp_path / "run", quiet=True)
+    with locked(run.folder), pytest.raises(UserError, match="another process works in this folder"):
+        train(None, run.folder, resume=True, quiet=True)
+    with locked(tmp_path / "new"), pytest.raises(UserError, match="another process works in this folder"):
+        train(config, tmp_path / "new", quiet=True)
+    train(config, tmp_path / "new", quiet=True)
+
+
+def test_what_a_killed_process_left_is_no_use_of_a_folder(tmp_path: Path):
+    assert is_unused(tmp_path / "missing")
+    unfinished(tmp_path / "config.json").write_text("{")
+    assert is_unused(tmp_path)
+    (tmp_path / "note.txt").write_text("mine")
+    assert not is_unused(tmp_path)
+    assert not is_unused(tmp_path / "note.txt")

@@ -360,7 +360,7 @@ def test_a_run_has_these_files(whole: Run):
 
 def test_it_is_sampled_in_one_step_and_says_so(here: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(["sample", "run", "--n", "12", "--out", "grid.png"]) == 0
-    assert capsys.readouterr().out == "grid.png: 12 images, 1 steps\n"
+    assert capsys.readouterr().out == "grid.png: 12 images, 1 step\n"
     with Image.open("grid.png") as image:
         about = dict(image.text)
         found = image.tobytes()
@@ -403,6 +403,14 @@ def test_the_command_is_the_library_s_conversion(here: Path, capsys: pytest.Capt
     run = onefold.train(one_step_from(Path("given"), **changes), here / "library", quiet=True)
     assert load_run("given-onestep").config == run.config
     assert differing(newest_of(Path("given-onestep")), newest_of(run.folder)) == []
+
+
+def test_a_run_of_another_teacher_is_not_resumed(here: Path, whole: Run, capsys: pytest.CaptureFixture[str]):
+    onefold.train(tiny(training__images=32, training__seed=7), here / "other", quiet=True)
+    assert cli.run(["onestep", "other", "--resume", "--out", "run", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "run: was made of" in said
+    assert "not of other" in said
 
 
 def test_the_command_resumes(here: Path, whole: Run):

@@ -17,10 +17,11 @@ from PIL import Image
 from onefold import cli
 from onefold.architecture import NetworkConfig
 from onefold.errors import TrainingAborted, UserError
+from onefold.files import locked
 from onefold.metrics import Record
 from onefold.studies import Study, collapse, figures, run_study, trials
 from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
-from onefold.studies.study import Trial, begin, check, locked
+from onefold.studies.study import Trial, begin, check
 from onefold.training import loop
 from onefold.training.log import RunLog
 from onefold.training.loop import Interrupted
@@ -89,7 +90,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 def test_everything_is_written_and_every_run_is_an_ordinary_one(done: Done):
     out, trials, said = done.out, done.trials, done.said
-    assert {path.name for path in out.iterdir()} == FILES | {"study.json", "runs", ".lock"}
+    assert {path.name for path in out.iterdir()} == FILES | {"study.json", "runs"}
     assert sorted(path.name for path in (out / "runs").iterdir()) == [
         "ema-seed0",
         "ema-seed1",
@@ -413,5 +414,5 @@ def test_what_was_measured_at_the_beginning_holds_for_the_whole_study(tmp_path: 
 
 
 def test_two_processes_cannot_work_on_one_study(tmp_path: Path):
-    with locked(tmp_path), pytest.raises(UserError, match="another process works on this study"):
+    with locked(tmp_path), pytest.raises(UserError, match="another process works in this folder"):
         run_study(tiny(), tmp_path)

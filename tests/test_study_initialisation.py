@@ -77,7 +77,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 def test_tables_and_pictures_are_written(done: Done):
     names = {path.name for path in done.out.iterdir()}
     assert names == {
-        *("study.json", "runs", ".lock"),
+        *("study.json", "runs"),
         *("table.json", "table.csv", "table.md", "curves.png", "samples.png"),
     }
     for path in done.out.glob("*.png"):
@@ -353,7 +353,7 @@ def test_a_study_without_generators_has_a_table_all_the_same(
     found = run_study(tiny(("random",)), tmp_path / "out")
     assert [bool(trial.record) for trial in found] == [True, False]
     assert {path.name for path in (tmp_path / "out").glob("*.*")} == {
-        *("study.json", ".lock", "table.json", "table.csv", "table.md", "samples.png")
+        *("study.json", "table.json", "table.csv", "table.md", "samples.png")
     }
 
 

@@ -38,7 +38,8 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(f"{name}: {_one_line(complaint.getvalue())}; see `{name} --help`") from None
+        short = name.removeprefix("onefold ")
+        raise UserError(f"{short}: {_one_line(complaint.getvalue())}; see `{name} --help`") from None
     return call()
 
 
@@ -58,6 +59,9 @@ def _one_line(box: str) -> str:
     if not sections:
         return "the options cannot be read"
     text = re.sub(r"^Error parsing config\.\w+: ", "", " ".join(sections[0]))
+    # An option that may be None is a union to the parser, which then reports on each of its members.
+    union = r"no type matching \{None\}\|\{?(.*?)\}? could be instantiated from \[(.*?)\]\..*"
+    text = re.sub(union, r"\2 is not \1", text)
     if len(sections) > 1 and sections[1][:1] == ["Perhaps you meant:"]:
         text += f" (perhaps {sections[1][1]}?)"
     return text

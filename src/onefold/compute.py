@@ -48,7 +48,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} cannot be used here; choose auto, cpu, cuda or cuda:1") from error
+        there = ", ".join(["auto", "cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))])
+        raise UserError(f"device: {name!r} cannot be used here; choose one of {there}") from error
     return device
 
 

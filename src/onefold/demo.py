@@ -1,22 +1,23 @@
 """The demo: train on the embedded digits, make a one-step generator of it, evaluate both, and show the pictures."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from onefold import tables
 from onefold.data import open_dataset
+from onefold.errors import UserError
 from onefold.evaluation import evaluate
 from onefold.metrics import Record
 from onefold.recipes import recipe
 from onefold.report import panels
 from onefold.training.config import Config
 from onefold.training.grids import sample_grid
-from onefold.training.loop import train
+from onefold.training.loop import Interrupted, train
 from onefold.training.onestep import converted
-from onefold.training.run import Run
+from onefold.training.run import Run, load_run
+from onefold.training.state import checkpoints
 
 __all__ = ["run_demo"]
 
@@ -36,7 +37,7 @@ def run_demo(out: Path, seed: int, console: Console, *, quiet: bool = False) -> 
         f"One network of {config.network.depth} blocks learns to encode, denoise and decode "
         f"{len(open_dataset('digits')):,} handwritten digits, from random weights."
     )
-    run = _trained(lambda: config, out, console, quiet=quiet)
+    run = _trained(config, out, console, quiet=quiet)
     record = _evaluated(run, console)
     picture = out / "samples.png"
     sample_grid(run.network, picture, count=SHOWN, columns=10)
@@ -45,7 +46,7 @@ def run_demo(out: Path, seed: int, console: Console, *, quiet: bool = False) -> 
     console.print(f"test images above their reconstructions: {newest}\n")
 
     console.print("The same weights become a one-step generator, taught by the data through a learned density ratio.")
-    fast = _trained(lambda: converted(out), out.with_name(f"{out.name}-onestep"), console, quiet=quiet)
+    fast = _trained(converted(out), out.with_name(f"{out.name}-onestep"), console, quiet=quiet)
     fast_record = _evaluated(fast, console)
     both = fast.folder / "one-step.png"
     _show(both, run, fast, record, fast_record)
@@ -55,13 +56,28 @@ def run_demo(out: Path, seed: int, console: Console, *, quiet: bool = False) -> 
     console.print(f"the runs: {out}, {fast.folder}; the records: evaluation/demo.json in both")
 
 
-def _trained(config: Callable[[], Config], folder: Path, console: Console, *, quiet: bool) -> Run:
-    """Train, or continue what is in the folder; says how long it took."""
-    started = time.perf_counter()
-    if (folder / "config.json").exists():
-        run = train(None, folder, resume=True, quiet=quiet)
-    else:
-        run = train(config(), folder, quiet=quiet)
+def _trained(config: Config, folder: Path, console: Console, *, quiet: bool) -> Run:
+    """Train, or continue what is in the folder; says how long it took.
+
+    Raises:
+        UserError: another run is in the folder.
+        Interrupted: as of `train`; the same command goes on.
+    """
+    started, begun = time.perf_counter(), (folder / "config.json").exists()
+    if begun:
+        found = load_run(folder)
+        decided = {f"training.{name}": getattr(found.config.training, name) for name in ("precision", "compile")}
+        if found.config != config.with_changes(decided):
+            raise UserError(f"{folder}: holds another run than this demo's; choose another --out")
+        done = max((int(path.name) for path in checkpoints(folder)), default=0)
+        if done >= config.training.images:
+            console.print(f"{folder}: was trained before")
+            return found
+        console.print(f"{folder}: goes on from {done:,} images")
+    try:
+        run = train(config, folder, resume=begun, quiet=quiet)
+    except Interrupted as stop:
+        raise Interrupted(stop.signal, f"{folder}: stopped and saved; the same command goes on") from stop
     console.print(f"training and pictures: {tables.duration(time.perf_counter() - started)}")
     return run
 

@@ -26,6 +26,8 @@ def reason(error: BaseException) -> str:
     """What an error says, on one line."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "no space left on the disk"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file stands where a folder belongs"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__

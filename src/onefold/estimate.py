@@ -20,6 +20,7 @@ import torch
 from onefold.architecture import build
 from onefold.compute import chosen, eager, require_compiler, resolve_device
 from onefold.data.loader import IN_MEMORY
+from onefold.errors import UserError
 from onefold.flops import sampling_flops, training_flops
 from onefold.network import parameter_shares
 from onefold.training.config import Config
@@ -81,7 +82,13 @@ class Estimate:
 
 
 def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
-    """Count, and measure for about `seconds` (0: only count)."""
+    """Count, and measure for about `seconds` (0: only count).
+
+    Raises:
+        UserError: a length that makes no sense.
+    """
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"seconds: {seconds} is not a length of time; give 0 or more")
     with torch.device("meta"):
         network = build(config.network)
     shares = parameter_shares(network)

@@ -109,7 +109,7 @@ def evaluate(
     halves, matched = _yardsticks(real_features, made_features, seed)
     numbers: dict[str, object] = {
         "frechet_distance": metrics.frechet_distance(real_features, made_features),
-        "frechet": {"halves": halves, "matched": matched, "ratio": matched / halves},
+        "frechet": {"halves": halves, "matched": matched, "ratio": matched / halves if halves else None},
         "kid": kid,
         "kid_error": kid_error,
         "precision": near,

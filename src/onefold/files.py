@@ -1,12 +1,21 @@
-"""Files that are written whole or not at all, whenever the process is killed and however full the disk is."""
+"""Files that are written whole or not at all, and folders that one process at a time works in."""
 
+import fcntl
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "write_whole"]
+from onefold.errors import UserError, writing
+
+__all__ = ["is_unused", "locked", "unfinished", "write_whole"]
 
 UNFINISHED = ".writing-"
-"""What the names of files and folders begin with that are not written to their end; a kill leaves them behind."""
+
+
+def unfinished(path: Path) -> Path:
+    """Where what will be moved to `path` is written; a process that is killed leaves it behind."""
+    return path.with_name(f"{UNFINISHED}{path.name}")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -16,12 +25,45 @@ def write_whole(path: Path, text: str) -> None:
         OSError: it could not be written; what was there before is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}")
+    beside = unfinished(path)
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
+        with beside.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        beside.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Generator[int]:
+    """Keep other processes from working in a folder, which is made if it is not there.
+
+    Gives the lock's descriptor, which a child process may hold too. Where the file system knows no such locks (NFS, for
+    one), nobody is kept out.
+
+    Raises:
+        UserError: another process works in it, or it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            cure = "wait for its end, stop it, or choose another --out"
+            raise UserError(f"{folder}: another process works in this folder; {cure}") from None
+        except OSError:
+            pass
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder is not there, or holds nothing but what a killed process has left unfinished."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name.startswith(UNFINISHED) for path in folder.iterdir())

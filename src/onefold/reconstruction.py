@@ -10,7 +10,9 @@ from torch import Tensor
 from onefold import metrics
 from onefold.architecture import Network, NetworkConfig
 from onefold.data import open_dataset, read_all
+from onefold.data.advice import conversion
 from onefold.data.decode import decode, to_image
+from onefold.data.text import channels_text, shape_text
 from onefold.errors import UserError, reason
 from onefold.pixels import grid, save_png
 from onefold.training.grids import reconstructions
@@ -48,13 +50,12 @@ def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
     if len(images) == 1 and (images[0].is_dir() or images[0].suffix in (".zip", ".npz", ".parquet", "")):
         data = open_dataset(str(images[0]))
         if data.image_shape != (height, width, config.channels):
-            cure = f"use `onefold data convert {images[0]} OUT.zip --size {width} --height {height}`"
+            wanted = (height, width, config.channels)
+            cure = f"make them so: {conversion(str(images[0]), (height, width))}"
             if data.image_shape[2] != config.channels:
-                cure = f"give images of {config.channels} channels"
-            raise UserError(
-                f"{images[0]}: images of {data.image_shape}, but the network takes {(height, width, config.channels)}; "
-                f"{cure}"
-            )
+                cure = f"give images of {channels_text(config.channels)}"
+            found = shape_text(data.image_shape)
+            raise UserError(f"{images[0]}: images of {found}, but the network takes {shape_text(wanted)}; {cure}")
         return read_all(data, np.arange(min(MOST, len(data))))[0]
     if config.channels not in MODES:
         raise UserError(f"{images[0]}: the network takes {config.channels} channels; give an .npz file instead")
@@ -67,7 +68,7 @@ def _read_one(path: Path, mode: str, height: int, width: int) -> Tensor:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except Exception as error:  # whatever Pillow raises on broken data
-        raise UserError(f"{path}: cannot be read as an image ({reason(error)})") from error
+        raise UserError(f"{path}: cannot be read as an image ({reason(error)}); give another") from error
     if pixels.shape[:2] != (height, width):
         raise UserError(
             f"{path}: is {pixels.shape[0]}×{pixels.shape[1]}, but the network takes {height}×{width}; resize it first"

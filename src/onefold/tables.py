@@ -74,10 +74,15 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
     )
     table.add_row("sampling", f"{record['images_per_second']:.1f}/s", "", f"{protocol['steps']} steps")
     console.print(table)
-    console.print(
-        f"The Fréchet distance is {frechet['ratio']:.2f} times that between two random halves of the real images, "
-        f"in features of: {protocol['extractor']}."
-    )
+    console.print(f"Features: {protocol['extractor']}.")
+    if frechet["ratio"] is None:
+        console.print("The real images are all alike: there is nothing to measure a distance by.")
+    else:
+        console.print(
+            f"The Fréchet distance is {frechet['ratio']:.2f} times that between two halves of the real images."
+        )
+    if protocol["few_images"]:
+        console.print(f"{protocol['generated_images']:,} images are too few for the Fréchet distance; it is too large.")
 
 
 def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -> None:
@@ -86,10 +91,10 @@ def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -
     network = config.network
     size = f"{network.image_size[0]}×{network.image_size[1]}×{network.channels}"
     table.add_row("recipe", f"{name}: images of {size} as {network.tokens} tokens × {network.latent_channels}")
-    table.add_row(
-        "parameters", f"{cost.parameters / 1e6:,.2f}M, {100 * cost.share:.1f} % of them serve all three roles"
-    )
-    table.add_row("latent", f"{cost.latent_ratio:.3f} numbers per number of the image")
+    shared = f", {100 * cost.share:.1f} % of them serve all three roles" if cost.share else ""
+    table.add_row("parameters", f"{cost.parameters / 1e6:,.2f}M{shared}")
+    if network.space == "latents":
+        table.add_row("latent", f"{cost.latent_ratio:.3f} numbers per number of the image")
     total = cost.flops_per_image * cost.images / 1e15
     per_image = f"{cost.flops_per_image / 1e9:,.2f} GFLOP per image"
     table.add_row("training", f"{per_image}, {cost.images:,} images, {total:,.2f} PFLOP in all")

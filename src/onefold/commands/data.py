@@ -1,15 +1,21 @@
 """`onefold data inspect`, `convert` and `stats`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from tyro.conf import Positional
 
 from onefold import data, metrics
 from onefold.commands.terminal import console
-from onefold.errors import writing
+from onefold.data.target import check_target
+from onefold.data.text import counted, shape_text
+from onefold.errors import UserError, writing
 from onefold.extractor import extractor_for
+from onefold.pixels import save_png
 from onefold.training.log import ImageProgress
+from onefold.training.run import load_run, open_data
 
 __all__ = ["convert", "inspect", "stats"]
 
@@ -20,15 +26,18 @@ def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = 
     Example: onefold data inspect photos/ --sheet photos.png
 
     Args:
-        source: digits, digits:test, a folder, .zip, .npz or .parquet.
+        source: digits, digits:test, a folder, .zip, .npz or .parquet; sizes may be mixed.
         all: Decode every image, not a sample of 2,000.
         sheet: Also write a contact sheet of 64 images to this PNG file.
     """
+    if sheet is not None:
+        check_target(sheet, ".png", source)
     console.print("\n".join(data.describe(data.inspect(source, sample=None if all else 2000))))
     if sheet is not None:
-        with writing(sheet):
-            data.contact_sheet(data.open_dataset(source, unreadable="skip")).save(sheet, format="PNG")
+        drawn, missing = data.contact_sheet(source)
+        save_png(sheet, np.asarray(drawn))
         console.print(f"{sheet}: contact sheet")
+        _left_out(missing)
 
 
 def convert(
@@ -47,8 +56,8 @@ def convert(
 
     Args:
         source: A folder, .zip, .npz or .parquet; sizes may be mixed.
-        out: The zip to write.
-        size: Side of the square images; the width, if --height is given too.
+        out: The zip to write; never the source itself.
+        size: Side of the square images, at most 8,192 pixels; the width, if --height is given too.
         height: Height, for images that are not square.
         unreadable: Stop at an image that cannot be read, or leave it out.
         overwrite: Replace an existing zip.
@@ -57,27 +66,55 @@ def convert(
     with ImageProgress("converting", 1, quiet=quiet) as bar:
         wanted = size if height is None else (height, size)
         done = data.convert(source, out, wanted, unreadable=unreadable, overwrite=overwrite, progress=bar.of)
-    height, width, channels = done.image_shape
-    console.print(f"{done.path}: {done.written:,} images of {height}×{width}×{channels}")
+    console.print(f"{done.path}: {counted(done.written)} of {shape_text(done.image_shape)} (height × width)")
     if done.enlarged:
         console.print(f"{done.enlarged:,} of them were smaller and have been enlarged")
-    if done.skipped:
-        console.print(f"{len(done.skipped):,} unreadable images left out: {', '.join(done.skipped)}")
+    _left_out(done.skipped)
 
 
-def stats(source: Positional[str], /, out: Path = Path("stats.safetensors"), features: Path | None = None) -> None:
+def stats(
+    source: Positional[str],
+    /,
+    out: Path = Path("stats.safetensors"),
+    features: Path | None = None,
+    run: Path | None = None,
+    unreadable: Literal["refuse", "skip"] = "refuse",
+) -> None:
     """Store the feature statistics of a data source, for `onefold evaluate --reference`.
 
-    Example: onefold data stats photos64.zip --out photos64.stats.safetensors
+    Example: onefold data stats photos64.zip --run runs/photos --out photos64.stats.safetensors
 
     Args:
         source: digits, digits:test, a folder, .zip, .npz or .parquet.
-        out: File to write.
+        out: File to write, ending in .safetensors; existing statistics are replaced.
         features: Feature extractor; default: a small classifier of the source.
+        run: Take the features that `onefold evaluate` measures this run in: a small classifier of its training images.
+        unreadable: Stop at an image that cannot be read, or leave it out.
     """
-    dataset = data.open_dataset(source)
-    extractor = metrics.from_file(features) if features else extractor_for(dataset, console.print)
-    images, _ = data.read_all(dataset)
+    if features is not None and run is not None:
+        raise UserError("--run: cannot go with --features; choose one")
+    check_target(out, ".safetensors", source)
+    if out.exists():
+        _check_statistics(out)
+    dataset = data.open_dataset(source, unreadable=unreadable)
+    learned_from = dataset if run is None else open_data(load_run(run).config.data)[0]
+    images, _ = data.read_all(dataset)  # first, for it may find an image that cannot be read
+    extractor = metrics.from_file(features) if features else extractor_for(learned_from, console.print)
     with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
         metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)
-    console.print(f"{out}: mean and covariance of {extractor.width} features of {len(dataset):,} images")
+    console.print(f"{out}: mean and covariance of {extractor.width} features of {counted(len(dataset))}")
+    _left_out(dataset.skipped)
+
+
+def _check_statistics(path: Path) -> None:
+    """Refuse to replace what is none: weights and feature extractors are .safetensors too."""
+    try:
+        metrics.Moments.load(path)
+    except UserError as error:
+        raise UserError(f"{path}: exists already and holds no statistics; choose another --out") from error
+
+
+def _left_out(names: Sequence[str]) -> None:
+    if names:
+        console.print(f"{counted(len(names), 'unreadable image')} left out: {', '.join(names)}")

@@ -13,6 +13,7 @@ from onefold.architecture import Network
 from onefold.commands.terminal import console
 from onefold.compute import Precision, computing, resolve_device
 from onefold.data.parallel import ordered
+from onefold.data.text import counted
 from onefold.errors import UserError
 from onefold.ratio import RatioNet
 from onefold.reconstruction import reconstruct_files
@@ -52,7 +53,8 @@ def sample(
     Args:
         run: A run's folder, a saved network's folder, or a network on the hub (owner/name).
         n: Number of images.
-        out: PNG file of the grid, or folder with --separate. Default: samples.png in the current folder.
+        out: PNG file of the grid, or folder with --separate. Default: RUN-samples.png, or a folder
+            RUN-samples, here.
         labels: One label for all images, or one for each. Default: (seed + k) mod K.
         steps: Steps of the solver; 1 is one-step generation. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
@@ -83,14 +85,20 @@ def sample(
         origin |= {"choice": str(source)} if chosen else {}
         origin |= {"precision": computed} if computed != "float32" else {}
         if separate:
-            folder = out or Path("samples")
+            folder = out or Path(f"{_name(run)}-samples")
             _write_each(folder, (network.pictures([z]) for z in latents), seed, y, origin)
-            console.print(f"{n} images in {folder}")
+            console.print(f"{folder}: {counted(n)}, {counted(sampler.steps, 'step')}")
             return
         images = network.pictures(latents)
-    path = out or Path("samples.png")
+    path = out or Path(f"{_name(run)}-samples.png")
     pixels.save_png(path, pixels.grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
-    console.print(f"{path}: {n} images, {sampler.steps} steps")
+    console.print(f"{path}: {counted(n)}, {counted(sampler.steps, 'step')}")
+
+
+def _name(run: Path) -> str:
+    """What pictures of a run, or of the network saved in one, are named by."""
+    folder = run.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _write_each(
@@ -119,7 +127,7 @@ def reconstruct(
     run: Positional[Path],
     images: Positional[tuple[Path, ...]],
     /,
-    out: Path = Path("reconstructions.png"),
+    out: Path | None = None,
 ) -> None:
     """Encode and decode images: above the originals, below what the network makes of them.
 
@@ -128,10 +136,11 @@ def reconstruct(
     Args:
         run: A run's folder or a saved network's folder.
         images: Image files of the network's size, or a data source (folder, .zip, …; its first 30 images).
-        out: PNG file to write.
+        out: PNG file to write. Default: RUN-reconstructions.png, here.
     """
-    psnr, count = reconstruct_files(run, images, out)
-    console.print(f"{out}: {count} images, PSNR {psnr:.2f} dB")
+    path = out or Path(f"{_name(run)}-reconstructions.png")
+    psnr, count = reconstruct_files(run, images, path)
+    console.print(f"{path}: {counted(count)}, PSNR {psnr:.2f} dB")
 
 
 def chosen_verifier(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:

@@ -8,12 +8,13 @@ import tyro
 
 from onefold import settings, tables
 from onefold.arguments import parse
-from onefold.commands.terminal import check_resumed, console
+from onefold.commands.terminal import check_resumed, console, resumed
 from onefold.errors import UserError
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import OneStep, TrainingConfig
-from onefold.training.onestep import converted, onestep_of
+from onefold.training.onestep import converted, is_other_teacher, onestep_of
+from onefold.training.run import load_run
 
 __all__ = ["onestep"]
 
@@ -59,7 +60,12 @@ def onestep(arguments: list[str]) -> None:
         folder = out or beside.with_name(name)
         if resume:
             check_resumed(given, "--method")  # which names the folder
-            finished = loop.train(None, folder, resume=True, quiet=quiet)
+            run = load_run(folder)
+            if run.config.onestep is None:
+                raise UserError(f"{folder}: is no one-step run; resume it with `onefold train --out {folder} --resume`")
+            if named and is_other_teacher(run, teacher):
+                raise UserError(f"{folder}: was made of {run.config.onestep.teacher}, not of {teacher}; see its --out")
+            finished = resumed(run, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
             derived = converted(teacher, images=own.images, batch=own.batch)

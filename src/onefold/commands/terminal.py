@@ -7,9 +7,20 @@ from rich.console import Console
 
 from onefold.errors import UserError
 from onefold.recipes import RECIPES
+from onefold.training import loop
 from onefold.training.config import Config
+from onefold.training.run import Run
+from onefold.training.state import checkpoints
 
-__all__ = ["Architecture", "check_resumed", "console", "hush", "recipe_first", "with_architecture"]
+__all__ = [
+    "Architecture",
+    "check_resumed",
+    "console",
+    "hush",
+    "recipe_first",
+    "resumed",
+    "with_architecture",
+]
 
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 """Prints lines as they are: the name of a file may look like markup."""
@@ -37,6 +48,15 @@ def with_architecture(config: Config, architecture: Architecture) -> Config:
     if architecture is None:
         return config
     return config.with_changes({"network.architecture": architecture.replace("-", "_")})
+
+
+def resumed(run: Run, *, quiet: bool) -> Run:
+    """A run, trained to its end; says so if it had reached it before."""
+    images, saved = run.config.training.images, checkpoints(run.folder)
+    if saved and int(saved[-1].name) >= images and not quiet:
+        cure = "for a longer training, start a new run with more images"
+        console.print(f"{run.folder}: already finished, at {images:,} images; {cure}")
+    return loop.train(None, run.folder, resume=True, quiet=quiet)
 
 
 def hush(line: str) -> None:

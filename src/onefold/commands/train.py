@@ -7,13 +7,19 @@ import tyro
 
 from onefold import tables
 from onefold.arguments import parse
-from onefold.commands.terminal import Architecture, check_resumed, console, recipe_first, with_architecture
+from onefold.commands.terminal import (
+    Architecture,
+    check_resumed,
+    console,
+    recipe_first,
+    resumed,
+    with_architecture,
+)
 from onefold.errors import UserError
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
 from onefold.training.run import Run, load_run
-from onefold.training.state import checkpoints
 
 __all__ = ["train"]
 
@@ -22,6 +28,10 @@ def train(arguments: list[str]) -> None:
     """Train one network, end to end."""
     name, options = recipe_first("train", arguments, "--resume")
     default = recipe(name or "digits")
+    for option in options:
+        if option.partition("=")[0] in ("--network.image-size", "--network.channels"):
+            cure = "other sizes are made by `onefold data convert`"
+            raise UserError(f"{option}: size and channels are read from the data; {cure}")
 
     def train_recipe(
         data: str | None = None,
@@ -53,7 +63,7 @@ def train(arguments: list[str]) -> None:
         """
         if resume:
             check_resumed(options)
-            finished = _resumed(out or Path("runs") / default.recipe, quiet=quiet)
+            finished = _resumed(out or Path("runs") / default.recipe, name, quiet=quiet)
         else:
             config = with_architecture(config.with_changes({"data.unreadable": unreadable}), architecture)
             if on_collapse is not None:
@@ -65,13 +75,12 @@ def train(arguments: list[str]) -> None:
     parse(train_recipe, options, f"onefold train {name or 'RECIPE'}")
 
 
-def _resumed(folder: Path, *, quiet: bool) -> Run:
-    """The run, trained to its end; says so if it had reached it before."""
-    images, saved = load_run(folder).config.training.images, checkpoints(folder)
-    if saved and int(saved[-1].name) >= images and not quiet:
-        cure = "for a longer training, start a new run with more --training.images"
-        console.print(f"{folder}: already finished, at {images:,} images; {cure}")
-    return loop.train(None, folder, resume=True, quiet=quiet)
+def _resumed(folder: Path, name: str | None, *, quiet: bool) -> Run:
+    """The run, which is of the recipe if one is named, trained to its end."""
+    run = load_run(folder)
+    if name not in (None, run.config.recipe):
+        raise UserError(f"{folder}: is a run of {run.config.recipe}, not of {name}; leave the recipe out to resume it")
+    return resumed(run, quiet=quiet)
 
 
 def _worked_in(config: Config, data: str | None, test_data: str | None, steps: int | None) -> Config:

@@ -4,7 +4,6 @@ Images may differ in size and channels. Each is resized by its shorter side, wit
 its centre is kept. All become grey if all were grey, else RGB; transparent parts become white.
 """
 
-import errno
 import os
 import zipfile
 from collections.abc import Callable, Generator
@@ -16,14 +15,20 @@ from typing import Literal, TypeVar
 
 from PIL import Image, ImageOps
 
-from onefold.data.decode import Shape, channels_text, over_white, to_image
+from onefold.data.advice import LARGEST
+from onefold.data.decode import Shape, over_white, to_image
 from onefold.data.layout import natural
 from onefold.data.listing import Listing, Unreadable
-from onefold.data.parallel import Progress, each
+from onefold.data.parallel import CHUNK, Progress, each
 from onefold.data.source import list_source
-from onefold.errors import UserError
+from onefold.data.target import check_target
+from onefold.data.text import channels_text
+from onefold.errors import UserError, writing
 
 Result = TypeVar("Result")
+
+# Pixels that a thread makes before it hands them over: many small images, or one large one.
+_PIXELS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -54,24 +59,30 @@ def convert(
     """Write the images of `source` to the zip `out_zip`, each of `size`: a side or (height, width).
 
     The zip has a folder per class, in the order of the classes; a class without images vanishes. It appears
-    when it is complete; until then, and after a failure, `out_zip` is as it was before.
+    when it is complete; until then, and after a failure, `out_zip` is as it was before. Missing folders are made.
 
     `unreadable` "skip" leaves out what cannot be decoded. `progress` is told of the images that are done.
 
     Raises UserError when the source cannot be opened or holds other channels than grey, RGB and RGBA, when an
-    image cannot be read, when `out_zip` is there already (unless `overwrite`), and when it cannot be written.
+    image cannot be read, when `size` is beyond 1…8,192 pixels, when `out_zip` is there already (unless
+    `overwrite`) or is the source, and when it cannot be written.
     """
     out = Path(out_zip).expanduser()
     height, width = (size, size) if isinstance(size, int) else size
-    _check(out, height, width, overwrite)
+    if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
+        raise UserError(f"--size {height}×{width}: a side must have 1 to {LARGEST:,} pixels; choose another size")
+    check_target(out, ".zip", source)
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another name, or replace it with --overwrite")
     listing = list_source(source)
 
     def attempt(function: Callable[[int], Result], index: int) -> Result | None:
         try:
             return function(index)
-        except Unreadable:
+        except Unreadable as error:
             if unreadable == "skip":
                 return None
+            error.cure = "leave such images out with --unreadable skip"
             raise
 
     everything = range(len(listing))
@@ -89,7 +100,8 @@ def convert(
     written, enlarged = 0, 0
     skipped = [listing.names[index] for index in everything if shapes[index] is None]
     with _complete(out) as archive:
-        for index, result in zip(readable, each(render, readable, progress), strict=True):
+        chunk = min(CHUNK, max(1, _PIXELS // (height * width)))
+        for index, result in zip(readable, each(render, readable, progress, chunk=chunk), strict=True):
             if result is None:
                 skipped.append(listing.names[index])
                 continue
@@ -100,7 +112,7 @@ def convert(
             written += 1
             enlarged += small
         if written == 0:
-            raise UserError(f"{listing.source}: none of its {len(listing)} images can be read; check the files")
+            raise UserError(f"{listing.source}: none of its images can be read; check the files")
     return Conversion(out, (height, width, 1 if mode == "L" else 3), written, enlarged, tuple(skipped))
 
 
@@ -115,17 +127,6 @@ def class_folders(class_names: tuple[str, ...]) -> list[str]:
     if len(set(folders)) == len(folders) and sorted(folders, key=natural) == folders:
         return folders
     return [f"{number:05d} {name}" for number, name in enumerate(folders)]
-
-
-def _check(out: Path, height: int, width: int, overwrite: bool) -> None:
-    if height < 1 or width < 1:
-        raise UserError(f"--size {height}×{width}: must be at least 1 pixel; give the side of the new images")
-    if out.suffix.lower() != ".zip":
-        raise UserError(f"{out}: the result is a zip file; give it a name that ends in .zip")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; choose another name, or replace it with --overwrite")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: its folder does not exist; make it first: mkdir -p {out.parent}")
 
 
 def _png(listing: Listing, index: int, mode: str, width: int, height: int) -> tuple[bytes, bool]:
@@ -147,12 +148,11 @@ def _png(listing: Listing, index: int, mode: str, width: int, height: int) -> tu
 def _complete(out: Path) -> Generator[zipfile.ZipFile]:
     """Open a zip that takes its name only when all went well. Raises UserError when it cannot be written."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            yield archive
-        temporary.replace(out)
-    except OSError as error:
-        cure = "free some, or write elsewhere" if error.errno == errno.ENOSPC else "write elsewhere"
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); {cure}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                yield archive
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)

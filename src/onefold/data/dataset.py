@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onefold.data.decode import Pixels, Shape
+from onefold.data.text import counted
 from onefold.errors import UserError
 
 
@@ -94,10 +95,15 @@ def holdout(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, S
     """
     count = len(dataset)
     held = round(count * fraction)
+    if count < 2:
+        raise UserError(
+            f"{dataset.source}: holds {counted(count)}, but at least 2 are needed to hold one out for evaluation; "
+            "add some, or give others with --test-data"
+        )
     if not 0 < held < count:
         raise UserError(
-            f"{dataset.source}: holding out a fraction {fraction} of {count} images leaves one part empty; "
-            "choose another fraction between 0 and 1"
+            f"{dataset.source}: holding out a fraction {fraction} of {count:,} images leaves one part empty; "
+            f"hold out one with --data.holdout {1 / count:.2g}, or more, or give other images with --test-data"
         )
     # The second number keeps this permutation apart from those of the epochs (see order.py).
     permutation = np.random.Generator(np.random.PCG64([seed, 0, 1])).permutation(count)

@@ -30,7 +30,6 @@ _BECOMES = {
     **dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "RGBA"),
 }
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
-_CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 # The tag of the camera's orientation, and its values that exchange height and width.
 _ORIENTATION = 0x0112
@@ -50,7 +49,7 @@ def decode(data: bytes) -> Pixels:
     Raises whatever Pillow raises on broken data, and ValueError on pixels deeper than 8 bits; `reason` turns
     any of them into words.
     """
-    with Image.open(BytesIO(data), formats=_FORMATS) as image:
+    with _opened(data) as image:
         mode = _mode(image)
         upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
         if upright.mode == "P" and "transparency" in upright.info:
@@ -66,7 +65,7 @@ def header_shape(data: bytes) -> Shape:
 
     Raises like `decode`, also when `data` ends before the header does.
     """
-    with Image.open(BytesIO(data), formats=_FORMATS) as image:
+    with _opened(data) as image:
         width, height = image.size
         if "exif" in image.info and image.getexif().get(_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
@@ -84,23 +83,20 @@ def over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(paper, image).convert("RGB")
 
 
-def shape_text(shape: Shape) -> str:
-    """Say (H, W, C) as people do: width × height and the kind of channels, such as "640×480 RGB"."""
-    height, width, channels = shape
-    return f"{width}×{height} {channels_text(channels)}"
-
-
-def channels_text(channels: int) -> str:
-    return _CHANNEL_NAMES.get(channels, f"{channels} channels")
-
-
 def reason(error: Exception) -> str:
     """Say in a few words, on one line, why reading or decoding failed."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP or BMP image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise ValueError("the file is empty")
+    try:
+        return Image.open(BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:  # whose own words name an object in memory
+        raise UnidentifiedImageError("not a JPEG, PNG, WebP or BMP image") from error
 
 
 def _mode(image: Image.Image) -> str:

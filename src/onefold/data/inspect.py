@@ -3,7 +3,6 @@
 `inspect` reports; it does not raise on broken files or mixed sizes, for those are what it is asked about.
 """
 
-import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.decode import Shape, channels_text, shape_text
-from onefold.data.listing import Listing, Unreadable
+from onefold.data.advice import fitting_size
+from onefold.data.decode import Shape
+from onefold.data.listing import Listing, Unreadable, spread
 from onefold.data.parallel import Progress, each
-from onefold.data.pictures import spread
 from onefold.data.source import list_source
+from onefold.data.text import channels_text, counted, shape_text
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Inspection:
 
     count: images listed, readable or not.
     shapes: how many images have each (H, W, C), the most frequent first.
-    decoded: how many images were decoded: all, or an evenly spread sample. `values` are over these, and over
-        those with the most frequent number of channels only; None when nothing could be decoded.
+    decoded: how many images were decoded: all, or an evenly spread sample.
+    measured: how many of them `values` are over: those with the most frequent number of channels. `values` is None
+        when nothing could be decoded.
     classes: how many images each class has, in the order of the labels; empty without classes.
     unreadable: the reason for each image, by name, that cannot be read. Damage beyond the header is found
         only in images that were decoded.
@@ -46,6 +47,7 @@ class Inspection:
     count: int
     shapes: dict[Shape, int]
     decoded: int
+    measured: int
     values: Values | None
     classes: dict[str, int]
     unreadable: dict[str, str]
@@ -89,28 +91,35 @@ def inspect(source: str | Path, *, sample: int | None = 2000, progress: Progress
             channels = len(found)
             frequency[channels] += 1
             histograms[channels] = histograms.get(channels, 0) + found
+    channels, measured = frequency.most_common(1)[0] if frequency else (0, 0)
+    values = _values(histograms[channels]) if frequency else None
+    advice = _advice(listing, list(shapes), unreadable, values, alone=measured == frequency.total())
     numbers = np.bincount(listing.labels, minlength=len(listing.class_names)).tolist()
     return Inspection(
         source=listing.source,
         count=len(listing),
         shapes=dict(shapes.most_common()),
         decoded=frequency.total(),
-        values=_values(histograms[frequency.most_common(1)[0][0]]) if frequency else None,
+        measured=measured,
+        values=values,
         classes=dict(zip(listing.class_names, numbers, strict=False)),
         unreadable=unreadable,
-        advice=tuple(_advice(listing, shapes, unreadable)),
+        advice=tuple(advice),
     )
 
 
 def describe(inspection: Inspection) -> list[str]:
     """Write an inspection as lines of plain text."""
     found = inspection
-    lines = [f"{found.source}: {found.count:,} images"]
+    lines = [f"{found.source}: {counted(found.count)}"]
     sizes = [f"{shape_text(shape)} ({number:,})" for shape, number in found.shapes.items()]
+    sizes[:1] = [size.replace(" ", " (height × width) ", 1) for size in sizes[:1]]
     lines.append("sizes: " + (_some(sizes) or "none can be read"))
     if found.values is not None:
         channels = len(found.values.mean)
-        lines.append(f"values over {found.decoded:,} images, {channels_text(channels)}:")
+        part = "" if found.measured == found.decoded else f"{found.measured:,} of "
+        which = f"those in {channels_text(channels)}" if part else channels_text(channels)
+        lines.append(f"values over {part}{counted(found.decoded)}, {which}:")
         for k in range(channels):
             low, high = found.values.minimum[k], found.values.maximum[k]
             mean, std = found.values.mean[k], found.values.std[k]
@@ -138,21 +147,27 @@ def _values(histogram: NDArray[np.int64]) -> Values:
     )
 
 
-def _advice(listing: Listing, shapes: Counter[Shape], unreadable: dict[str, str]) -> list[str]:
+def _advice(
+    listing: Listing, shapes: list[Shape], unreadable: dict[str, str], values: Values | None, *, alone: bool
+) -> list[str]:
+    """What to do, a line each; `values` are of all that was decoded if `alone`."""
+    if values is None:
+        return ["none of the images can be read: check the files"]
     advice: list[str] = []
+    command = listing.conversion(skip=bool(unreadable))
+    height, width, channels = shapes[0]
     if len(shapes) > 1:
-        shorter = np.repeat([min(shape[:2]) for shape in shapes], list(shapes.values()))
-        # A multiple of 8, so that the usual patches fit.
-        size = max(8, int(np.median(shorter)) // 8 * 8)
-        skip = " --unreadable skip" if unreadable else ""
-        advice.append(
-            "sizes or channels differ: make them alike with: onefold data convert "
-            f"{shlex.quote(listing.source)} OUT.zip --size {size}{skip}"
-        )
+        advice.append(f"sizes or channels differ: make them alike: {command}")
+    elif height % 2 or width % 2:
+        if channels not in (1, 3, 4):
+            command = "store arrays of {}×{}".format(*fitting_size(shapes))
+        advice.append(f"{height}×{width}: no recipe takes an odd height or width, for its patches: {command}")
     if unreadable:
-        advice.append(
-            f"{len(unreadable)} images cannot be read: replace them, or leave them out with --unreadable skip"
-        )
+        them = "it" if len(unreadable) == 1 else "them"
+        cure = f"; this command leaves {them} out" if advice else f", or {listing.leaving_out()}"
+        advice.append(f"{counted(len(unreadable))} cannot be read: replace {them}{cure}")
+    if alone and values.minimum == values.maximum:
+        advice.append("all images are alike, of one colour: there is nothing to learn from them; check the files")
     return advice
 
 

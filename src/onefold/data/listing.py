@@ -14,21 +14,35 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onefold.data.advice import conversion, fitting_size
 from onefold.data.decode import Pixels, Shape, decode, header_shape, reason
 from onefold.errors import UserError
 
 # Enough of a file to know its size: a camera's header with its preview has less than this.
 _HEAD = 1 << 17
 
+HEADERS = 1000
+"""Images whose headers tell, without reading all of a large set, what sizes there are."""
+
 
 class Unreadable(UserError):
-    """An image that cannot be read: `name` within `source`, and the `reason`."""
+    """An image that cannot be read: `name` within its listing, and the `reason`.
 
-    def __init__(self, source: str, name: str, reason: str) -> None:
+    `cure` is set where the command at hand can leave such images out itself.
+    """
+
+    def __init__(self, listing: "Listing", name: str, reason: str) -> None:
+        super().__init__(name, reason)
         self.name = name
         self.reason = reason
-        super().__init__(
-            f"{source}: {name} cannot be read ({reason}); replace it, or leave such images out with --unreadable skip"
+        self.cure: str | None = None
+        self._listing = listing
+
+    def __str__(self) -> str:
+        # Put together when it is read: the command comes from the other images, and most such errors are caught.
+        cure = self.cure or self._listing.leaving_out()
+        return (
+            f"{self._listing.source}: {self.name} cannot be read ({self.reason}); replace it{cure and ', or ' + cure}"
         )
 
 
@@ -63,6 +77,20 @@ class Listing(ABC):
     def content(self, index: int) -> bytes:
         """Give the bytes that image `index` is stored as. Raises `Unreadable`."""
 
+    def conversion(self, *, skip: bool = False) -> str | None:
+        """Give the command that makes a data set of these images; None when none of them can be read."""
+        shapes: list[Shape] = []
+        for index in spread(len(self), HEADERS):
+            with suppress(Unreadable):
+                shapes.append(self.shape(index))
+        return conversion(self.source, fitting_size(shapes), skip=skip) if shapes else None
+
+    def leaving_out(self) -> str:
+        """Say how images that cannot be read are left out, whatever the command; empty when no other can be read."""
+        command = self.conversion(skip=True)
+        also = "train and data stats also take --unreadable skip"
+        return f"leave such images out: {command} ({also})" if command else ""
+
     def digest(self, indices: Iterable[int]) -> str:
         """Hash the images `indices` with their classes, in that order: SHA-256 in hexadecimal.
 
@@ -96,31 +124,25 @@ class FileListing(Listing):
     def image(self, index: int) -> Pixels:
         # Decoders fail in many ways on broken data; for whoever reads the message they are all one.
         try:
-            return decode(self._bytes(index))
+            return decode(self._read(index, None))
         except MemoryError:
             raise
         except Exception as error:
-            raise Unreadable(self.source, self.names[index], reason(error)) from error
+            raise Unreadable(self, self.names[index], reason(error)) from error
 
     def shape(self, index: int) -> Shape:
         with suppress(Exception):  # broken, or a header longer than the head: the whole file will tell
             return header_shape(self._read(index, _HEAD))
         try:
-            return header_shape(self._bytes(index))
+            return header_shape(self._read(index, None))
         except Exception as error:
-            raise Unreadable(self.source, self.names[index], reason(error)) from error
+            raise Unreadable(self, self.names[index], reason(error)) from error
 
     def content(self, index: int) -> bytes:
         try:
             return self._read(index, None)
         except Exception as error:
-            raise Unreadable(self.source, self.names[index], reason(error)) from error
-
-    def _bytes(self, index: int) -> bytes:
-        data = self._read(index, None)
-        if not data:
-            raise ValueError("the file is empty")
-        return data
+            raise Unreadable(self, self.names[index], reason(error)) from error
 
 
 class ArrayListing(Listing):
@@ -142,3 +164,9 @@ class ArrayListing(Listing):
     def content(self, index: int) -> bytes:
         # The shape is part of it: 2×8 pixels are not 4×4 pixels.
         return str(self.shape(index)).encode() + self._images[index].tobytes()
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Choose `most` of the numbers 0…count−1 (all, if there are fewer), evenly spread, the first included."""
+    chosen = min(count, most)
+    return [k * count // chosen for k in range(chosen)]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onefold.data.layout import number_labels
 from onefold.data.listing import ArrayListing
+from onefold.data.text import counted
 from onefold.errors import UserError
 
 _IMAGES = ("images", "x", "arr_0")
@@ -29,13 +30,17 @@ def list_npz(source: str, path: Path) -> ArrayListing:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise UserError(f"{source}: images have shape {images.shape}; store them as (n, H, W, C)")
+    if len(images) == 0:
+        raise UserError(f"{source}: holds no images, for their array has shape {images.shape}; store at least one")
     if images.shape[1] <= 4 < min(images.shape[2:]):
         raise UserError(f"{source}: images of shape {images.shape} look channels first; store them as (n, H, W, C)")
     if values is None:
         return ArrayListing(source, images, np.zeros(len(images), dtype=np.int64), ())
     labels, class_names = number_labels(source, values)
     if len(labels) != len(images):
-        raise UserError(f"{source}: {len(images)} images but {len(labels)} labels; store one label per image")
+        raise UserError(
+            f"{source}: {counted(len(images))} but {counted(len(labels), 'label')}; store one label per image"
+        )
     return ArrayListing(source, images, labels, class_names)
 
 

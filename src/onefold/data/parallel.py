@@ -19,7 +19,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 _THREADS = min(8, os.cpu_count() or 1)
 
 # Small images take so little time that handing them over one by one would cost more.
-_CHUNK = 32
+CHUNK = 32
 
 
 def ordered(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Generator[Result]:
@@ -45,12 +45,19 @@ def ordered(function: Callable[[Item], Result], items: Iterable[Item], *, worker
 
 
 def each(
-    function: Callable[[int], Result], indices: Sequence[int], progress: Progress | None = None
+    function: Callable[[int], Result],
+    indices: Sequence[int],
+    progress: Progress | None = None,
+    *,
+    chunk: int = CHUNK,
 ) -> Iterator[Result]:
-    """Yield `function(index)` for each index, in order, computed by a small pool of threads."""
-    chunks = [indices[k : k + _CHUNK] for k in range(0, len(indices), _CHUNK)]
+    """Yield `function(index)` for each index, in order, computed by a small pool of threads.
+
+    Each takes `chunk` indices at a time; up to 16 chunks of results are held.
+    """
+    chunks = [indices[k : k + chunk] for k in range(0, len(indices), chunk)]
     done = 0
-    for results in ordered(lambda chunk: [function(k) for k in chunk], chunks, workers=_THREADS):
+    for results in ordered(lambda some: [function(k) for k in some], chunks, workers=_THREADS):
         yield from results
         done += len(results)
         if progress is not None:

@@ -23,6 +23,8 @@ Table: TypeAlias = Any
 def list_parquet(source: str, path: Path) -> FileListing:
     """List the rows of a table. Raises UserError when pyarrow is missing or the columns do not fit."""
     table = _load(source, path)
+    if len(table) == 0:
+        raise UserError(f"{source}: holds no images, for its table has no rows; write at least one")
     column = table.column("image" if "image" in table.column_names else "img")
     labels, class_names = _labels(source, table)
 

@@ -1,19 +1,15 @@
 """A listing that keeps what a data set promises: one shape, and no image that was found to be broken."""
 
-import shlex
 from typing import Literal
 
 import numpy as np
 
 from onefold.data.dataset import Dataset
-from onefold.data.decode import Pixels, Shape, shape_text
-from onefold.data.listing import Listing, Unreadable
+from onefold.data.decode import Pixels, Shape
+from onefold.data.listing import HEADERS, Listing, Unreadable, spread
 from onefold.data.parallel import each
+from onefold.data.text import shape_text
 from onefold.errors import UserError
-
-# Headers looked at when opening: all of a small set; of a large one enough to find out early that it is
-# mixed, while opening stays quick. Whatever slips through is found when it is read.
-_HEADERS = 1000
 
 
 class Pictures(Dataset):
@@ -30,10 +26,12 @@ class Pictures(Dataset):
             shapes = _readable(listing)
             kept = np.array(list(shapes), dtype=np.int64)
         else:
-            shapes = {index: listing.shape(index) for index in spread(len(listing), _HEADERS)}
+            # All of a small set; of a large one enough to find out early that it is mixed, while opening stays
+            # quick. Whatever slips through is found when it is read.
+            shapes = {index: listing.shape(index) for index in spread(len(listing), HEADERS)}
             kept = everything
         if len(kept) == 0:
-            raise UserError(f"{listing.source}: none of its {len(listing)} images can be read; check the files")
+            raise UserError(f"{listing.source}: none of its images can be read; check the files")
         self._kept = kept
         self._first, shape = next(iter(shapes.items()))
         skipped = tuple(listing.names[int(k)] for k in np.setdiff1d(everything, kept))
@@ -54,19 +52,11 @@ class Pictures(Dataset):
     def _check(self, index: int, shape: Shape) -> None:
         if shape == self.image_shape:
             return
-        names, source = self._listing.names, self.source
-        size = min(*shape[:2], *self.image_shape[:2])
+        names = self._listing.names
         raise UserError(
-            f"{source}: {names[index]} is {shape_text(shape)} but {names[self._first]} is "
-            f"{shape_text(self.image_shape)}; make them alike: onefold data convert {shlex.quote(source)} "
-            f"OUT.zip --size {size}"
+            f"{self.source}: {names[index]} is {shape_text(shape)} but {names[self._first]} is "
+            f"{shape_text(self.image_shape)}; make them alike: {self._listing.conversion(skip=bool(self.skipped))}"
         )
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Choose `most` of the numbers 0…count−1 (all, if there are fewer), evenly spread, the first included."""
-    chosen = min(count, most)
-    return [k * count // chosen for k in range(chosen)]
 
 
 def _readable(listing: Listing) -> dict[int, Shape]:

@@ -40,9 +40,9 @@ def list_source(source: str | Path) -> Listing:
     """List the images of a source, whatever their sizes. Raises UserError when it is not a source."""
     # A Path means a file; as text it must not turn into the name of an embedded set.
     name = f"./{source}" if isinstance(source, Path) and str(source) in DIGITS else str(source)
-    if name in DIGITS:
+    path = path_of(source)
+    if path is None:
         return list_digits(name)
-    path = Path(name).expanduser()
     if not name or not path.exists():
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_KNOWN}")
     if path.is_dir():
@@ -50,3 +50,8 @@ def list_source(source: str | Path) -> Listing:
     if path.suffix.lower() not in _READERS:
         raise UserError(f"{name}: not a kind of file that holds a data set; give {_KNOWN}")
     return _READERS[path.suffix.lower()](name, path)
+
+
+def path_of(source: str | Path) -> Path | None:
+    """Give the path that a source stands for, whether there is one or not; None for an embedded set."""
+    return None if isinstance(source, str) and source in DIGITS else Path(source).expanduser()

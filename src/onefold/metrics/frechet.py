@@ -69,9 +69,9 @@ class Moments:
                 mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
                 return cls(mean, covariance, about["n"], about["extractor"])
         except FileNotFoundError:
-            raise UserError(f"{path}: no such file; give the moments that Moments.save wrote") from None
+            raise UserError(f"{path}: no such file; give what `onefold data stats` wrote") from None
         except (SafetensorError, KeyError, ValueError, OSError):
-            raise UserError(f"{path}: holds no moments; write them with Moments.save") from None
+            raise UserError(f"{path}: holds no moments; write them with `onefold data stats`") from None
 
 
 def frechet_from_moments(a: Moments, b: Moments) -> float:
@@ -81,7 +81,8 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
     """
     same_width(len(a.mean), len(b.mean))
     if a.extractor and b.extractor and a.extractor != b.extractor:
-        raise UserError("moments: made by different feature extractors; compute both with the same one")
+        cure = "give `onefold data stats` the run (--run), or both commands one file (--features)"
+        raise UserError(f"moments: made by different feature extractors; {cure}")
     root_a = _root(a.covariance)
     middle = root_a @ b.covariance @ root_a
     trace_of_root = torch.linalg.eigvalsh((middle + middle.T) / 2).clamp(min=0).sqrt().sum()

@@ -28,7 +28,8 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "lines.linewidth": 1.5,
-    "legend.frameon": False,
+    "legend.framealpha": 0.75,
+    "legend.edgecolor": "none",
     "legend.fontsize": 8,
     "legend.handlelength": 2.5,
 }
@@ -55,6 +56,8 @@ class Panel(NamedTuple):
     """Lower and upper edge of a shaded band."""
     threshold: Value | None = None
     """Below it, the alarm sounds."""
+    best: bool = False
+    """Whether the least value chooses what is published."""
 
 
 def _line(name: str) -> Value:
@@ -151,7 +154,7 @@ PANELS = (
     ),
     Panel("gradients at the trunk: cosine of the losses'", (Curve("", _health("gradient_cosine"), BLUE),)),
     Panel("drift of the latents' mean, in their std", (Curve("", _health("drift"), BLUE),), log=True),
-    Panel("Fréchet distance of some one-step samples", (Curve("", _onestep("frechet"), BLUE),), log=True),
+    Panel("Fréchet distance of some one-step samples", (Curve("", _onestep("frechet"), BLUE),), log=True, best=True),
     Panel("class accuracy of one-step samples", (Curve("", _onestep("class_accuracy"), BLUE),)),
     Panel(
         "losses of the critic, of training batches",
@@ -212,7 +215,11 @@ def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:
         ax.plot(*_points(history, panel.threshold), color=RED, linewidth=0.9, label="alarm below")
     alarms = [line["images"] / 1000 for line in history if "alarm" in line]
     if alarms:
-        ax.axvline(alarms[0], color=RED, linewidth=0.9, linestyle=(0, (1, 2)))
+        ax.axvline(alarms[0], color=RED, linewidth=0.9, linestyle=(0, (1, 2)), label="first alarm")
+    if panel.best:
+        images, values = _points(history, panel.curves[0].value)
+        least = min(range(len(values)), key=values.__getitem__)
+        ax.plot(images[least], values[least], "o", color=RED, markersize=5, label="least")
     if panel.log:
         _logarithmic(ax)
     if len(ax.get_legend_handles_labels()[0]) > 1:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onefold.errors import TrainingAborted, UserError
+from onefold.files import locked
 from onefold.studies import figures, table
-from onefold.studies.study import Study, Trial, begin, check, disk_errors_told, locked
+from onefold.studies.study import Study, Trial, begin, check, disk_errors_told
 from onefold.studies.trials import run_trials
 from onefold.training.loop import Interrupted
 

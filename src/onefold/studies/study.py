@@ -12,9 +12,7 @@ order, noise and initial weights in every arm of equal shape. Precision and comp
 begins, since a measurement repeated for each trial could choose differently.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,16 +24,16 @@ from onefold.compute import resolve_device
 from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.extractor import extractor_for
-from onefold.files import write_whole
+from onefold.files import is_unused, write_whole
 from onefold.metrics import Record
 from onefold.training.config import Config
 from onefold.training.engine import resolved
 from onefold.training.onestep import onestep_of
 from onefold.training.run import fitted, open_data
 
-__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "disk_errors_told", "locked"]
+__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "disk_errors_told"]
 
-NAME, LOCK = "study.json", ".lock"
+NAME = "study.json"
 KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "chosen")
 
 Say = Callable[[str], None]
@@ -185,7 +183,7 @@ def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
     resolve_device(study.config.training.device)
     if (out / NAME).exists():
         _check_same(_read(out / NAME), _described(study), out)
-    elif out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+    elif not is_unused(out):
         raise UserError(f"{out}: is not an empty folder; choose another --out")
     extractor_for(train, say)  # trained now where it takes training, and not by several trials at once
     return test
@@ -201,25 +199,6 @@ def begin(study: Study, out: Path) -> Study:
         chosen = {"training.precision": training.precision, "training.compile": training.compile}
     write_whole(path, json.dumps({**described, "chosen": chosen}, indent=2, ensure_ascii=False) + "\n")
     return replace(study, config=study.config.with_changes(chosen))
-
-
-@contextmanager
-def locked(out: Path) -> Generator[int]:
-    """Keep other processes off the study; gives the lock's descriptor, which a child process may hold too.
-
-    Raises:
-        UserError: another process works on it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another process works on this study; wait for its end or stop it") from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a training runs with: every "auto" decided, autocast, and the wish to stop. One process, one device."""
 
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,6 +41,12 @@ def resolved(config: Config, device: torch.device, say: Callable[[str], None] = 
         why = f"bfloat16 products are {times:.1f} times as fast here as float32 ones"
     about = "compiled" if compiled == "yes" else "not compiled"
     say(f"{device.type}, {precision} ({why}), {about}, {torch.get_num_threads()} threads")
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    if device.type == "cpu" and load > cores and torch.get_num_threads() > 1:
+        say(
+            f"the machine is busy (load {load:.1f} on {cores} cores): threads that wait for one another crawl; "
+            "OMP_NUM_THREADS=1 may be faster"
+        )
     return replace(config, training=replace(training, precision=precision, compile=compiled))
 
 

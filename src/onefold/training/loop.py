@@ -19,6 +19,7 @@ from onefold.alarm import CURE, ONESTEP_CURE
 from onefold.compute import eager, resolve_device
 from onefold.data import Dataset, Loader, read_all
 from onefold.errors import TrainingAborted, UserError, writing
+from onefold.files import locked
 from onefold.objectives.self_distillation import Draws, Losses, draw, self_distillation
 from onefold.objectives.two_stages import autoencoder, diffusion
 from onefold.pixels import to_float
@@ -33,7 +34,7 @@ from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_m
 from onefold.training.onestep import keep_teacher, onestep_step, teacher_of
 from onefold.training.onestep_watch import OneStepWatch
 from onefold.training.optimizer import guarded_step, rate_factor, set_rates
-from onefold.training.run import Run, create_folder, fitted, load_run, note_skipped, open_data
+from onefold.training.run import Run, check_new, create_folder, fitted, load_run, note_skipped, open_data
 from onefold.training.stages import enter, stage_at
 from onefold.training.state import Skips, TrainingState
 
@@ -125,26 +126,27 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
     data, test = open_data(config.data)
     if resume:
         _check_fit(config, data)
-        run = Run(folder, config)
     else:
         config = resolved(fitted(config, data), device, print if watched(quiet) else lambda line: None)
         if config.onestep is not None:
             teacher_of(config)  # what is wrong is said before anything is written
             if config.onestep.features:
                 metrics.from_file(config.onestep.features)
-        run = create_folder(folder, config)
-    left_out = note_skipped(run, data, test)
-    if left_out and not quiet:
-        print(left_out)
-    state = _state_from(run, states.checkpoints(run.folder), device)
-    if state.counters.images:
-        states.publish(state, folder)  # in case that a kill came between the checkpoint and this
-    with (
-        writing(folder),
-        Interruption() as interruption,
-        ImageProgress("training", config.training.images, done=state.counters.images, quiet=quiet) as progress,
-    ):
-        _train_on(run, state, data, test, device, interruption, progress)
+        check_new(folder)
+    with locked(folder):
+        run = Run(folder, config) if resume else create_folder(folder, config)
+        left_out = note_skipped(run, data, test)
+        if left_out and not quiet:
+            print(left_out)
+        state = _state_from(run, states.checkpoints(run.folder), device)
+        if state.counters.images:
+            states.publish(state, folder)  # in case that a kill came between the checkpoint and this
+        with (
+            writing(folder),
+            Interruption() as interruption,
+            ImageProgress("training", config.training.images, done=state.counters.images, quiet=quiet) as progress,
+        ):
+            _train_on(run, state, data, test, device, interruption, progress)
     return run
 
 

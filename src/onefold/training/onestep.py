@@ -7,6 +7,7 @@ that the teacher's encoder gives to data, so nothing but data is learned from (m
 is the same network; a share of every batch keeps it as it was: D(z) at the image, E(x) at the teacher's latents.
 """
 
+import filecmp
 import shutil
 from collections import defaultdict
 from dataclasses import replace
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from onefold.architecture import Network
 from onefold.errors import UserError
-from onefold.files import UNFINISHED
+from onefold.files import unfinished
 from onefold.objectives.self_distillation import reconstruction_error
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import mirrored
@@ -37,6 +38,7 @@ __all__ = [
     "check_teacher",
     "converted",
     "generator_inputs",
+    "is_other_teacher",
     "keep_teacher",
     "onestep_of",
     "onestep_step",
@@ -316,11 +318,17 @@ def teacher_of(config: Config) -> Network:
     return teacher
 
 
+def is_other_teacher(run: Run, folder: Path) -> bool:
+    """Whether a folder holds a trained network other than the teacher that a one-step run has kept."""
+    kept, given = (path / "model.safetensors" for path in (run.folder / "teacher", folder / "model"))
+    return kept.is_file() and given.is_file() and not filecmp.cmp(kept, given, shallow=False)
+
+
 def keep_teacher(run: Run) -> Network:
     """The teacher of a one-step run, whose model is copied into the run's folder when it is first needed."""
     kept = run.folder / "teacher"
     if not (kept / "config.json").is_file():
-        temporary = run.folder / f"{UNFINISHED}teacher"
+        temporary = unfinished(run.folder / "teacher")
         teacher_of(run.config).save_pretrained(temporary)
         shutil.rmtree(kept, ignore_errors=True)
         temporary.replace(kept)

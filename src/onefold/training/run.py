@@ -10,13 +10,14 @@ from typing import Any
 from onefold import __version__, settings
 from onefold.architecture import Network
 from onefold.data import Dataset, holdout, open_dataset
+from onefold.data.text import counted, shape_text
 from onefold.errors import UserError, writing
-from onefold.files import UNFINISHED, write_whole
+from onefold.files import is_unused, write_whole
 from onefold.sampling import check_guidance
 from onefold.training.config import Config, DataConfig
 from onefold.training.log import read_log
 
-__all__ = ["Run", "create_folder", "fitted", "load_run", "note_skipped", "open_data"]
+__all__ = ["Run", "check_new", "create_folder", "fitted", "load_run", "note_skipped", "open_data"]
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,25 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder, settings.from_json(Config, json.dumps(described), str(path)))
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder that cannot become that of a new run.
+
+    Raises:
+        UserError: it holds a run or other files already.
+    """
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder}: holds a run already; continue it with --resume or choose another --out")
+    if not is_unused(folder):
+        raise UserError(f"{folder}: is not an empty folder; choose another --out")
+
+
 def create_folder(folder: Path, config: Config) -> Run:
     """Make the folder of a new run and write its configuration.
 
     Raises:
         UserError: the folder holds a run or other files already, or cannot be made.
     """
-    if (folder / "config.json").exists():
-        raise UserError(f"{folder}: holds a run already; continue it with --resume or choose another --out")
-    if folder.exists() and not (folder.is_dir() and all(path.name.startswith(UNFINISHED) for path in folder.iterdir())):
-        raise UserError(f"{folder}: is not an empty folder; choose another --out")
+    check_new(folder)
     described = {
         "onefold": __version__,
         "commit": _git_commit(),
@@ -93,11 +103,9 @@ def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
     if data.test is None:
         return holdout(train, data.holdout)
     test = open_dataset(data.test, unreadable=data.unreadable)
-    if test.image_shape != train.image_shape or test.classes != train.classes:
-        raise UserError(
-            f"{data.test}: {test.image_shape} with {test.classes} classes does not match "
-            f"{data.source}: {train.image_shape} with {train.classes}"
-        )
+    kinds = [f"{shape_text(part.image_shape)} with {part.classes} classes" for part in (test, train)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{data.test}: {kinds[0]}, but {data.source}: {kinds[1]}; give test images of the same kind")
     numbered = tuple(map(str, range(train.classes)))  # as where a file holds numbers alone
     if numbered not in (test.class_names, train.class_names) and test.class_names != train.class_names:
         pairs = zip(test.class_names, train.class_names, strict=True)
@@ -115,7 +123,7 @@ def note_skipped(run: Run, *parts: Dataset) -> str:
     with writing(path):
         write_whole(path, "\n".join(names) + "\n")
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{run.config.data.source}: {len(names):,} unreadable images left out ({some}); all in {path}"
+    return f"{run.config.data.source}: left out {counted(len(names))} that cannot be read ({some}); see {path}"
 
 
 def fitted(config: Config, data: Dataset) -> Config:

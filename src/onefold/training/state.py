@@ -26,7 +26,7 @@ from onefold import settings
 from onefold.architecture import Network, build
 from onefold.compute import compile_blocks
 from onefold.errors import UserError, reason
-from onefold.files import UNFINISHED
+from onefold.files import UNFINISHED, unfinished
 from onefold.ratio import RatioNet
 from onefold.training import ema
 from onefold.training.config import Config
@@ -160,7 +160,7 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
         UserError: the disk is full or not writable; earlier checkpoints are as they were.
     """
     final = folder / "checkpoints" / f"{state.counters.images:09d}"
-    temporary = folder / "checkpoints" / f"{UNFINISHED}{final.name}"
+    temporary = unfinished(final)
     _sweep(folder)
     try:
         _write(state, config, temporary)
@@ -272,7 +272,8 @@ def publish(state: TrainingState, folder: Path) -> None:
 
 def _exchange(module: Network | RatioNet, folder: Path, name: str) -> None:
     """Write a network into a folder; all files are exchanged whole."""
-    temporary, final = folder / f"{UNFINISHED}{name}", folder / name
+    final = folder / name
+    temporary = unfinished(final)
     shutil.rmtree(temporary, ignore_errors=True)
     module.save_pretrained(temporary)
     _flush(temporary)
