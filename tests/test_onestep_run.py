@@ -248,9 +248,8 @@ def test_the_published_model_is_the_one_of_the_least_distance(whole: Run, given:
     earlier = load_file(kept[64] / "average-1.safetensors")
     assert differing(load_file(kept[96] / "best.safetensors"), earlier) == [], "the best so far"
     ratio = load_file(run.folder / "ratio" / "model.safetensors")
-    then = load_file(kept[128] / "critic.safetensors")
-    assert differing(ratio, {name.removeprefix("ratio."): then[name] for name in then if name[:6] == "ratio."}) == []
-    assert differing(ratio, load_file(kept[160] / "best-ratio.safetensors")) == [], "of the same moment as the model"
+    last = load_file(kept[160] / "critic.safetensors")
+    assert differing(ratio, {name.removeprefix("ratio."): last[name] for name in last if name[:6] == "ratio."}) == []
     assert differing(load_file(whole.folder / "model" / "model.safetensors"), best) == []
     assert differing(run.network.state_dict(), best) == []
 
@@ -350,7 +349,7 @@ def test_a_run_has_these_files(whole: Run):
     assert found == {"config.json", "log.jsonl", "samples", "checkpoints", "model", "ratio", "teacher"}
     assert {path.name for path in checkpoints(whole.folder)[-1].iterdir()} == {
         *("network.safetensors", "average-0.safetensors", "average-1.safetensors", "best.safetensors"),
-        *("best-ratio.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"),
+        *("critic.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"),
     }
     assert load_run(whole.folder).config == whole.config
     for line in (whole.folder / "log.jsonl").read_text().splitlines():

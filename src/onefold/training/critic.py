@@ -20,7 +20,6 @@ from onefold.architecture import Network, build
 from onefold.objectives.density_ratio import Levels, NoiseDraws, draw_noise, ratio_gradient, ratio_loss
 from onefold.objectives.score_distillation import score_gradient, student_loss
 from onefold.ratio import RatioNet
-from onefold.training import ema
 from onefold.training.config import Config, OneStep, Weights
 
 __all__ = ["Critic", "CriticDraws", "Duel", "freeze_matrices", "start_from"]
@@ -101,9 +100,8 @@ class Duel:
     optimizer: Optimizer
     """The critic's. Adam without momentum: what it follows changes with every update of the generator."""
     best: Network | None = None
-    """The best average so far, on the CPU …"""
-    best_ratio: RatioNet | None = None
-    """… and the ratio network of that moment, if there is one: it knows this generator, and later ones others."""
+    """The best average so far, on the CPU. The ratio network that is published with it is the last one all the same: it
+    knows the difference between data and samples better (measured in `docs/onestep.md`)."""
 
     @classmethod
     def fresh(cls, generator: Network, teacher: Network, config: Config) -> "Duel":
@@ -118,17 +116,6 @@ class Duel:
         trained = [p for p in critic.parameters() if p.requires_grad]
         rate = options.critic_rate
         return cls(teacher, critic, AdamW(trained, lr=rate, betas=(0.0, 0.99), weight_decay=0.0, fused=True))
-
-    def keep(self, average: Network) -> None:
-        """Take copies of an average, and of the present ratio network, as the best."""
-        self.best = ema.average_of(average).cpu()
-        if self.critic.ratio is not None:
-            self.best_ratio = ema.average_of(self.critic.ratio).cpu()
-
-    @property
-    def published_ratio(self) -> RatioNet | None:
-        """What is saved as the run's ratio network: that of the best generator, or the present one without a best."""
-        return self.best_ratio or self.critic.ratio
 
 
 @torch.no_grad()

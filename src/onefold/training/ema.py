@@ -7,17 +7,15 @@ average for several half-lives, and on the target of the self-distillation with 
 """
 
 import copy
-from typing import TypeVar
 
 import torch
-from torch import nn
+
+from onefold.architecture import Network
 
 __all__ = ["average_of", "decay", "update"]
 
-Module = TypeVar("Module", bound=nn.Module)
 
-
-def average_of(network: Module) -> Module:
+def average_of(network: Network) -> Network:
     """A copy of the network that takes no gradient, to become its average."""
     return copy.deepcopy(network).requires_grad_(False).eval()
 
@@ -29,6 +27,6 @@ def decay(half_life: int, ramp: float, images: int, batch: int) -> float:
 
 
 @torch.no_grad()
-def update(average: nn.Module, network: nn.Module, survival: float) -> None:
+def update(average: Network, network: Network, survival: float) -> None:
     """Move the average towards the network in place; `survival` is `decay(…)`."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - survival)

@@ -31,6 +31,7 @@ from onefold.extractor import extractor_for
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float, to_uint8
 from onefold.ratio import RatioNet
+from onefold.training import ema
 from onefold.training.engine import autocast
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
@@ -89,7 +90,7 @@ class OneStepWatch:
             values |= told
         if self.chooses and (counters.best is None or values["frechet"] < counters.best):
             counters.best, counters.best_images = values["frechet"], counters.images
-            duel.keep(network)
+            duel.best = ema.average_of(network).cpu()
         found: Values = {"onestep": values}
         seen = [old for old in self.run.history if old.get("onestep")]
         reason = departure([*seen, {**line, **found}], warmup=self.warmup)

@@ -208,10 +208,8 @@ def load(config: Config, path: Path, device: torch.device, teacher: Network | No
         state.skips = Skips(device, state.counters.skipped, state.counters.skipped_in_row)
         state.window = Window.from_json(described["window"], device)
         if state.duel is not None and state.counters.best is not None:
-            state.duel.keep(state.averages[-1])
-            for best, name in ((state.duel.best, "best"), (state.duel.best_ratio, "best-ratio")):
-                if best is not None:
-                    best.load_state_dict(load_file(path / f"{name}.safetensors"))
+            state.duel.best = ema.average_of(state.averages[-1]).cpu()
+            state.duel.best.load_state_dict(load_file(path / "best.safetensors"))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError | torch.OutOfMemoryError):  # which blame something else
             raise
@@ -231,8 +229,6 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
         save_file(_tensors(state.duel.critic), folder / "critic.safetensors")
         if state.duel.best is not None:
             save_file(_tensors(state.duel.best), folder / "best.safetensors")
-        if state.duel.best_ratio is not None:
-            save_file(_tensors(state.duel.best_ratio), folder / "best-ratio.safetensors")
     moments = _optimizer_tensors(state.all_optimizers)
     save_file(moments, folder / "optimizer.safetensors")
     state.read_skips()
@@ -265,9 +261,8 @@ def _sweep(folder: Path) -> None:
 def publish(state: TrainingState, folder: Path) -> None:
     """Replace `model/` by the published network, and `ratio/` by the ratio network if there is one."""
     _exchange(state.published, folder, "model")
-    ratio = state.duel.published_ratio if state.duel else None
-    if ratio is not None:
-        _exchange(ratio, folder, "ratio")
+    if state.duel is not None and state.duel.critic.ratio is not None:
+        _exchange(state.duel.critic.ratio, folder, "ratio")
 
 
 def _exchange(module: Network | RatioNet, folder: Path, name: str) -> None:
