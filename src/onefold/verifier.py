@@ -8,8 +8,10 @@ network, which training leaves behind, says of each how much likelier it is unde
                   to that of the data as N grows (sampling–importance resampling; Rubin, 1987)
 
 ℓ is that at a low noise level, where it sees what the sample shows. Candidate j of image k has the seed
-`seed + k + j·2³²`; candidate 0 is thus the image that would be sampled without a verifier. The ratio network is the last
-of the training, while the generator is the best: with the ratio of that earlier moment the choice is worse.
+`seed + k + j·2³²`; candidate 0 is thus the image that would be sampled without a verifier.
+
+The ratio network is the last of the training, while the generator is the best: with the ratio of that earlier moment
+the choice is worse.
 """
 
 from collections.abc import Iterator, Sequence

@@ -222,7 +222,7 @@ def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:
         ax.plot(images[least], values[least], "o", color=RED, markersize=5, label="least")
     if panel.log:
         _logarithmic(ax)
-    if len(ax.get_legend_handles_labels()[0]) > 1:
+    if len(ax.get_legend_handles_labels()[0]) > 1 or panel.best:
         ax.legend()
 
 
