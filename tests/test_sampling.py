@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onefold.errors import UserError
 from onefold.paths import Linear, Path, VariancePreserving, per_token
-from onefold.sampling import Denoiser, Sampler, generate, guided, noise, noises, resolve_labels, solve, time_grid
+from onefold.sampling import Denoiser, Sampler, generate, guided, noises, resolve_labels, solve, time_grid
 
 SHAPE = (2, 2)
 MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
@@ -179,7 +179,7 @@ def test_noises_of_a_seed_are_one_stream():
         generator = torch.Generator().manual_seed(seed)
         for drawn in ours:
             assert torch.equal(drawn[row], torch.randn(4, 2, generator=generator))
-    assert torch.equal(ours[0], noise([3, 5], (4, 2)))
+    assert torch.equal(ours[0], next(noises([3, 5], (4, 2))))
 
 
 # --- guidance ---
@@ -275,20 +275,20 @@ def test_batches_are_of_the_size_asked_for():
 
 
 def test_noise_comes_from_each_seed_alone():
-    eps = noise([3, 5, 3], (4, 2))
+    eps = next(noises([3, 5, 3], (4, 2)))
     assert torch.equal(eps[1], torch.randn(4, 2, generator=torch.Generator().manual_seed(5)))
     assert torch.equal(eps[0], eps[2])
     assert not torch.equal(eps[0], eps[1])
     before = torch.get_rng_state()
-    noise([1], (4, 2))
+    next(noises([1], (4, 2)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_large_seeds_are_seeds_of_their_own():
     """Of which torch's generator reads 32 bits alone."""
     seeds = [5, 5 + 2**32, 5 + 2**33, 5 + 2**40, 5 + 2**62, 5 + 2**63]
-    assert len(noise(seeds, (4, 2)).flatten(1).unique(dim=0)) == len(seeds)
-    assert torch.equal(noise(seeds, (4, 2)), noise(seeds, (4, 2)))
+    assert len(next(noises(seeds, (4, 2))).flatten(1).unique(dim=0)) == len(seeds)
+    assert torch.equal(next(noises(seeds, (4, 2))), next(noises(seeds, (4, 2))))
 
 
 def test_labels_default_to_the_seed_modulo_the_classes():

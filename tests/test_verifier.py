@@ -22,7 +22,7 @@ from onefold import cli
 from onefold.errors import UserError
 from onefold.metrics import Record
 from onefold.paths import per_token
-from onefold.sampling import Sampler, generate, noise, noises
+from onefold.sampling import Sampler, generate, noises
 from onefold.training.run import Run
 from onefold.verifier import Verifier
 
@@ -90,7 +90,7 @@ def test_the_best_is_the_one_with_the_largest_ratio():
         z = candidates_of(samples, seed, 5, label)
         seeds = [seed + j * APART for j in range(5)]
         _, fresh = itertools.islice(noises(seeds, SHAPE), 2)
-        assert torch.equal(z, bent(noise(seeds, SHAPE), torch.zeros(5), torch.full((5,), label)))
+        assert torch.equal(z, bent(next(noises(seeds, SHAPE)), torch.zeros(5), torch.full((5,), label)))
         logits = first_number(0.9 * z + (1 - 0.9) * fresh, torch.zeros(5), None)
         best = kept(Verifier(samples, first_number, 5), [seed], [label])
         assert torch.equal(best[0], z[logits.argmax()])

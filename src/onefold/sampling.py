@@ -30,7 +30,6 @@ __all__ = [
     "generate",
     "generator_of",
     "guided",
-    "noise",
     "noises",
     "resolve_labels",
     "solve",
@@ -83,11 +82,6 @@ class Sampler:
 def time_grid(sampler: Sampler) -> Float[Tensor, " steps_plus_one"]:
     """Times from 0 to 1, float32 on the CPU."""
     return shift_time(torch.linspace(0, 1, sampler.steps + 1, dtype=torch.float64), sampler.shift).float()
-
-
-def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[Tensor, "B ..."]:
-    """Standard normal noise (len(seeds), *shape) on the CPU, each row from its own seed."""
-    return next(noises(seeds, shape))
 
 
 def generator_of(seed: int) -> torch.Generator:
