@@ -16,6 +16,13 @@ def test_a_file_is_written_whole_with_its_folder(tmp_path: Path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
 
 
+def test_a_reader_has_the_old_file_or_the_new_one(tmp_path: Path):
+    write_whole(tmp_path / "a.txt", "old")
+    with (tmp_path / "a.txt").open() as reader:
+        write_whole(tmp_path / "a.txt", "new")
+        assert reader.read() == "old"
+
+
 def test_what_was_there_stays_if_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
