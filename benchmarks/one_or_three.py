@@ -15,8 +15,8 @@ from typing import Any
 
 import tyro
 
-from onefold.architecture import build
 from onefold.flops import training_flops
+from onefold.networks.base import build
 from onefold.studies import collapse, run_study
 from onefold.studies.table import numbers_of
 

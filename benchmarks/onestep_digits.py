@@ -17,9 +17,9 @@ import tyro
 from tyro.conf import Positional
 
 import onefold
-from onefold.architecture import Network
 from onefold.evaluation import evaluate
-from onefold.ratio import RatioNet
+from onefold.networks.base import Network
+from onefold.networks.ratio import RatioNet
 from onefold.sampling import Sampler
 from onefold.training.onestep import converted
 from onefold.training.run import Run

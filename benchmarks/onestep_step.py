@@ -20,8 +20,8 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 import onefold
-from onefold.architecture import Network, build
 from onefold.compute import resolve_device
+from onefold.networks.base import Network, build
 from onefold.training.config import Config
 from onefold.training.engine import resolved
 from onefold.training.onestep import onestep_of, onestep_step

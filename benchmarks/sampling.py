@@ -20,9 +20,9 @@ import torch
 import tyro
 
 import onefold
-from onefold.architecture import build
 from onefold.compute import Precision, computing, resolve_device
 from onefold.flops import sampling_flops
+from onefold.networks.base import build
 from onefold.training.config import Config
 from timing import machine, seconds_of, table, taking_turns, write
 

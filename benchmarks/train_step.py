@@ -34,10 +34,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import onefold
 from health import random_images
-from onefold.architecture import Network
 from onefold.compute import eager, resolve_device
 from onefold.data import Loader
 from onefold.flops import training_flops
+from onefold.networks.base import Network
 from onefold.objectives.self_distillation import (
     Draws,
     SelfDistillation,

@@ -52,7 +52,7 @@ def shapes_unchecked() -> Iterator[None]:
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """All arithmetic in float64, also where a network asks for float32."""
-    from onefold import trunk
+    from onefold.networks import trunk
 
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(trunk, "torch", SimpleNamespace(**{**vars(torch), "float32": torch.float64}))

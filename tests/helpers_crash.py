@@ -18,7 +18,7 @@ import numpy as np
 
 from data_images import noise
 from helpers_runs import log, tiny
-from onefold.network import OneFold
+from onefold.networks.one_network import OneFold
 from onefold.training.config import Config
 from onefold.training.loop import train
 from onefold.training.state import checkpoints

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conftest import randomised
 from helpers_runs import batch, newest, tensors, tiny
-from onefold.architecture import Network, build
+from onefold.networks.base import Network, build
 from onefold.training.config import Config
 from onefold.training.critic import Duel
 from onefold.training.onestep import converted, onestep_of

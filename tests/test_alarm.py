@@ -12,7 +12,7 @@ from helpers_runs import differing, log, newest, tiny
 from onefold.alarm import collapse
 from onefold.cli import run as command
 from onefold.errors import TrainingAborted
-from onefold.report import curves
+from onefold.pictures import curves
 from onefold.training import health
 from onefold.training.loop import train
 from onefold.training.run import load_run

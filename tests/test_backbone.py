@@ -13,12 +13,12 @@ import onefold
 from conftest import randomised
 from helpers_runs import batch, differing, log, newest, tiny
 from onefold import cli
-from onefold.architecture import Network, NetworkConfig, build
 from onefold.errors import UserError
-from onefold.network import OneFold
+from onefold.networks.base import Network, NetworkConfig, build
+from onefold.networks.one_network import OneFold
+from onefold.networks.pixel_network import PixelNetwork
+from onefold.networks.three_networks import ThreeNetworks
 from onefold.objectives.self_distillation import SelfDistillation, draw, self_distillation
-from onefold.pixel_network import PixelNetwork
-from onefold.three_networks import ThreeNetworks
 from onefold.training.run import Run
 
 KINDS: dict[str, dict[str, object]] = {

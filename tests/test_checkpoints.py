@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from helpers_runs import batch, differing, fresh, newest, tensors, tiny
 from onefold.cli import run as command
 from onefold.errors import UserError
-from onefold.network import OneFold
+from onefold.networks.one_network import OneFold
 from onefold.training import state as states
 from onefold.training.config import Config
 from onefold.training.loop import train, training_step
@@ -372,7 +372,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path: Path, monkeypatc
     assert differing(tensors(load(config, second, CPU)), tensors(state)) == []
 
 
-@pytest.mark.parametrize("place", ["onefold.training.log.RunLog.write", "onefold.training.grids.save_png"])
+@pytest.mark.parametrize("place", ["onefold.training.log.RunLog.write", "onefold.pictures.grids.save_png"])
 def test_a_full_disk_is_one_line_wherever_it_strikes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
 ):

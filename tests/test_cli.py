@@ -17,10 +17,10 @@ from PIL import Image
 import onefold
 from data_images import cut, encode, noise, write_folder, write_zip
 from helpers_runs import differing, newest, tiny
-from onefold import cli, demo, metrics
-from onefold.architecture import Network
-from onefold.commands import estimate
+from onefold import cli, metrics
+from onefold.commands import demo, estimate
 from onefold.metrics import Record
+from onefold.networks.base import Network
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.loop import train, training_step

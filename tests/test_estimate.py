@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers_runs import differing, fresh, tensors, tiny
 from onefold import estimate as estimates
-from onefold import tables
+from onefold.commands import tables
 from onefold.compute import try_compiled
 from onefold.estimate import estimate
 from onefold.recipes import RECIPES, recipe

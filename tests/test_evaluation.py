@@ -12,13 +12,14 @@ from torch import Tensor
 import onefold
 from data_images import noise
 from helpers_runs import tiny
-from onefold import evaluation, extractor, metrics, tables
-from onefold.architecture import Network
+from onefold import evaluation, extractor, metrics
 from onefold.cli import run as command
+from onefold.commands import tables
 from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
 from onefold.evaluation import evaluate
 from onefold.extractor import extractor_for
+from onefold.networks.base import Network
 from onefold.sampling import Sampler
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run, open_data

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from conftest import randomised
 from helpers_runs import differing, fresh, newest, tensors, tiny
-from onefold.architecture import Network
 from onefold.data import open_dataset
+from onefold.networks.base import Network
 from onefold.objectives.diagnosis import variance_term, velocity_of
 from onefold.objectives.self_distillation import Losses, SelfDistillation, denoising_error, draw, self_distillation
 from onefold.paths import Linear, noised, per_token

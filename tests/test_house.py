@@ -33,7 +33,7 @@ def test_imports_run_downwards():
 
 
 def test_the_rooms_are_seen():
-    assert {"network", "objectives"} <= rooms()["training"]
+    assert {"networks", "objectives"} <= rooms()["training"]
     assert "cli" not in set().union(*rooms().values())
 
 

@@ -199,7 +199,7 @@ def test_a_half_written_copy_of_the_teacher_is_written_anew(
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("onefold.architecture.save_file", dies)
+        patch.setattr("onefold.networks.base.save_file", dies)
         with pytest.raises(Stop):
             onefold.train(one_step_from(given, **CHANGES), folder, quiet=True)
     assert not (folder / "teacher").exists()

@@ -16,9 +16,9 @@ from helpers_onestep import begun, digits, duel_of, everything, newest_of, one_s
 from helpers_runs import differing, log, tiny
 from onefold import alarm, metrics
 from onefold.alarm import BOUNDS, ONESTEP_CURE, departure
-from onefold.architecture import Network
 from onefold.data import open_dataset, read_all
 from onefold.errors import TrainingAborted
+from onefold.networks.base import Network
 from onefold.pixels import to_uint8
 from onefold.training import loop, onestep_watch
 from onefold.training.config import Config

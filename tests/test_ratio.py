@@ -12,9 +12,9 @@ from torch import Tensor
 
 from conftest import randomised
 from helpers_runs import differing
-from onefold.architecture import Network, NetworkConfig, build
 from onefold.errors import UserError
-from onefold.ratio import RatioConfig, RatioNet
+from onefold.networks.base import Network, NetworkConfig, build
+from onefold.networks.ratio import RatioConfig, RatioNet
 
 SMALL = RatioConfig(numbers=4, width=32, depth=2, heads=2, grid=(4, 4), classes=10)
 

@@ -9,7 +9,7 @@ from data_images import noise
 from onefold import settings
 from onefold.data import open_dataset
 from onefold.errors import UserError
-from onefold.network import OneFold
+from onefold.networks.one_network import OneFold
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config, TrainingConfig
 from onefold.training.run import fitted

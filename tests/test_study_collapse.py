@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from onefold import cli
-from onefold.architecture import NetworkConfig
 from onefold.errors import TrainingAborted, UserError
 from onefold.files import locked
 from onefold.metrics import Record
+from onefold.networks.base import NetworkConfig
 from onefold.studies import Study, collapse, figures, run_study, trials
 from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
 from onefold.studies.study import Trial, begin, check

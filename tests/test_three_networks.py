@@ -11,17 +11,17 @@ from torch import Tensor
 import onefold
 from conftest import randomised
 from helpers_runs import batch, differing, log, newest, tensors, tiny
-from onefold.architecture import Network, NetworkConfig, build
 from onefold.cli import run as command
 from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
 from onefold.flops import forward_flops, sampling_flops, training_flops
-from onefold.network import OneFold, parameter_shares
+from onefold.networks.base import Network, NetworkConfig, build
+from onefold.networks.one_network import OneFold, parameter_shares
+from onefold.networks.three_networks import Depths, ThreeNetworks, depths
 from onefold.objectives.self_distillation import SelfDistillation, draw
 from onefold.objectives.two_stages import TwoStages, autoencoder, diffusion
 from onefold.pixels import to_float
 from onefold.recipes import RECIPES, recipe
-from onefold.three_networks import Depths, ThreeNetworks, depths
 from onefold.training import loop, stages
 from onefold.training.config import Config
 from onefold.training.loop import training_step

@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from conftest import randomised
-from onefold.trunk import (
+from onefold.networks.trunk import (
     Attention,
     Block,
     Modulation,

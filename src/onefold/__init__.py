@@ -4,8 +4,8 @@ __version__ = "0.1.0"
 
 from onefold import data, metrics, objectives
 from onefold.errors import TrainingAborted, UserError
-from onefold.network import NetworkConfig, OneFold
-from onefold.ratio import RatioNet
+from onefold.networks.one_network import NetworkConfig, OneFold
+from onefold.networks.ratio import RatioNet
 from onefold.recipes import recipe
 from onefold.training.config import Config
 from onefold.training.loop import train

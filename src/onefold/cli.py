@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from onefold import __version__, tables
-from onefold.arguments import parse
-from onefold.commands import data, demo, estimate, evaluate, images, onestep, study, train
+from onefold import __version__
+from onefold.commands import data, demo, estimate, evaluate, images, onestep, study, tables, train
+from onefold.commands.arguments import parse
 from onefold.commands.terminal import console
 from onefold.errors import TrainingAborted, UserError
 from onefold.training.loop import Interrupted

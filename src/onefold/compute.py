@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from onefold.architecture import Network
 from onefold.errors import UserError
-from onefold.trunk import Block
+from onefold.networks.base import Network
+from onefold.networks.trunk import Block
 
 __all__ = [
     "Precision",

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from onefold.architecture import build
 from onefold.compute import chosen, eager, require_compiler, resolve_device
 from onefold.data.loader import IN_MEMORY
 from onefold.errors import UserError
 from onefold.flops import sampling_flops, training_flops
-from onefold.network import parameter_shares
+from onefold.networks.base import build
+from onefold.networks.one_network import parameter_shares
 from onefold.training.config import Config
 from onefold.training.log import peak_memory
 from onefold.training.loop import backward, training_step

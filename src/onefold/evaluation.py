@@ -19,11 +19,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from onefold import __version__, metrics, sampling
-from onefold.architecture import Network
 from onefold.compute import Precision, computing
 from onefold.data import read_all
 from onefold.errors import UserError
 from onefold.extractor import extractor_for
+from onefold.networks.base import Network
 from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
 from onefold.training.run import Run, open_data

@@ -3,11 +3,11 @@
 Norms, activations and the like are left out; a backward pass costs twice its forward pass.
 """
 
-from onefold.architecture import NetworkConfig
+from onefold.networks.base import NetworkConfig
+from onefold.networks.three_networks import depths
+from onefold.networks.trunk import hidden_width
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.objectives.two_stages import TwoStages
-from onefold.three_networks import depths
-from onefold.trunk import hidden_width
 
 __all__ = ["forward_flops", "sampling_flops", "training_flops"]
 

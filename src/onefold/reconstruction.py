@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from onefold import metrics
-from onefold.architecture import Network, NetworkConfig
 from onefold.data import open_dataset, read_all
 from onefold.data.advice import conversion
 from onefold.data.decode import decode, to_image
 from onefold.data.text import channels_text, shape_text
 from onefold.errors import UserError, reason
+from onefold.networks.base import Network, NetworkConfig
+from onefold.pictures.grids import reconstructions
 from onefold.pixels import grid, save_png
-from onefold.training.grids import reconstructions
 
 __all__ = ["reconstruct_files"]
 

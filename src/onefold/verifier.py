@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from onefold.architecture import Network
 from onefold.errors import UserError
+from onefold.networks.base import Network
+from onefold.networks.ratio import RatioNet
 from onefold.paths import Linear, noised, per_token
-from onefold.ratio import RatioNet
 from onefold.sampling import Sampler, generator_of, noises
 
 __all__ = ["Verifier"]

@@ -1,11 +1,26 @@
-"""`onefold demo`."""
+"""`onefold demo`: train on the embedded digits, make a one-step generator, evaluate both, and show the pictures."""
 
+import time
 from pathlib import Path
 
+from onefold.commands import tables
 from onefold.commands.terminal import console
-from onefold.demo import run_demo
+from onefold.data import open_dataset
+from onefold.errors import UserError
+from onefold.evaluation import evaluate
+from onefold.metrics import Record
+from onefold.pictures import panels
+from onefold.pictures.grids import sample_grid
+from onefold.recipes import recipe
+from onefold.training.config import Config
+from onefold.training.loop import Interrupted, train
+from onefold.training.onestep import converted
+from onefold.training.run import Run, load_run
+from onefold.training.state import checkpoints
 
 __all__ = ["demo"]
+
+SHOWN = 100
 
 
 def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
@@ -18,4 +33,77 @@ def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
         seed: Seed of the training.
         quiet: No progress bar.
     """
-    run_demo(out, seed, console, quiet=quiet)
+    config = recipe("digits", **{"training.seed": seed})
+    console.print(
+        f"One network of {config.network.depth} blocks learns to encode, denoise and decode "
+        f"{len(open_dataset('digits')):,} handwritten digits, from random weights."
+    )
+    run = _trained(config, out, quiet=quiet)
+    record = _evaluated(run)
+    picture = out / "samples.png"
+    sample_grid(run.network, picture, count=SHOWN, columns=10)
+    newest = sorted((out / "samples").glob("*-reconstructions.png"))[-1]
+    console.print(f"samples, a column per class: {picture}")
+    console.print(f"test images above their reconstructions: {newest}\n")
+
+    console.print("The same weights become a one-step generator, taught by the data through a learned density ratio.")
+    fast = _trained(converted(out), out.with_name(f"{out.name}-onestep"), quiet=quiet)
+    fast_record = _evaluated(fast)
+    both = fast.folder / "one-step.png"
+    _show(both, run, fast, record, fast_record)
+    times = fast_record["images_per_second"] / record["images_per_second"]
+    console.print(f"one step instead of {run.config.sampler.steps}: {times:.0f} times as many images per second")
+    console.print(f"{run.config.sampler.steps} steps, one step before and one step after, side by side: {both}")
+    console.print(f"the runs: {out}, {fast.folder}; the records: evaluation/demo.json in both")
+
+
+def _trained(config: Config, folder: Path, *, quiet: bool) -> Run:
+    """Train, or continue what is in the folder; says how long it took.
+
+    Raises:
+        UserError: another run is in the folder.
+        Interrupted: as of `train`; the same command goes on.
+    """
+    started, begun = time.perf_counter(), (folder / "config.json").exists()
+    if begun:
+        found = load_run(folder)
+        decided = {f"training.{name}": getattr(found.config.training, name) for name in ("precision", "compile")}
+        if found.config != config.with_changes(decided):
+            raise UserError(f"{folder}: holds another run than this demo's; choose another --out")
+        done = max((int(path.name) for path in checkpoints(folder)), default=0)
+        if done >= config.training.images:
+            console.print(f"{folder}: was trained before")
+            return found
+        console.print(f"{folder}: goes on from {done:,} images")
+    try:
+        run = train(config, folder, resume=begun, quiet=quiet)
+    except Interrupted as stop:
+        raise Interrupted(stop.signal, f"{folder}: stopped and saved; the same command goes on") from stop
+    console.print(f"training and pictures: {tables.duration(time.perf_counter() - started)}")
+    return run
+
+
+def _evaluated(run: Run) -> Record:
+    record = evaluate(run, say=lambda line: console.print(line, style="dim"))
+    record.write(run.folder / "evaluation" / "demo.json")
+    tables.show_record(console, record)
+    return record
+
+
+def _show(path: Path, run: Run, fast: Run, record: Record, fast_record: Record) -> None:
+    """Samples of the same seeds and classes: many steps, one step before, one step after."""
+    steps = run.config.sampler.steps
+
+    def title(text: str, numbers: Record) -> str:
+        return f"{text}: accuracy {numbers['class_accuracy']:.3f}, Fréchet {numbers['frechet_distance']:.2f}"
+
+    many = run.network.sample(SHOWN)
+    before, after = run.network.sample(SHOWN, steps=1), fast.network.sample(SHOWN)
+    panels.write(
+        path,
+        [
+            (title(f"{steps} steps", record), many),
+            ("1 step of the same network, before", before),
+            (title("1 step, after", fast_record), after),
+        ],
+    )

@@ -5,8 +5,8 @@ from typing import Annotated
 import tyro
 
 from onefold import estimate as costs
-from onefold import tables
-from onefold.arguments import parse
+from onefold.commands import tables
+from onefold.commands.arguments import parse
 from onefold.commands.terminal import Architecture, console, recipe_first, with_architecture
 from onefold.data import open_dataset
 from onefold.recipes import recipe

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from onefold import evaluation, metrics, tables
+from onefold import evaluation, metrics
+from onefold.commands import tables
 from onefold.commands.images import chosen_verifier
 from onefold.commands.terminal import console, hush
 from onefold.compute import Precision, resolve_device

@@ -9,13 +9,13 @@ import tyro
 from tyro.conf import Positional
 
 from onefold import pixels
-from onefold.architecture import Network
 from onefold.commands.terminal import console
 from onefold.compute import Precision, computing, resolve_device
 from onefold.data.parallel import ordered
 from onefold.data.text import counted
 from onefold.errors import UserError
-from onefold.ratio import RatioNet
+from onefold.networks.base import Network
+from onefold.networks.ratio import RatioNet
 from onefold.reconstruction import reconstruct_files
 from onefold.sampling import check_guidance, resolve_labels
 from onefold.training.run import load_run

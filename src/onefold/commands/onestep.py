@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from onefold import settings, tables
-from onefold.arguments import parse
+from onefold import settings
+from onefold.commands import tables
+from onefold.commands.arguments import parse
 from onefold.commands.terminal import check_resumed, console, resumed
 from onefold.errors import UserError
 from onefold.recipes import recipe

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from onefold import tables
-from onefold.arguments import parse
+from onefold.commands import tables
+from onefold.commands.arguments import parse
 from onefold.commands.terminal import (
     Architecture,
     check_resumed,

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from onefold import settings
-from onefold.architecture import Network
+from onefold.networks.base import Network
 from onefold.paths import Linear, TimeDistribution, noised, per_token
 from onefold.pixels import mirrored
 

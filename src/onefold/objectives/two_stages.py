@@ -23,8 +23,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from onefold import settings
-from onefold.architecture import Network
 from onefold.errors import UserError
+from onefold.networks.base import Network
 from onefold.objectives.self_distillation import (
     Draws,
     Losses,

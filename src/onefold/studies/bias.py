@@ -42,7 +42,7 @@ from onefold.errors import UserError, writing
 from onefold.files import write_whole
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, Ratio, ratio_gradient, ratio_loss
 from onefold.objectives.score_distillation import Denoiser, score_gradient
-from onefold.report.curves import BLUE, GREEN, ORANGE, STYLE
+from onefold.pictures.curves import BLUE, GREEN, ORANGE, STYLE
 from onefold.studies.mixture import Mixture
 from onefold.studies.stack import RATE, Stack, chosen, train
 

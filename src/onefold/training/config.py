@@ -10,7 +10,7 @@ from tyro.conf import Suppress
 
 from onefold import settings
 from onefold.errors import UserError
-from onefold.network import NetworkConfig
+from onefold.networks.one_network import NetworkConfig
 from onefold.objectives.density_ratio import DensityRatio
 from onefold.objectives.score_distillation import ScoreDistillation
 from onefold.objectives.self_distillation import SelfDistillation

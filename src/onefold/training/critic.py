@@ -16,10 +16,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onefold.architecture import Network, build
+from onefold.networks.base import Network, build
+from onefold.networks.ratio import RatioNet
 from onefold.objectives.density_ratio import Levels, NoiseDraws, draw_noise, ratio_gradient, ratio_loss
 from onefold.objectives.score_distillation import score_gradient, student_loss
-from onefold.ratio import RatioNet
 from onefold.training.config import Config, OneStep, Weights
 
 __all__ = ["Critic", "CriticDraws", "Duel", "freeze_matrices", "start_from"]

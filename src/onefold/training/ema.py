@@ -10,7 +10,7 @@ import copy
 
 import torch
 
-from onefold.architecture import Network
+from onefold.networks.base import Network
 
 __all__ = ["average_of", "decay", "update"]
 

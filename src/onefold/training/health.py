@@ -34,10 +34,10 @@ from torch import Tensor
 
 from onefold import metrics
 from onefold.alarm import CURE, collapse
-from onefold.architecture import Network
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
-from onefold.network import OneFold
+from onefold.networks.base import Network
+from onefold.networks.one_network import OneFold
 from onefold.objectives.diagnosis import variance_term, velocity_of
 from onefold.objectives.self_distillation import Draws, SelfDistillation, draw, self_distillation
 from onefold.paths import Linear, noised, per_token

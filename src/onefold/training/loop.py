@@ -22,13 +22,13 @@ from onefold.errors import TrainingAborted, UserError, writing
 from onefold.files import locked
 from onefold.objectives.self_distillation import Draws, Losses, draw, self_distillation
 from onefold.objectives.two_stages import autoencoder, diffusion
+from onefold.pictures import curves
+from onefold.pictures.grids import save_grids
 from onefold.pixels import to_float
-from onefold.report import curves
 from onefold.training import ema
 from onefold.training import state as states
 from onefold.training.config import Config
 from onefold.training.engine import Interruption, autocast, resolved
-from onefold.training.grids import save_grids
 from onefold.training.health import Watch
 from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, watched
 from onefold.training.onestep import keep_teacher, onestep_step, teacher_of

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from onefold.architecture import Network
 from onefold.errors import UserError
 from onefold.files import unfinished
+from onefold.networks.base import Network
 from onefold.objectives.self_distillation import reconstruction_error
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import mirrored

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from onefold import metrics
 from onefold.alarm import ONESTEP_CURE, departure
-from onefold.architecture import Network
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
 from onefold.extractor import extractor_for
+from onefold.networks.base import Network
+from onefold.networks.ratio import RatioNet
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float, to_uint8
-from onefold.ratio import RatioNet
 from onefold.training import ema
 from onefold.training.engine import autocast
 from onefold.training.run import Run

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onefold.architecture import Network
+from onefold.networks.base import Network
 from onefold.training.config import TrainingConfig
 
 __all__ = [

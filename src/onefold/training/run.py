@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from onefold import __version__, settings
-from onefold.architecture import Network
 from onefold.data import Dataset, holdout, open_dataset
 from onefold.data.text import counted, shape_text
 from onefold.errors import UserError, writing
 from onefold.files import is_unused, write_whole
+from onefold.networks.base import Network
 from onefold.sampling import check_guidance
 from onefold.training.config import Config, DataConfig
 from onefold.training.log import read_log

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onefold.architecture import Network
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
+from onefold.networks.base import Network
+from onefold.networks.three_networks import ThreeNetworks
 from onefold.pixels import to_float
-from onefold.three_networks import ThreeNetworks
 from onefold.training.config import Config, TrainingConfig
 from onefold.training.state import TrainingState
 

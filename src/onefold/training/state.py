@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onefold import settings
-from onefold.architecture import Network, build
 from onefold.compute import compile_blocks
 from onefold.errors import UserError, reason
 from onefold.files import UNFINISHED, unfinished
-from onefold.ratio import RatioNet
+from onefold.networks.base import Network, build
+from onefold.networks.ratio import RatioNet
 from onefold.training import ema
 from onefold.training.config import Config
 from onefold.training.critic import Duel

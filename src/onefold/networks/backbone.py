@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.trunk import Modulation, Trunk, fourier_features
+from onefold.networks.trunk import Modulation, Trunk, fourier_features
 
 __all__ = ["TIME_FEATURES", "Backbone"]
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from onefold import settings
-from onefold.architecture import Network
-from onefold.backbone import Backbone
 from onefold.errors import UserError, reason
+from onefold.networks.backbone import Backbone
+from onefold.networks.base import Network
 
 __all__ = ["RatioConfig", "RatioNet"]
 

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from onefold import sampling, settings
-from onefold.backbone import Backbone
 from onefold.errors import UserError, reason
+from onefold.networks.backbone import Backbone
+from onefold.networks.trunk import Trunk
 from onefold.pixels import to_uint8
-from onefold.trunk import Trunk
 
 __all__ = ["LATENT_NORMS", "Network", "NetworkConfig", "build"]
 
@@ -300,9 +300,9 @@ class Network(nn.Module):
 
 def build(config: NetworkConfig) -> Network:
     """The network of a configuration, with random weights."""
-    from onefold.network import OneFold
-    from onefold.pixel_network import PixelNetwork
-    from onefold.three_networks import ThreeNetworks
+    from onefold.networks.one_network import OneFold
+    from onefold.networks.pixel_network import PixelNetwork
+    from onefold.networks.three_networks import ThreeNetworks
 
     if config.space == "pixels":
         return PixelNetwork(config)

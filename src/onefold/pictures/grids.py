@@ -7,7 +7,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from onefold.architecture import Network
+from onefold.networks.base import Network
 from onefold.pixels import grid, save_png, to_float, to_uint8
 
 __all__ = ["reconstructions", "sample_grid", "save_grids"]

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.architecture import LATENT_NORMS, Network, NetworkConfig
-from onefold.backbone import TIME_FEATURES
-from onefold.trunk import Modulation, Trunk, fourier_features
+from onefold.networks.backbone import TIME_FEATURES
+from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig
+from onefold.networks.trunk import Modulation, Trunk, fourier_features
 
 __all__ = ["NetworkConfig", "OneFold", "parameter_shares"]
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.architecture import Network, NetworkConfig
-from onefold.backbone import Backbone
+from onefold.networks.backbone import Backbone
+from onefold.networks.base import Network, NetworkConfig
 
 __all__ = ["PixelNetwork"]
 

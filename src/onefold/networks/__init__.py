@@ -1,0 +1,1 @@
+"""Networks: what every network is (`base`), and those that there are."""

@@ -1,0 +1,1 @@
+"""Pictures: curves of a run, grids and panels of images."""

@@ -1,1 +1,0 @@
-"""What a run tells, drawn for people. Reads logs and records, and knows nothing of training."""
