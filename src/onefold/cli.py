@@ -16,7 +16,7 @@ from onefold.commands import data, demo, estimate, evaluate, images, onestep, st
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import console
 from onefold.errors import TrainingAborted, UserError
-from onefold.training.loop import Interrupted
+from onefold.training.interruption import Interrupted
 
 __all__ = ["COMMANDS", "main", "run"]
 

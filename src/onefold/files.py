@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and folders that one process at a time works in."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from onefold.errors import UserError, writing
 
-__all__ = ["is_unused", "locked", "unfinished", "write_whole"]
+__all__ = ["is_unused", "locked", "sha256_of", "unfinished", "write_whole"]
 
 UNFINISHED = ".writing-"
 
@@ -60,6 +61,14 @@ def locked(folder: Path) -> Generator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; empty if there is no such file."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_unused(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from onefold.errors import UserError, reason
 
-__all__ = ["check", "followed", "from_file", "from_json", "override", "to_json"]
+__all__ = ["check", "from_file", "from_json", "override", "to_json", "with_new_defaults"]
 
 T = TypeVar("T")
 
@@ -98,10 +98,10 @@ def override(config: T, changes: dict[str, Any]) -> T:
     return _overridden(config, changes, "")
 
 
-def followed(chosen: T, default: T, derived: T) -> T:
-    """A dataclass in which what was left at `default` is as in `derived`, and what was chosen otherwise stays."""
-    left = (f.name for f in fields(chosen) if getattr(chosen, f.name) == getattr(default, f.name))  # type: ignore[arg-type]
-    return replace(chosen, **{name: getattr(derived, name) for name in left})  # type: ignore[type-var]
+def with_new_defaults(options: T, defaults: T, new: T) -> T:
+    """Options in which what was left at its default has the `new` one, and what was chosen otherwise stays."""
+    left = (f.name for f in fields(options) if getattr(options, f.name) == getattr(defaults, f.name))  # type: ignore[arg-type]
+    return replace(options, **{name: getattr(new, name) for name in left})  # type: ignore[type-var]
 
 
 def _overridden(config: Any, changes: dict[str, Any], prefix: str) -> Any:

@@ -13,10 +13,11 @@ from onefold.pictures import panels
 from onefold.pictures.grids import sample_grid
 from onefold.recipes import recipe
 from onefold.training.config import Config
-from onefold.training.loop import Interrupted, train
-from onefold.training.onestep import converted
+from onefold.training.interruption import Interrupted
+from onefold.training.loop import train
+from onefold.training.one_step import converted
 from onefold.training.run import Run, load_run
-from onefold.training.state import checkpoints
+from onefold.training.checkpoint import checkpoints
 
 __all__ = ["demo"]
 
@@ -71,7 +72,7 @@ def _trained(config: Config, folder: Path, *, quiet: bool) -> Run:
         if found.config != config.with_changes(decided):
             raise UserError(f"{folder}: holds another run than this demo's; choose another --out")
         done = max((int(path.name) for path in checkpoints(folder)), default=0)
-        if done >= config.training.images:
+        if done >= found.length:
             console.print(f"{folder}: was trained before")
             return found
         console.print(f"{folder}: goes on from {done:,} images")

@@ -11,7 +11,7 @@ from onefold.commands.terminal import Architecture, console, recipe_first, with_
 from onefold.data import open_dataset
 from onefold.recipes import recipe
 from onefold.training.config import Config
-from onefold.training.run import fitted
+from onefold.training.prepare import fit_to_data
 
 __all__ = ["estimate"]
 
@@ -42,7 +42,7 @@ def estimate(arguments: list[str]) -> None:
         """
         config = with_architecture(config, architecture)
         if data is not None:
-            config = fitted(config, open_dataset(data))
+            config = fit_to_data(config, open_dataset(data))
         tables.show_estimate(console, default.recipe, config, costs.estimate(config, seconds=seconds))
 
     parse(estimate_recipe, options, f"onefold estimate {name or 'RECIPE'}")

@@ -11,11 +11,12 @@ from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import check_resumed, console, resumed
 from onefold.errors import UserError
+from onefold.objectives.one_step import OneStep
 from onefold.recipes import recipe
 from onefold.training import loop
-from onefold.training.config import OneStep, TrainingConfig
-from onefold.training.onestep import converted, is_other_teacher, onestep_of
-from onefold.training.run import load_run
+from onefold.training.config import TrainingConfig
+from onefold.training.one_step import converted, one_step_config
+from onefold.training.run import Run, load_run
 
 __all__ = ["onestep"]
 
@@ -27,8 +28,7 @@ def onestep(arguments: list[str]) -> None:
         raise UserError("onestep: give the folder of a trained run first; see `onefold onestep --help`")
     teacher, given = (Path(arguments[0]), arguments[1:]) if named else (Path("RUN"), arguments)
     resumes = "--resume" in given or not named
-    default = onestep_of(recipe("digits")) if resumes else converted(teacher)
-    default_options = default.onestep or OneStep()
+    default = one_step_config(recipe("digits")) if resumes else converted(teacher)
 
     def onestep_run(
         method: Literal["ratio", "score", "dmd"] = "ratio",
@@ -37,7 +37,7 @@ def onestep(arguments: list[str]) -> None:
         resume: bool = False,
         on_collapse: Literal["warn", "stop", "ignore"] = "warn",
         quiet: bool = False,
-        options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default_options,
+        options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default.onestep,
         training: TrainingConfig = default.training,
     ) -> None:
         """Make a one-step generator of a trained run, RUN, which comes first and stays as it is.
@@ -49,7 +49,7 @@ def onestep(arguments: list[str]) -> None:
         Args:
             method: What teaches it: a density ratio, or the difference of two scores (score: Diff-Instruct; dmd).
             out: Folder of the new run. Default: RUN-onestep (RUN-score, RUN-dmd).
-            images: Length of the training; the same as training.images.
+            images: Length of the training; the same as training.images. With --resume, make the run longer.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             on_collapse: When the samples leave the data: say so, stop with exit code 3, or log it only.
             quiet: No progress bar, no summary.
@@ -61,20 +61,26 @@ def onestep(arguments: list[str]) -> None:
         folder = out or beside.with_name(name)
         if resume:
             check_resumed(given, "--method")  # which names the folder
-            run = load_run(folder)
-            if run.config.onestep is None:
-                raise UserError(f"{folder}: is no one-step run; resume it with `onefold train --out {folder} --resume`")
-            if named and is_other_teacher(run, teacher):
-                raise UserError(f"{folder}: was made of {run.config.onestep.teacher}, not of {teacher}; see its --out")
-            finished = resumed(run, quiet=quiet)
+            run = _run_of(folder, teacher)
+            finished = resumed(run, images, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
             derived = converted(teacher, images=own.images, batch=own.batch)
-            own = settings.followed(own, default.training, derived.training)
-            how = settings.followed(options, default_options, derived.onestep or default_options)
+            own = settings.with_new_defaults(own, default.training, derived.training)
+            how = settings.with_new_defaults(options, default.onestep, derived.onestep)
             config = replace(default, training=own, onestep=replace(how, method=method))
             finished = loop.train(config, folder, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
 
     parse(onestep_run, given, f"onefold onestep {teacher}")
+
+
+def _run_of(folder: Path, teacher: Path) -> Run:
+    """The one-step run in a folder, which must have been made of the teacher, as far as that is still there."""
+    run = load_run(folder)
+    if "one_step" not in run.config.phases:
+        raise UserError(f"{folder}: is no one-step run; resume it with `onefold train --out {folder} --resume`")
+    if (teacher / "config.json").exists() and load_run(teacher).model_sha256 not in ("", run.config.start_sha256):
+        raise UserError(f"{folder}: was made of {run.config.start}, not of {teacher}; see its --out")
+    return run

@@ -10,7 +10,7 @@ from onefold.recipes import RECIPES
 from onefold.training import loop
 from onefold.training.config import Config
 from onefold.training.run import Run
-from onefold.training.state import checkpoints
+from onefold.training.checkpoint import checkpoints
 
 __all__ = [
     "Architecture",
@@ -50,13 +50,13 @@ def with_architecture(config: Config, architecture: Architecture) -> Config:
     return config.with_changes({"network.architecture": architecture.replace("-", "_")})
 
 
-def resumed(run: Run, *, quiet: bool) -> Run:
-    """A run, trained to its end; says so if it had reached it before."""
-    images, saved = run.config.training.images, checkpoints(run.folder)
-    if saved and int(saved[-1].name) >= images and not quiet:
-        cure = "for a longer training, start a new run with more images"
-        console.print(f"{run.folder}: already finished, at {images:,} images; {cure}")
-    return loop.train(None, run.folder, resume=True, quiet=quiet)
+def resumed(run: Run, images: int | None = None, *, quiet: bool) -> Run:
+    """A run, trained to its end, or on to `images`; says so if it had reached it before."""
+    saved = checkpoints(run.folder)
+    if images is None and saved and int(saved[-1].name) >= run.length and not quiet:
+        cure = "--images with a larger number makes it longer"
+        console.print(f"{run.folder}: already finished, at {run.length:,} images; {cure}")
+    return loop.train(None, run.folder, resume=True, images=images, quiet=quiet)
 
 
 def hush(line: str) -> None:
@@ -69,7 +69,7 @@ def check_resumed(options: Sequence[str], *besides: str) -> None:
     Raises:
         UserError: naming the first.
     """
-    allowed = ("--resume", "--out", "--quiet", *besides)
+    allowed = ("--resume", "--out", "--quiet", "--images", *besides)
     for option in options:
         if option.startswith("--") and option.partition("=")[0] not in allowed:
             raise UserError(f"{option}: a resumed run keeps its own settings; leave it out, or start a new run")

@@ -1,5 +1,7 @@
 """`onefold train`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +18,8 @@ from onefold.commands.terminal import (
     with_architecture,
 )
 from onefold.errors import UserError
+from onefold.files import sha256_of
+from onefold.networks import Network
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
@@ -40,6 +44,8 @@ def train(arguments: list[str]) -> None:
         architecture: Architecture = None,
         out: Path | None = None,
         resume: bool = False,
+        start: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+        images: int | None = None,
         steps: int | None = None,
         on_collapse: Literal["warn", "stop", "ignore"] | None = None,
         quiet: bool = False,
@@ -56,6 +62,8 @@ def train(arguments: list[str]) -> None:
             architecture: One network, or the baseline of three, trained in two stages. Default: the recipe's.
             out: The run's folder. Default: runs/RECIPE.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
+            start: Begin with the weights of this run or saved network, to go on with images of one's own.
+            images: Length of the training; the same as training.images. With --resume, make the run longer.
             steps: Stop after so many optimiser steps (sets training.images), for a short trial.
             on_collapse: When the latents have collapsed: say so, stop with exit code 3, or log it only. Default: warn.
             quiet: No progress bar, no summary.
@@ -63,34 +71,50 @@ def train(arguments: list[str]) -> None:
         """
         if resume:
             check_resumed(options)
-            finished = _resumed(out or Path("runs") / default.recipe, name, quiet=quiet)
+            finished = _resumed(out or Path("runs") / default.recipe, name, images, quiet=quiet)
         else:
             config = with_architecture(config.with_changes({"data.unreadable": unreadable}), architecture)
             if on_collapse is not None:
                 config = config.with_changes({"training.on_collapse": on_collapse})
-            finished = loop.train(_worked_in(config, data, test_data, steps), out, quiet=quiet)
+            config = _with_length(_with_data(config, data, test_data), images, steps)
+            finished = loop.train(config if start is None else _with_start(config, start, options), out, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
 
     parse(train_recipe, options, f"onefold train {name or 'RECIPE'}")
 
 
-def _resumed(folder: Path, name: str | None, *, quiet: bool) -> Run:
+def _resumed(folder: Path, name: str | None, images: int | None, *, quiet: bool) -> Run:
     """The run, which is of the recipe if one is named, trained to its end."""
     run = load_run(folder)
     if name not in (None, run.config.recipe):
         raise UserError(f"{folder}: is a run of {run.config.recipe}, not of {name}; leave the recipe out to resume it")
-    return resumed(run, quiet=quiet)
+    return resumed(run, images, quiet=quiet)
 
 
-def _worked_in(config: Config, data: str | None, test_data: str | None, steps: int | None) -> Config:
-    """The configuration with --data, --test-data and --steps in it."""
+def _with_data(config: Config, data: str | None, test_data: str | None) -> Config:
+    """The configuration with --data and --test-data in it."""
     if data is not None:
-        config = config.with_changes({"data.source": data, "data.test": test_data})
-    elif test_data is not None:
-        config = config.with_changes({"data.test": test_data})
+        return config.with_changes({"data.source": data, "data.test": test_data})
+    return config if test_data is None else config.with_changes({"data.test": test_data})
+
+
+def _with_length(config: Config, images: int | None, steps: int | None) -> Config:
+    """The configuration with --images or --steps in it."""
+    if images is not None and steps is not None:
+        raise UserError("--steps: cannot go with --images; choose one")
     if steps is not None:
         if steps < 1:
             raise UserError(f"--steps: {steps} is not positive; give at least 1")
-        config = config.with_changes({"training.images": steps * config.training.batch})
-    return config
+        images = steps * config.training.batch
+    return config if images is None else config.with_changes({"training.images": images})
+
+
+def _with_start(config: Config, start: Path, options: Sequence[str]) -> Config:
+    """The configuration of a run that begins with the weights of another, whose network it has."""
+    for option in options:
+        if option.startswith(("--network.", "--architecture")):
+            raise UserError(f"{option}: the network is that of --from {start}; leave it out")
+    network, model = Network.from_pretrained(start), start / "model" if (start / "model").is_dir() else start
+    sha256 = sha256_of(model / "model.safetensors")
+    return replace(config, network=network.config, start=str(start), start_sha256=sha256)

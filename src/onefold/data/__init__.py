@@ -7,7 +7,7 @@ from onefold.data.listing import Unreadable
 from onefold.data.loader import Loader, read_all
 from onefold.data.order import indices
 from onefold.data.sheet import contact_sheet
-from onefold.data.source import open_dataset
+from onefold.data.source import as_dataset, open_dataset
 from onefold.pixels import to_float, to_uint8
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Subset",
     "Unreadable",
     "Values",
+    "as_dataset",
     "contact_sheet",
     "convert",
     "describe",

@@ -55,3 +55,7 @@ def list_source(source: str | Path) -> Listing:
 def path_of(source: str | Path) -> Path | None:
     """Give the path that a source stands for, whether there is one or not; None for an embedded set."""
     return None if isinstance(source, str) and source in DIGITS else Path(source).expanduser()
+
+
+def as_dataset(data: object) -> Dataset:
+    return data if isinstance(data, Dataset) else open_dataset(data)

@@ -8,7 +8,7 @@ Each is a trunk of the same blocks between a linear entrance and a linear exit. 
 condition, so that their modulation is the learned offset of each block alone.
 
 m and s are the mean and standard deviation of each latent channel, measured once, when the encoder is trained and
-frozen (see `training/stages.py`); before that they are 0 and 1. They are stored in the network: whoever holds a latent
+frozen (see `training/latent_diffusion.py`); before that they are 0 and 1. They are stored in the network: whoever holds a latent
 holds a normalised one.
 
 Sizes, for a configuration of depth L (`depths`): with `equal="parameters"` the width is the same and the L blocks are

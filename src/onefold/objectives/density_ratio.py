@@ -33,10 +33,11 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from onefold import settings
+from onefold.errors import UserError
 from onefold.paths import Linear, TimeDistribution, noised
 
 __all__ = ["DIVERGENCES", "DensityRatio", "Divergence", "Levels", "NoiseDraws", "Ratio", "draw_noise", "ratio_gradient"]
@@ -123,16 +124,15 @@ DIVERGENCES: dict[str, Divergence] = {
 class DensityRatio:
     """Options of the loss of the ratio network and of that of the generator."""
 
-    divergence: Literal[
-        "reverse_kl", "jensen_shannon", "non_saturating", "forward_kl", "squared_hellinger", "skew_jensen_shannon"
-    ] = "jensen_shannon"
+    divergence: str = "jensen_shannon"
+    """A name in `DIVERGENCES`."""
     time: TimeDistribution = field(default_factory=TimeDistribution)
     """Noise levels at which data and samples are compared …"""
-    latest: float = 0.98
+    t_max: float = 0.98
     """… times this: near t = 1 supports part, and the ratio has no bound."""
     penalty: float = 0.1
     """Weight of E‖∇ℓ‖² over noised data and noised samples (R1 + R2), by finite differences …"""
-    nudge: float = 0.05
+    penalty_step: float = 0.05
     """… of this size."""
     centring: float = 0.01
     """Weight of (ℓ(data) + ℓ(samples))², which keeps the logits around 0."""
@@ -142,7 +142,11 @@ class DensityRatio:
     """Divide f″(r) r² by its mean at each noise level, so that no divergence prefers a level."""
 
     def __post_init__(self) -> None:
-        settings.check("ratio", self, positive=("nudge",), not_negative=("penalty", "centring"), shares=("latest",))
+        settings.check(
+            "ratio", self, positive=("penalty_step",), not_negative=("penalty", "centring"), shares=("t_max",)
+        )
+        if self.divergence not in DIVERGENCES:
+            raise UserError(f"ratio.divergence: {self.divergence!r} is not one of {', '.join(DIVERGENCES)}")
 
 
 class NoiseDraws(NamedTuple):
@@ -153,34 +157,49 @@ class NoiseDraws(NamedTuple):
     direction: Float[Tensor, "B ..."]
 
 
-def draw_noise(time: TimeDistribution, latest: float, shape: tuple[int, ...], generator: torch.Generator) -> NoiseDraws:
-    """Draw for samples of `shape` (B, …), on the generator's device; times are those of `time`, times `latest`."""
+def draw_noise(time: TimeDistribution, t_max: float, shape: tuple[int, ...], rng: torch.Generator) -> NoiseDraws:
+    """Draw for samples of `shape` (B, …), on the device of `rng`; times are those of `time`, times `t_max`."""
 
     def normal() -> Tensor:
-        return torch.randn(shape, generator=generator, device=generator.device)
+        return torch.randn(shape, generator=rng, device=rng.device)
 
-    return NoiseDraws(latest * time.sample(shape[0], generator), normal(), normal())
+    return NoiseDraws(t_max * time.sample(shape[0], rng), normal(), normal())
 
 
 class Levels(nn.Module):
-    """Running means of f″(r) r² in bins of the noise level; starts at 1."""
+    """Running means of f″(r) r² in bins of the noise level; starts at 1.
+
+    Weights are collected while a step computes its gradient, in one micro-batch or many, and the means move once, at
+    its end.
+    """
 
     means: Tensor
+    total: Tensor
+    count: Tensor
 
     def __init__(self, bins: int = 10, survival: float = 0.99) -> None:
         super().__init__()
         self.survival = survival
         self.register_buffer("means", torch.ones(bins))
+        self.register_buffer("total", torch.zeros(bins), persistent=False)
+        self.register_buffer("count", torch.zeros(bins), persistent=False)
 
     @torch.no_grad()
     def normalised(self, weight: Float[Tensor, " B"], t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """Weights over the means of their levels, which move towards them first."""
+        """Weights over the means of their levels, for which they are collected."""
         level = (t * len(self.means)).long().clamp(max=len(self.means) - 1)
-        count = torch.zeros_like(self.means).index_add_(0, level, torch.ones_like(weight))
-        total = torch.zeros_like(self.means).index_add_(0, level, weight.float())
-        seen = total / count.clamp(min=1)
-        self.means.lerp_(torch.where(count > 0, seen, self.means), 1 - self.survival)
+        self.total.index_add_(0, level, weight.float())
+        self.count.index_add_(0, level, torch.ones_like(weight, dtype=torch.float32))
         return weight / self.means[level]
+
+    @torch.no_grad()
+    def move(self, skipped: Bool[Tensor, ""]) -> None:
+        """The step has ended: the means move towards those of what was collected, unless it was skipped."""
+        known = (self.count > 0) & ~skipped
+        seen = torch.where(known, self.total / self.count.clamp(min=1), self.means)
+        self.means.lerp_(seen, 1 - self.survival)
+        self.total.zero_()
+        self.count.zero_()
 
 
 def _noised(x: Tensor, draws: NoiseDraws) -> Tensor:
@@ -201,7 +220,7 @@ def ratio_loss(
     that is not to be learned. All evaluations are one packed call.
     """
     clean = torch.stack([_noised(real, draws), _noised(fake.detach(), draws)])
-    points = torch.cat([clean, clean + options.nudge * draws.direction]) if options.penalty else clean
+    points = torch.cat([clean, clean + options.penalty_step * draws.direction]) if options.penalty else clean
     sets = len(points)
     labels = None if y is None else y.repeat(sets)
     logits = ratio(points.flatten(0, 1), draws.t.repeat(sets), labels).float().unflatten(0, (sets, -1))
@@ -210,7 +229,7 @@ def ratio_loss(
     loss = parts["ratio"]
     if options.penalty:
         # E over directions u ~ N(0, I) of (u·∇ℓ)² is ‖∇ℓ‖².
-        slopes = (logits[2:] - logits[:2]) / options.nudge
+        slopes = (logits[2:] - logits[:2]) / options.penalty_step
         parts["ratio_penalty"] = slopes.square().sum(0).mean()
         loss = loss + options.penalty * parts["ratio_penalty"]
     if options.centring:

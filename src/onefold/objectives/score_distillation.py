@@ -37,13 +37,13 @@ class ScoreDistillation:
 
     time: TimeDistribution = field(default_factory=TimeDistribution)
     """Noise levels of both losses …"""
-    latest: float = 0.98
+    t_max: float = 0.98
     """… times this."""
     adversarial: float = 0.0
     """Weight of a discriminator's gradient beside that of the scores, with method dmd."""
 
     def __post_init__(self) -> None:
-        settings.check("score", self, not_negative=("adversarial",), shares=("latest",))
+        settings.check("score", self, not_negative=("adversarial",), shares=("t_max",))
 
 
 def _at(t: Tensor, x: Tensor) -> Tensor:

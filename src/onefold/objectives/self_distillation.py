@@ -20,16 +20,16 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from onefold import settings
-from onefold.networks.base import Network
+from onefold.networks import Network
+from onefold.objectives.losses import Losses, Span, perceptual_error, reconstruction_error
 from onefold.paths import Linear, TimeDistribution, noised, per_token
 from onefold.pixels import mirrored
 
-__all__ = ["Draws", "Losses", "SelfDistillation", "draw", "self_distillation"]
+__all__ = ["DenoisingDraws", "SelfDistillation", "denoising_error", "draw", "self_distillation"]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,18 @@ class SelfDistillation:
             shares=("decoder_noise", "decoder_noise_from", "label_dropout"),
         )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """λ of each term of the loss, by its name."""
+        return {
+            "reconstruction": self.reconstruction_weight,
+            "denoising": self.denoising_weight,
+            "perceptual": self.perceptual_weight,
+        }
 
-class Draws(NamedTuple):
-    """All the randomness of one batch of B images; n is the number of draws for each image.
 
-    Drawn apart from the loss, so that the loss is a plain function: a batch cut into micro-batches has the same
-    gradient as the whole, and finite differences can test it.
-    """
+class DenoisingDraws(NamedTuple):
+    """All the randomness of one batch of B images; n is the number of draws for each image."""
 
     mirrored: Bool[Tensor, " B"]
     t: Float[Tensor, "B n"]
@@ -81,43 +86,39 @@ class Draws(NamedTuple):
     unlabelled: Bool[Tensor, "B n"]
     decoder_t: Float[Tensor, " B"]
     decoder_eps: Float[Tensor, "B N D"]
+    span: Span
 
-    def part(self, start: int, stop: int) -> "Draws":
+    def part(self, start: int, stop: int) -> "DenoisingDraws":
         """The draws of images `start` to `stop`."""
-        return Draws(*(value[start:stop] for value in self))
+        return DenoisingDraws(*(value[start:stop] for value in self[:-1]), self.span.part(start, stop))
 
 
-def draw(objective: SelfDistillation, batch: int, latent_shape: tuple[int, int], generator: torch.Generator) -> Draws:
-    """Draw for `batch` images with latents of shape (N, D), on the generator's device.
+def draw(
+    objective: SelfDistillation, batch: int, latent_shape: tuple[int, int], rng: torch.Generator
+) -> DenoisingDraws:
+    """Draw for `batch` images with latents of shape (N, D), on the device of `rng`.
 
     The times of a batch are stratified: see `TimeDistribution.sample`.
     """
-    n, device = objective.draws, generator.device
+    n, device = objective.draws, rng.device
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device)
+        return torch.rand(shape, generator=rng, device=device)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
+        return torch.randn(shape, generator=rng, device=device)
 
     noisy = uniform(batch) < objective.decoder_noise
     decoder_t = objective.decoder_noise_from + (1 - objective.decoder_noise_from) * uniform(batch)
-    return Draws(
+    return DenoisingDraws(
         mirrored=(uniform(batch) < 0.5) & objective.flip,
-        t=objective.time.sample(batch * n, generator).view(batch, n),
+        t=objective.time.sample(batch * n, rng).view(batch, n),
         eps=normal(batch, n, *latent_shape),
         unlabelled=uniform(batch, n) < objective.label_dropout,
         decoder_t=torch.where(noisy, decoder_t, 1.0),
         decoder_eps=normal(batch, *latent_shape),
+        span=Span(0, batch, batch),
     )
-
-
-class Losses(NamedTuple):
-    """The loss to minimise, its unweighted parts by name (detached), and the online latents (detached)."""
-
-    total: Float[Tensor, ""]
-    parts: dict[str, Float[Tensor, ""]]
-    z: Float[Tensor, "B N D"]
 
 
 def self_distillation(
@@ -125,7 +126,7 @@ def self_distillation(
     target: Network,
     x: Float[Tensor, "B C H W"],
     y: Int64[Tensor, " B"],
-    draws: Draws,
+    draws: DenoisingDraws,
     objective: SelfDistillation,
 ) -> Losses:
     """The DSD loss of one batch.
@@ -151,16 +152,13 @@ def self_distillation(
 
     x_hat, z_hat = network.decode_and_denoise(decoder_z, z_t, t, labels if network.config.classes else None)
 
-    parts = {
+    terms = {
         "reconstruction": reconstruction_error(x_hat, x, objective.reconstruction),
         "denoising": denoising_error(z_hat, z_t, z_target.repeat_interleave(n, 0), eps, t, objective),
     }
-    total = objective.reconstruction_weight * parts["reconstruction"]
-    total = total + objective.denoising_weight * parts["denoising"]
     if objective.perceptual_weight:
-        parts["perceptual"] = perceptual_error(target, x_hat, x)
-        total = total + objective.perceptual_weight * parts["perceptual"]
-    return Losses(total, {name: part.detach() for name, part in parts.items()}, z.detach())
+        terms["perceptual"] = perceptual_error(target, x_hat, x)
+    return Losses.weighted(terms, objective.weights, draws.span)
 
 
 def _target_latents(target: Network, x: Tensor, z: Tensor, objective: SelfDistillation) -> Tensor:
@@ -170,16 +168,6 @@ def _target_latents(target: Network, x: Tensor, z: Tensor, objective: SelfDistil
         return z.detach()
     with torch.no_grad():
         return target.encode(x)
-
-
-def reconstruction_error(x_hat: Tensor, x: Tensor, kind: Literal["l1", "l2", "charbonnier"]) -> Float[Tensor, ""]:
-    """Mean over all numbers of |e|, e² or √(e² + 10⁻⁶) with e = x̂ − x."""
-    error = x_hat - x
-    if kind == "l1":
-        return error.abs().mean()
-    if kind == "l2":
-        return error.square().mean()
-    return (error.square() + 1e-6).sqrt().mean()
 
 
 def denoising_error(
@@ -199,18 +187,3 @@ def denoising_error(
     if objective.weighting == "min_snr":
         weight = (at / (1 - at).clamp(min=1e-4)).square().clamp(max=5.0)
     return (weight * error.square()).mean()
-
-
-def perceptual_error(target: Network, x_hat: Tensor, x: Tensor) -> Float[Tensor, ""]:
-    """Mean square distance of unit-length tokens in the hidden layers of the target network's encoder.
-
-    The gradient passes through the features of x̂ to x̂, but not into the target network's weights, which do not
-    require one.
-    """
-    with torch.no_grad():
-        expected = target.features(x)
-    distances = [
-        (F.normalize(seen, dim=-1) - F.normalize(wanted, dim=-1)).square().sum(-1).mean()
-        for seen, wanted in zip(target.features(x_hat), expected, strict=True)
-    ]
-    return torch.stack(distances).mean()

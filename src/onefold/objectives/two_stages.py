@@ -24,15 +24,9 @@ from torch import Tensor
 
 from onefold import settings
 from onefold.errors import UserError
-from onefold.networks.base import Network
-from onefold.objectives.self_distillation import (
-    Draws,
-    Losses,
-    SelfDistillation,
-    denoising_error,
-    perceptual_error,
-    reconstruction_error,
-)
+from onefold.networks import Network
+from onefold.objectives.losses import Losses, perceptual_error, reconstruction_error
+from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, denoising_error
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import mirrored
 
@@ -58,7 +52,7 @@ def autoencoder(
     network: Network,
     target: Network,
     x: Float[Tensor, "B C H W"],
-    draws: Draws,
+    draws: DenoisingDraws,
     objective: SelfDistillation,
     stages: TwoStages,
 ) -> Losses:
@@ -67,19 +61,17 @@ def autoencoder(
     z = network.encode(x)
     decoder_z = noised(Linear(), z, draws.decoder_eps, per_token(draws.decoder_t))
     x_hat = network.decode(decoder_z + stages.latent_noise * draws.decoder_eps)
-    parts = {"reconstruction": reconstruction_error(x_hat, x, objective.reconstruction)}
-    total = objective.reconstruction_weight * parts["reconstruction"]
+    terms = {"reconstruction": reconstruction_error(x_hat, x, objective.reconstruction)}
     if objective.perceptual_weight:
-        parts["perceptual"] = perceptual_error(target, x_hat, x)
-        total = total + objective.perceptual_weight * parts["perceptual"]
-    return Losses(total, {name: part.detach() for name, part in parts.items()}, z.detach())
+        terms["perceptual"] = perceptual_error(target, x_hat, x)
+    return Losses.weighted(terms, objective.weights, draws.span)
 
 
 def diffusion(
     network: Network,
     x: Float[Tensor, "B C H W"],
     y: Int64[Tensor, " B"],
-    draws: Draws,
+    draws: DenoisingDraws,
     objective: SelfDistillation,
 ) -> Losses:
     """The loss of the second stage, which reaches the denoiser alone."""
@@ -91,5 +83,5 @@ def diffusion(
     z_t = noised(Linear(), source, eps, per_token(t))
     labels = torch.where(draws.unlabelled, network.config.classes, y[:, None]).flatten()
     z_hat = network.denoise(z_t, t, labels if network.config.classes else None)
-    error = denoising_error(z_hat, z_t, source, eps, t, objective)
-    return Losses(objective.denoising_weight * error, {"denoising": error.detach()}, z)
+    terms = {"denoising": denoising_error(z_hat, z_t, source, eps, t, objective)}
+    return Losses.weighted(terms, objective.weights, draws.span)

@@ -84,7 +84,7 @@ ONESTEP_PANELS = (
     Panel("diversity: std of latents over that of data", "diversity"),
     Panel("loss of the ratio network", "ratio"),
 )
-"""Of arms that begin from another; see `training.onestep_watch`."""
+"""Of arms that begin from another; see `training.one_step_monitor`."""
 
 
 def write(study: Study, trials: Sequence[Trial], out: Path) -> None:

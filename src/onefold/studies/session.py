@@ -13,7 +13,7 @@ from onefold.files import locked
 from onefold.studies import figures, table
 from onefold.studies.study import Study, Trial, begin, check, disk_errors_told
 from onefold.studies.trials import run_trials
-from onefold.training.loop import Interrupted
+from onefold.training.interruption import Interrupted
 
 __all__ = ["run_study"]
 

@@ -27,9 +27,10 @@ from onefold.extractor import extractor_for
 from onefold.files import is_unused, write_whole
 from onefold.metrics import Record
 from onefold.training.config import Config
-from onefold.training.engine import resolved
-from onefold.training.onestep import onestep_of
-from onefold.training.run import fitted, open_data
+from onefold.training.prepare import decide
+from onefold.training.one_step import one_step_config
+from onefold.training.prepare import fit_to_data
+from onefold.training.run import open_data
 
 __all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "disk_errors_told"]
 
@@ -146,7 +147,7 @@ class Study:
     def config_of(self, arm: Arm, seed: int = 0, teacher: Path | None = None) -> Config:
         config = self.config
         if arm.after:
-            config = onestep_of(config).with_changes({"onestep.teacher": str(teacher or "")})
+            config = one_step_config(config).with_changes({"start": str(teacher or "")})
         return config.with_changes({**arm.changes, "training.seed": seed})
 
     def trials(self, out: Path) -> list[Trial]:
@@ -179,7 +180,7 @@ def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
     """
     train, test = open_data(study.config.data)
     for arm in study.arms:
-        fitted(study.config_of(arm), train)
+        fit_to_data(study.config_of(arm), train)
     resolve_device(study.config.training.device)
     if (out / NAME).exists():
         _check_same(_read(out / NAME), _described(study), out)
@@ -195,7 +196,7 @@ def begin(study: Study, out: Path) -> Study:
     if path.exists():
         chosen = _read(path)["chosen"]
     else:
-        training = resolved(study.config, resolve_device(study.config.training.device)).training
+        training = decide(study.config, resolve_device(study.config.training.device)).training
         chosen = {"training.precision": training.precision, "training.compile": training.compile}
     write_whole(path, json.dumps({**described, "chosen": chosen}, indent=2, ensure_ascii=False) + "\n")
     return replace(study, config=study.config.with_changes(chosen))

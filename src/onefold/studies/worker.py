@@ -18,7 +18,7 @@ from onefold.errors import UserError
 from onefold.studies.study import Arm, Trial, disk_errors_told
 from onefold.studies.trials import run_trial
 from onefold.training.config import Config
-from onefold.training.loop import Interrupted
+from onefold.training.interruption import Interrupted
 
 
 def main() -> int:

@@ -1,18 +1,13 @@
-"""Exponential moving averages of the network's weights, with half-lives counted in images.
-
-    θ̄ ← θ̄ + (1 − ½^(batch / h)) · (θ − θ̄),     h = min(half-life, ramp · images seen)
-
-The ramp keeps a young average young (Karras et al., 2022): without it the random initial weights would weigh on the
-average for several half-lives, and on the target of the self-distillation with it.
-"""
+"""Exponential moving averages of the network's weights: θ̄ ← θ̄ + (1 − s) · (θ − θ̄), with s = `Schedule.survival`."""
 
 import copy
 
 import torch
+from torch import nn
 
-from onefold.networks.base import Network
+from onefold.networks import Network
 
-__all__ = ["average_of", "decay", "update"]
+__all__ = ["average_of", "trainable_copy", "update"]
 
 
 def average_of(network: Network) -> Network:
@@ -20,13 +15,12 @@ def average_of(network: Network) -> Network:
     return copy.deepcopy(network).requires_grad_(False).eval()
 
 
-def decay(half_life: int, ramp: float, images: int, batch: int) -> float:
-    """The share of the old average that survives a step of `batch` images that ends at `images` images seen."""
-    effective = min(float(half_life), ramp * images)
-    return 0.5 ** (batch / effective) if effective > 0 else 0.0
+def trainable_copy(network: Network) -> Network:
+    """A copy of the network, such as an average, to be trained on."""
+    return copy.deepcopy(network).requires_grad_(True).train()
 
 
 @torch.no_grad()
-def update(average: Network, network: Network, survival: float) -> None:
-    """Move the average towards the network in place; `survival` is `decay(…)`."""
+def update(average: nn.Module, network: nn.Module, survival: float) -> None:
+    """Move the average towards the network in place; `survival` is the share of it that stays."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - survival)

@@ -23,7 +23,7 @@ Keys, all of them scalars but for the two of the channels, and null where not fi
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -33,21 +33,22 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from onefold import metrics
-from onefold.alarm import CURE, collapse
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
-from onefold.networks.base import Network
-from onefold.networks.one_network import OneFold
+from onefold.networks import Network, OneFold
 from onefold.objectives.diagnosis import variance_term, velocity_of
-from onefold.objectives.self_distillation import Draws, SelfDistillation, draw, self_distillation
+from onefold.objectives.losses import Span
+from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, draw, self_distillation
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float
+from onefold.training.alarm import CURE, collapse
 from onefold.training.config import Config
 from onefold.training.engine import autocast
+from onefold.training.monitor import Line, Monitor, Values
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 
-__all__ = ["Probe", "Watch", "gradients", "latent_statistics", "measure", "probe"]
+__all__ = ["HealthMonitor", "Probe", "gradients", "latent_statistics", "measure", "probe"]
 
 IMAGES = 128
 """Test images measured on, at most."""
@@ -56,39 +57,38 @@ GRADIENT_IMAGES = 16
 SEED = 2511_14716
 WEIGHTS = {name: f"{name}_weight" for name in ("reconstruction", "denoising", "perceptual")}
 
-Values = dict[str, Any]
-
 
 class Probe(NamedTuple):
     """The fixed batch: images, labels, times and noise."""
 
     x: Float[Tensor, "B C H W"]
     y: Int64[Tensor, " B"]
-    draws: Draws
+    draws: DenoisingDraws
 
     def part(self, start: int, stop: int) -> "Probe":
-        return Probe(self.x[start:stop], self.y[start:stop], self.draws.part(start, stop))
+        """Images `start` to `stop`, as a batch of its own."""
+        draws = self.draws.part(start, stop)
+        alone = Span(0, len(draws.t), len(draws.t))
+        return Probe(self.x[start:stop], self.y[start:stop], draws._replace(span=alone))
 
 
-class Watch:
-    """The health of a run: measures it, and judges it by what the run's log holds."""
+class HealthMonitor(Monitor):
+    """The health of the latents."""
 
-    def __init__(self, run: Run, test: Dataset, device: torch.device) -> None:
-        self.run = run
-        self.batch = probe(test, run.config, device)
+    key = "health"
+    alarm = "the latents collapse"
+    cure = CURE
 
-    def look(self, state: TrainingState, line: Mapping[str, Any], say: Callable[[str], None]) -> Values:
-        """What belongs into the log line: `health`, and `alarm` if it sounds. A new alarm is said, if so configured."""
-        config, history = self.run.config, self.run.history
-        measured = [seen for seen in history if seen.get("health")]
-        last = measured[-1] if measured else {}
-        values: Values = {"health": measure(state.network, state.averages[0], self.batch, config, last.get("health"))}
-        reason = collapse([*history, {**line, **values}], warmup=config.training.warmup)
-        if reason is None:
-            return values
-        if config.training.on_collapse == "warn" and "alarm" not in last:
-            say(f"{self.run.folder}: the latents collapse at {line['images']:,} images: {reason}; {CURE}")
-        return {**values, "alarm": reason}
+    def __init__(self, run: Run, test: Dataset, device: torch.device, *, warmup: int) -> None:
+        """`warmup`: images of the run before which it does not judge."""
+        super().__init__(run)
+        self.batch, self.warmup = probe(test, run.config, device), warmup
+
+    def measure(self, state: TrainingState, before: Values | None) -> Values:
+        return measure(state.network, state.averages[0], self.batch, self.run.config, before)
+
+    def judge(self, log: Sequence[Line]) -> str | None:
+        return collapse(log, warmup=self.warmup)
 
 
 def probe(test: Dataset, config: Config, device: torch.device) -> Probe:
@@ -98,7 +98,9 @@ def probe(test: Dataset, config: Config, device: torch.device) -> Probe:
     plain = replace(config.objective, draws=1, label_dropout=0.0, decoder_noise=0.0, flip=False)
     shape = (config.network.tokens, config.network.latent_channels)
     draws = draw(plain, count, shape, torch.Generator().manual_seed(SEED))
-    return Probe(to_float(x.to(device)), y.to(device), Draws(*(value.to(device) for value in draws)))
+    return Probe(
+        to_float(x.to(device)), y.to(device), DenoisingDraws(*(value.to(device) for value in draws[:-1]), draws.span)
+    )
 
 
 def measure(network: Network, target: Network, batch: Probe, config: Config, before: Values | None = None) -> Values:

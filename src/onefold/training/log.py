@@ -24,7 +24,7 @@ from torch import Tensor
 from onefold.errors import writing
 from onefold.files import write_whole
 
-__all__ = ["ImageProgress", "RunLog", "Window", "in_words", "peak_memory", "read_log", "watched"]
+__all__ = ["ImageProgress", "RunLog", "Window", "in_words", "peak_memory", "read_log", "somebody_looks"]
 
 
 class RunLog:
@@ -33,6 +33,11 @@ class RunLog:
     def __init__(self, path: Path, *, images: int) -> None:
         """Open for a run that stands at `images`; what an abandoned continuation logged beyond it is removed."""
         self.path = path
+        self.cut(images)
+
+    def cut(self, images: int) -> None:
+        """Remove what was logged beyond `images`: the run goes on from there."""
+        path = self.path
         seen = read_log(path)
         kept = [line for line in seen if line["images"] <= images]
         if kept != seen or not path.exists() or not path.read_bytes().endswith(b"\n"):
@@ -127,7 +132,7 @@ def in_words(means: Mapping[str, float | None]) -> str:
     return "  ".join(f"{name} {mean:.4f}" for name, mean in told.items())
 
 
-def watched(quiet: bool) -> bool:
+def somebody_looks(quiet: bool) -> bool:
     """Whether somebody looks at a terminal and wants to be told."""
     return not quiet and sys.stderr.isatty()
 
@@ -149,7 +154,7 @@ class ImageProgress:
             TimeRemainingColumn(),
             TextColumn("left  {task.fields[note]}"),
         )
-        self._progress = Progress(*columns, disable=not watched(quiet), speed_estimate_period=20)
+        self._progress = Progress(*columns, disable=not somebody_looks(quiet), speed_estimate_period=20)
         self._task = self._progress.add_task(title, total=total, completed=done, note="")
 
     def __enter__(self) -> Self:

@@ -1,115 +1,74 @@
 """The training loop, to be read from top to bottom.
 
-    data → x, y → loss and gradient → clip → finite? → optimizers → averages → log, pictures, checkpoint
+    data → x, y → training_step → log and monitor → pictures → checkpoint
 
-`training_step` is all that changes the weights; `train` prepares a run and owns its files. A step does not make the
-host wait for the device: it may prepare the next ones meanwhile, and learns of skipped steps when it looks.
+`train` prepares a run and owns its files; `Trainer` takes the steps. All that changes weights is `training_step`.
 """
 
-from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from onefold import metrics
-from onefold.alarm import CURE, ONESTEP_CURE
 from onefold.compute import eager, resolve_device
-from onefold.data import Dataset, Loader, read_all
+from onefold.data import Loader, read_all
 from onefold.errors import TrainingAborted, UserError, writing
 from onefold.files import locked
-from onefold.objectives.self_distillation import Draws, Losses, draw, self_distillation
-from onefold.objectives.two_stages import autoencoder, diffusion
+from onefold.networks import Network
 from onefold.pictures import curves
 from onefold.pictures.grids import save_grids
 from onefold.pixels import to_float
-from onefold.training import ema
-from onefold.training import state as states
+from onefold.training import checkpoint
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.engine import Interruption, autocast, resolved
-from onefold.training.health import Watch
-from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, watched
-from onefold.training.onestep import keep_teacher, onestep_step, teacher_of
-from onefold.training.onestep_watch import OneStepWatch
-from onefold.training.optimizer import guarded_step, rate_factor, set_rates
-from onefold.training.run import Run, check_new, create_folder, fitted, load_run, note_skipped, open_data
-from onefold.training.stages import enter, stage_at
+from onefold.training.interruption import Interrupted, Interruption
+from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, somebody_looks
+from onefold.training.monitor import Monitor
+from onefold.training.phases import Phase, phase_at, phases_of
+from onefold.training.prepare import decide, fit_to_data
+from onefold.training.run import Run, check_new, create_folder, extend, load_run, note_skipped, open_data, split
 from onefold.training.state import Skips, TrainingState
+from onefold.training.step import training_step
 
-__all__ = ["Interrupted", "train", "training_step"]
+__all__ = ["Callback", "train"]
 
 SKIPS_IN_ROW = 10
 """Where the host sees so many steps in a row without a finite gradient, or more, it gives the present weights up. It
 looks at least once in so many steps, so that fewer than twice as many pass before.
 """
 
-
-class Interrupted(Exception):
-    """A signal ended the training; everything is saved. `signal` is its number."""
-
-    def __init__(self, signal: int, line: str) -> None:
-        super().__init__(line)
-        self.signal = signal
+Callback = Callable[[Run, dict[str, Any]], None]
+"""Called with the run and each line of its log, once that is written."""
 
 
-def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
-    """One optimiser step on images x (B, C, H, W) in [−1, 1] with labels y (B,).
-
-    A step whose gradient is not finite is skipped: it changes neither the weights nor the optimisers' state, and the
-    averages go on towards weights that stood still. The device alone decides that; the host does not wait for it.
-    Returns the parts of the loss and the norm of the gradient before clipping, still on the device.
-    """
-    training, counters = config.training, state.counters
-    stage = stage_at(counters.images, config)
-    set_rates(state.optimizers, counters.images - stage.start, stage.training)
-    parts = backward(state, x, y, config)
-    norm, skipped = guarded_step(state.network, state.optimizers, training.clip)
-    state.skips.count(skipped)
-    counters.images += len(x)
-    for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
-        survival = ema.decay(half_life, training.ema_ramp, counters.images - stage.start, len(x))
-        ema.update(average, state.network, survival)
-    return {**parts, "gradient_norm": norm}
-
-
-def backward(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
-    """Add the gradient of the mean loss of a batch, micro-batch by micro-batch; returns the parts of the loss."""
-    shape = (config.network.tokens, config.network.latent_channels)
-    draws = draw(config.objective, len(x), shape, state.generator(config.training.seed, x.device))
-    micro = config.training.micro_batch or len(x)
-    parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
-    for start in range(0, len(x), micro):
-        stop = min(start + micro, len(x))
-        share = (stop - start) / len(x)
-        with autocast(config.training, x.device):
-            losses = loss(state, x[start:stop], y[start:stop], draws.part(start, stop), config)
-        (share * losses.total).backward()
-        for name, value in losses.parts.items():
-            parts[name] = parts[name] + share * value
-    return dict(parts)
-
-
-def loss(state: TrainingState, x: Tensor, y: Tensor, draws: Draws, config: Config) -> Losses:
-    """The objective of the run's present stage; one network has a single one."""
-    network, target, objective = state.network, state.averages[0], config.objective
-    stage = stage_at(state.counters.images, config)
-    if stage.name == "autoencoder":
-        return autoencoder(network, target, x, draws, objective, config.stages)
-    if stage.name == "diffusion":
-        return diffusion(network, x, y, draws, objective)
-    return self_distillation(network, target, x, y, draws, objective)
-
-
-def train(config: Config | None, out: str | Path | None = None, *, resume: bool = False, quiet: bool = False) -> Run:
+def train(
+    config: Config | None,
+    out: str | Path | None = None,
+    *,
+    data: object = None,
+    test_data: object = None,
+    network: Network | None = None,
+    callbacks: Iterable[Callback] = (),
+    resume: bool = False,
+    images: int | None = None,
+    quiet: bool = False,
+) -> Run:
     """Train one network; returns the finished run.
 
     Args:
         config: A recipe's configuration; image size, channels and classes are taken from the data (see
-            `training.run.fitted`). Not needed to resume.
+            `training.prepare.fit_to_data`). Not needed to resume.
         out: The run's folder; default `runs/<recipe>`.
+        data: Images to train on, in place of `config.data.source`: any object with `image_shape` (H, W, C), `classes`,
+            `len()` and `[i]` → (uint8 (H, W, C), label).
+        test_data: Images of the same kind for evaluation alone; default: some of `data` are set apart.
+        network: A network whose weights to start from, such as `OneFold.from_pretrained(…)`; it stays as it is.
+        callbacks: Called with (run, line) after each line of the log.
         resume: Continue the run in `out` from its newest complete checkpoint, with its own configuration.
+        images: With `resume`, make the run longer: so many images in all (see `training.run.extend`).
         quiet: No progress bar.
 
     Raises:
@@ -119,120 +78,55 @@ def train(config: Config | None, out: str | Path | None = None, *, resume: bool 
     """
     folder = Path(out) if out else Path("runs") / (config.recipe if config else "")
     if resume:
-        config = load_run(folder).config
+        run = load_run(folder, data=data, test_data=test_data)
+        run = replace(run, datasets=run.open_data())
+        _check_fit(run)
+        run = run if images is None else extend(run, images)
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
-    device = resolve_device(config.training.device)
-    data, test = open_data(config.data)
-    if resume:
-        _check_fit(config, data)
     else:
-        config = resolved(fitted(config, data), device, print if watched(quiet) else lambda line: None)
-        if config.onestep is not None:
-            teacher_of(config)  # what is wrong is said before anything is written
-            if config.onestep.features:
-                metrics.from_file(config.onestep.features)
+        run = _new(config, folder, data, test_data, network, quiet=quiet)
+        if network is None and run.config.start:
+            network = Network.from_pretrained(run.config.start)
+        if network is not None:  # what is wrong is said before anything is written
+            network = phases_of(run.config)[0].begin_from(network)
         check_new(folder)
+    device = resolve_device(run.config.training.device)
     with locked(folder):
-        run = Run(folder, config) if resume else create_folder(folder, config)
-        left_out = note_skipped(run, data, test)
+        if not resume:
+            create_folder(run)
+        left_out = note_skipped(run)
         if left_out and not quiet:
             print(left_out)
-        state = _state_from(run, states.checkpoints(run.folder), device)
-        if state.counters.images:
-            states.publish(state, folder)  # in case that a kill came between the checkpoint and this
+        state = _begin(run, device, network)
         with (
             writing(folder),
             Interruption() as interruption,
-            ImageProgress("training", config.training.images, done=state.counters.images, quiet=quiet) as progress,
+            ImageProgress("training", run.length, done=state.counters.images, quiet=quiet) as progress,
         ):
-            _train_on(run, state, data, test, device, interruption, progress)
+            Trainer(run, state, device, interruption, progress, tuple(callbacks)).train()
     return run
 
 
-def _train_on(
-    run: Run,
-    state: TrainingState,
-    data: Dataset,
-    test: Dataset,
-    device: torch.device,
-    interruption: Interruption,
-    progress: ImageProgress,
-) -> None:
-    """Steps, and after each what is due: a look at the skipped ones, log and health, pictures, checkpoint, stop."""
-    config, training = run.config, run.config.training
-    log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
-    shown, _ = read_all(test, np.arange(min(len(test), 30)))
-    shown = shown.to(device)
-    say = progress.say
-    watch = OneStepWatch(run, data, test, device, say) if config.onestep else Watch(run, test, device)
-    step = onestep_step if config.onestep else training_step
-    loader = _loader(data, config, state, device)
-    while state.counters.images < training.images:
-        enter(state, config, data)
-        state.window.begin()
-        x, y = next(loader)
-        values = step(state, to_float(x), y, config)
-        state.window.add(values, skipped=state.skips.last)
-        images, finished = state.counters.images, state.counters.images >= training.images
-
-        def due(every: int, images: int = images, finished: bool = finished) -> bool:
-            return finished or images // every > (images - training.batch) // every
-
-        logs = due(training.log_every) or due(training.health_every)
-        looks = logs or due(training.checkpoint_every) or due(SKIPS_IN_ROW * training.batch)
-        given_up = looks and state.read_skips() >= SKIPS_IN_ROW  # here the host waits for the device
-        state.window.end(len(x))
-        progress.update(images)
-        if given_up:
-            loader.close()
-            state = _rolled_back(run, state, device, progress)
-            log = RunLog(run.folder / "log.jsonl", images=state.counters.images)
-            loader = _loader(data, config, state, device)
-            continue
-        line: dict[str, Any] = {}
-        if logs:
-            means = state.window.means()
-            line = {"images": images, **means, "peak_memory": peak_memory(device)}
-            stage = stage_at(images, config)
-            factor = rate_factor(images - stage.start, stage.training)
-            line |= {"rate_factor": factor, "skipped": state.counters.skipped}
-            if due(training.health_every):
-                line |= watch.look(state, line, say)
-            log.write(line)
-            progress.update(images, note=in_words(means))
-            state.window = Window()
-        if due(training.sample_every):
-            with eager():
-                save_grids(state.published, shown, run.folder, images)
-        collapsed = line.get("alarm") if training.on_collapse == "stop" else None
-        # Not amid skipped steps: a roll-back wants weights from before the trouble began.
-        good = state.counters.skipped_in_row == 0 or finished
-        if (due(training.checkpoint_every) and good) or interruption.signal or collapsed:
-            states.save(state, config, run.folder)
-            curves.write(run.history, run.folder / "curves.png")
-        if collapsed:
-            loader.close()
-            has, cure = ("latents have collapsed", CURE)
-            if config.onestep is not None:
-                has, cure = ("generator has departed from the data", ONESTEP_CURE)
-            raise TrainingAborted(f"{run.folder}: the {has} at {images:,} images, saved: {collapsed}; {cure}")
-        if interruption.signal and not finished:
-            loader.close()
-            where = f"stopped at {images:,} of {training.images:,} images, saved; go on with --resume"
-            raise Interrupted(interruption.signal, f"{run.folder}: {where}")
-    loader.close()
+def _new(config: Config, folder: Path, data: object, test_data: object, network: Network | None, *, quiet: bool) -> Run:
+    """A new run, fitted to its data and its machine; nothing is written yet."""
+    if data is None:
+        datasets = open_data(config.data)
+    else:
+        datasets = split(data, test_data, config.data)
+        names = datasets[0].source, None if test_data is None else datasets[1].source
+        config = config.with_changes({"data.source": names[0], "data.test": names[1]})
+    if network is not None:
+        config = replace(config, network=network.config, start=config.start or "a network in memory")
+    config = fit_to_data(config, datasets[0])
+    say = print if somebody_looks(quiet) else lambda line: None
+    return Run(folder, decide(config, resolve_device(config.training.device), say), datasets)
 
 
-def _loader(data: Dataset, config: Config, state: TrainingState, device: torch.device) -> Loader:
-    training, workers = config.training, config.data.workers
-    start = state.counters.images
-    return Loader(data, batch=training.batch, seed=training.seed, start=start, workers=workers, device=device)
-
-
-def _check_fit(config: Config, data: Dataset) -> None:
+def _check_fit(run: Run) -> None:
     """A run goes on with the kind of data that it began with."""
-    if fitted(config, data) != config:
+    config, (data, _) = run.config, run.open_data()
+    if fit_to_data(config, data) != config:
         network, shape = config.network, data.image_shape
         raise UserError(
             f"{config.data.source}: now holds {shape} with {data.classes} classes, but the run began with "
@@ -240,31 +134,166 @@ def _check_fit(config: Config, data: Dataset) -> None:
         )
 
 
-def _state_from(run: Run, found: list[Path], device: torch.device) -> TrainingState:
-    """The state of the last of these checkpoints, or a fresh one."""
-    teacher = keep_teacher(run).to(device) if run.config.onestep else None
-    if found:
-        state = states.load(run.config, found[-1], device, teacher)
-    else:
-        state = TrainingState.fresh(run.config, device, teacher)
-    if run.config.training.compile == "yes":
-        state.compile()
+def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingState:
+    """The state of the newest checkpoint, or a fresh one, which is saved at once if its weights come from elsewhere."""
+    saved, start = checkpoints(run.folder), run.config.start
+    if not saved and network is None and start:
+        network = phases_of(run.config)[0].begin_from(Network.from_pretrained(start))
+    state = TrainingState.fresh(run.config, device, network)
+    if saved:
+        checkpoint.restore(state, run.config, saved[-1])
+        checkpoint.publish(state, run.config, run.folder)  # in case that a kill came between the checkpoint and this
+    elif network is not None:
+        checkpoint.save(state, run.config, run.folder)
     return state
 
 
-def _rolled_back(run: Run, state: TrainingState, device: torch.device, progress: ImageProgress) -> TrainingState:
-    """The state of the newest checkpoint that was not saved amid skipped steps, with other random numbers ahead; once.
+class Trainer:
+    """Takes the steps of a run, and after each does what is due."""
 
-    Raises:
-        TrainingAborted: it happened before, or there is no such checkpoint.
-    """
-    good = [path for path in states.checkpoints(run.folder) if not states.is_amid_skips(path)]
-    skipped, in_row = state.counters.skipped, state.counters.skipped_in_row
-    trouble = f"{run.folder}: {in_row} steps in a row had no finite gradient at {state.counters.images:,} images"
-    cure = "lower training.learning_rate or use --training.precision float32"
-    if state.counters.rollbacks or not good:
-        raise TrainingAborted(f"{trouble}; the newest good checkpoint is kept; {cure}")
-    state = _state_from(run, good, device)
-    state.counters.rollbacks, state.skips = 1, Skips(device, skipped)
-    progress.say(f"{trouble}; back to {state.counters.images:,} images, with other noise")
-    return state
+    def __init__(
+        self,
+        run: Run,
+        state: TrainingState,
+        device: torch.device,
+        interruption: Interruption,
+        progress: ImageProgress,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        self.run, self.state, self.device = run, state, device
+        self.interruption, self.progress, self.callbacks = interruption, progress, tuple(callbacks)
+        self.config, self.training = run.config, run.config.training
+        self.data, self.test = run.open_data()
+        self.log = RunLog(run.folder / "log.jsonl", images=self.images)
+        shown, _ = read_all(self.test, np.arange(min(len(self.test), 30)))
+        self.shown = shown.to(device)
+        self.watch(phases_of(self.config)[state.counters.phase])
+
+    def train(self) -> None:
+        """From where the state stands to the end of the run."""
+        training, workers = self.training, self.config.data.workers
+        options = {"batch": training.batch, "seed": training.seed, "workers": workers, "device": self.device}
+        with Loader(self.data, start=self.images, **options) as loader:
+            while not self.finished:
+                self.enter_phase()
+                self.step(loader)
+                if self.gives_up():
+                    self.roll_back(loader)
+                    continue
+                line = self.tell()
+                self.draw()
+                self.save_or_stop(line.get("alarm"))
+
+    # --- where the run stands ---
+
+    @property
+    def images(self) -> int:
+        return self.state.counters.images
+
+    @property
+    def finished(self) -> bool:
+        return self.images >= self.run.length
+
+    def due(self, every: int) -> bool:
+        """Whether a multiple of `every` images has been reached by the last step, or the end."""
+        return self.finished or self.images // every > (self.images - self.training.batch) // every
+
+    # --- what a step consists of ---
+
+    def enter_phase(self) -> None:
+        """Where a phase begins, the state becomes that which it begins with."""
+        phase = phase_at(self.images, self.config)
+        if phase.index == self.state.counters.phase:
+            return
+        phase.adapt(self.state.published, self.data)
+        self.state.enter(phase)
+        self.watch(phase)
+
+    def watch(self, phase: Phase) -> None:
+        """Compile what the phase trains, and look at it by its own monitor."""
+        if self.training.compile == "yes":
+            self.state.compile(phase)
+        self.monitor: Monitor = phase.monitor(self.run, self.data, self.test, self.device, self.progress.say)
+
+    def step(self, loader: Loader) -> None:
+        self.state.window.begin()
+        x, y = next(loader)
+        values = training_step(self.state, to_float(x), y, self.config)
+        self.state.window.add(values, skipped=self.state.skips.last)
+
+    def gives_up(self) -> bool:
+        """Whether too many steps in a row were skipped. Only here and where it logs does the host wait."""
+        training = self.training
+        intervals = (training.log_every, training.health_every, training.checkpoint_every)
+        looks = any(map(self.due, (*intervals, SKIPS_IN_ROW * training.batch)))
+        given_up = looks and self.state.read_skips() >= SKIPS_IN_ROW
+        self.state.window.end(training.batch)
+        self.progress.update(self.images)
+        return given_up
+
+    def roll_back(self, loader: Loader) -> None:
+        """Go back to the newest checkpoint that was not saved amid skipped steps, with other random numbers; once.
+
+        Raises:
+            TrainingAborted: it happened before, or there is no such checkpoint.
+        """
+        good = [path for path in checkpoints(self.run.folder) if not checkpoint.is_amid_skips(path)]
+        counters = self.state.counters
+        skipped, in_row = counters.skipped, counters.skipped_in_row
+        trouble = f"{self.run.folder}: {in_row} steps in a row had no finite gradient at {self.images:,} images"
+        if counters.rollbacks or not good:
+            cure = "lower training.learning_rate or use --training.precision float32"
+            raise TrainingAborted(f"{trouble}; the newest good checkpoint is kept; {cure}")
+        before = counters.phase
+        checkpoint.restore(self.state, self.config, good[-1])
+        self.state.counters.rollbacks, self.state.skips = 1, Skips(self.device, skipped)
+        if self.state.counters.phase != before:
+            self.watch(phases_of(self.config)[self.state.counters.phase])
+        self.log.cut(self.images)
+        loader.restart(self.images)
+        self.progress.say(f"{trouble}; back to {self.images:,} images, with other noise")
+
+    def tell(self) -> dict[str, Any]:
+        """Write the line of the log that is due; empty if none is."""
+        measures = self.due(self.training.health_every)
+        if not (measures or self.due(self.training.log_every)):
+            return {}
+        means = self.state.window.means()
+        phase = phases_of(self.config)[self.state.counters.phase]
+        line: dict[str, Any] = {"images": self.images, **means, "peak_memory": peak_memory(self.device)}
+        line["rate_factor"] = phase.schedule.rate_factor(self.images - phase.start, self.training.batch)
+        line["skipped"] = self.state.counters.skipped
+        if measures:
+            line |= self.monitor.look(self.state, line, self.progress.say)
+        self.log.write(line)
+        self.progress.update(self.images, note=in_words(means))
+        self.state.window = Window()
+        for callback in self.callbacks:
+            callback(self.run, line)
+        return line
+
+    def draw(self) -> None:
+        """The pictures that are due."""
+        if self.due(self.training.sample_every):
+            with eager():
+                save_grids(self.state.published, self.shown, self.run.folder, self.images)
+
+    def save_or_stop(self, alarm: str | None) -> None:
+        """The checkpoint that is due; after an alarm or a signal save and end the training.
+
+        Raises:
+            TrainingAborted: an alarm, if that is to stop the training.
+            Interrupted: a signal.
+        """
+        stops = alarm if self.training.on_collapse == "stop" else None
+        # Not amid skipped steps: a roll-back wants weights from before the trouble began.
+        good = self.state.counters.skipped_in_row == 0 or self.finished
+        if (self.due(self.training.checkpoint_every) and good) or self.interruption.signal or stops:
+            checkpoint.save(self.state, self.config, self.run.folder)
+            curves.write(self.run.history, self.run.folder / "curves.png")
+        if stops:
+            monitor, where = self.monitor, f"{self.run.folder}: {self.monitor.alarm} at {self.images:,} images"
+            raise TrainingAborted(f"{where}, saved: {stops}; {monitor.cure}")
+        if self.interruption.signal and not self.finished:
+            where = f"stopped at {self.images:,} of {self.run.length:,} images, saved; go on with --resume"
+            raise Interrupted(self.interruption.signal, f"{self.run.folder}: {where}")

@@ -1,4 +1,4 @@
-"""Optimisers and their schedule, a pure function of the images seen.
+"""Optimizers: AdamW and Muon, and the step that is skipped where a gradient is not finite.
 
 AdamW serves every parameter, or, with `optimizer="muon"`, those that are not matrices inside the trunk's blocks. Muon
 (Jordan et al., 2024) moves each such matrix along the nearest orthogonal matrix to its momentum, computed by five
@@ -6,11 +6,10 @@ Newton-Schulz iterations. Matrices of one shape are stacked and iterated togethe
 the iterations tolerate bf16, which is used where the run's matrix products are bf16.
 
 Whether a gradient is finite is known on the device alone: asking on the host would make it wait for all that the
-device has yet to do, at every step. So `guarded_step` hands the answer to the optimisers as torch's gradient scaler
+device has yet to do, at every step. So `guarded_step` hands the answer to the optimizers as torch's gradient scaler
 does, in their attribute `found_inf`, which AdamW(fused=True) reads on the device, and so does Muon.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -20,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from onefold.networks.base import Network
-from onefold.training.config import TrainingConfig
+from onefold.networks import Network
+from onefold.schedule import Schedule
 
 __all__ = [
     "Muon",
@@ -29,7 +28,6 @@ __all__ = [
     "build_optimizers",
     "guarded_step",
     "orthogonalised",
-    "rate_factor",
     "set_rates",
 ]
 
@@ -40,9 +38,9 @@ BLIND = {"mps"}
 def guarded_step(
     module: nn.Module, optimizers: Iterable[Optimizer], clip: float, *, skip: Bool[Tensor, ""] | None = None
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
-    """Clip the gradient to the norm `clip`, take the optimisers' steps and drop the gradient. The host does not wait.
+    """Clip the gradient to the norm `clip`, take the optimizers' steps and drop the gradient. The host does not wait.
 
-    If the gradient's norm is not finite, or `skip` is true, the step is skipped: weights and the optimisers' state stay
+    If the gradient's norm is not finite, or `skip` is true, the step is skipped: weights and the optimizers' state stay
     as they are, to the bit. Returns the norm before clipping and whether the step was skipped, both on the device.
     """
     norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
@@ -75,7 +73,7 @@ class Muon(Optimizer):
     """Nesterov momentum, orthogonalised, scaled by max(1, rows/columns)^½; decoupled weight decay."""
 
     found_inf: Tensor | None = None
-    """As of torch's fused optimisers: where it is 1 (a single number, on the device), a step changes nothing."""
+    """As of torch's fused optimizers: where it is 1 (a single number, on the device), a step changes nothing."""
 
     def __init__(
         self,
@@ -126,46 +124,30 @@ def block_matrices(network: Network) -> list[nn.Parameter]:
     return [p for p in blocks if p.ndim == 2 and min(p.shape) > 6 and p.requires_grad]
 
 
-def build_optimizers(network: Network, config: TrainingConfig) -> list[Optimizer]:
-    """AdamW alone, or AdamW and Muon. Vectors, embeddings and offsets have no weight decay; frozen weights
-    are left out.
+def build_optimizers(network: Network, schedule: Schedule, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
+    """AdamW alone, or AdamW and Muon, whose iterations are in `dtype`.
+
+    Vectors, embeddings and offsets have no weight decay; frozen weights are left out.
     """
     matrices = block_matrices(network)
-    by_muon = {id(p) for p in matrices} if config.optimizer == "muon" else set[int]()
+    by_muon = {id(p) for p in matrices} if schedule.optimizer == "muon" else set[int]()
     rest = [(name, p) for name, p in network.named_parameters() if p.requires_grad and id(p) not in by_muon]
 
     def decays(name: str, p: Tensor) -> bool:
         return p.ndim == 2 and not name.endswith("offset") and not name.startswith(("roles", "labels"))
 
     groups = [
-        {"params": [p for name, p in rest if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in rest if decays(name, p)], "weight_decay": schedule.weight_decay},
         {"params": [p for name, p in rest if not decays(name, p)], "weight_decay": 0.0},
     ]
-    optimizers: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)]
+    optimizers: list[Optimizer] = [AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, fused=True)]
     if by_muon:
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        optimizers.append(Muon(matrices, lr=config.muon_rate, weight_decay=config.weight_decay, dtype=dtype))
+        optimizers.append(Muon(matrices, lr=schedule.muon_rate, weight_decay=schedule.weight_decay, dtype=dtype))
     return optimizers
 
 
-def rate_factor(images: int, config: TrainingConfig) -> float:
-    """The learning rate's factor after `images` images: linear warm-up, constant, then decay to `final_rate`.
-
-    The decay takes the last `decay` share of the run and is linear or follows half a cosine.
-    """
-    warm = min(1.0, (images + config.batch) / config.warmup) if config.warmup else 1.0
-    decay_images = config.decay * config.images
-    left = min(1.0, max(0.0, (config.images - images) / decay_images)) if decay_images else 1.0
-    if config.decay_shape == "cosine":
-        left = (1 - math.cos(math.pi * left)) / 2
-    return warm * (config.final_rate + (1 - config.final_rate) * left)
-
-
-def set_rates(optimizers: list[Optimizer], images: int, config: TrainingConfig) -> float:
-    """Set the rates for the step that starts at `images`; returns the factor."""
-    factor = rate_factor(images, config)
+def set_rates(optimizers: Iterable[Optimizer], factor: float) -> None:
+    """Set every rate to `factor` times its peak, which is the rate that the optimizer was made with."""
     for optimizer in optimizers:
-        base = config.muon_rate if isinstance(optimizer, Muon) else config.learning_rate
         for group in optimizer.param_groups:
-            group["lr"] = base * factor
-    return factor
+            group["lr"] = optimizer.defaults["lr"] * factor

@@ -2,22 +2,23 @@
 
 import json
 import subprocess
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onefold import __version__, settings
-from onefold.data import Dataset, holdout, open_dataset
+from onefold.data import Dataset, as_dataset, holdout, open_dataset
 from onefold.data.text import counted, shape_text
 from onefold.errors import UserError, writing
-from onefold.files import is_unused, write_whole
-from onefold.networks.base import Network
-from onefold.sampling import check_guidance
+from onefold.files import is_unused, sha256_of, write_whole
+from onefold.networks import Network
 from onefold.training.config import Config, DataConfig
 from onefold.training.log import read_log
+from onefold.training.phases import length
 
-__all__ = ["Run", "check_new", "create_folder", "fitted", "load_run", "note_skipped", "open_data"]
+__all__ = ["Run", "check_new", "create_folder", "extend", "load_run", "note_skipped", "open_data", "split"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Run:
 
     folder: Path
     config: Config
+    datasets: tuple[Dataset, Dataset] | None = field(default=None, compare=False)
+    """Training and test images, where they do not come from a source that the configuration names."""
 
     @cached_property
     def network(self) -> Network:
@@ -39,13 +42,42 @@ class Run:
         return network
 
     @property
+    def model_sha256(self) -> str:
+        """Of the published network's weights. Raises UserError before the first checkpoint."""
+        return sha256_of(self.folder / "model" / "model.safetensors")
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """The lines of the log so far."""
         return read_log(self.folder / "log.jsonl")
 
+    @property
+    def images(self) -> int:
+        """Images seen at the last line of the log."""
+        history = self.history
+        return history[-1]["images"] if history else 0
 
-def load_run(folder: str | Path) -> Run:
+    @property
+    def length(self) -> int:
+        """Images of the whole run."""
+        return length(self.config)
+
+    def open_data(self) -> tuple[Dataset, Dataset]:
+        """The images that it trains on, and those that training never sees.
+
+        Raises:
+            UserError: data that cannot be read, or test images unlike the training images.
+        """
+        return self.datasets or open_data(self.config.data)
+
+
+def load_run(folder: str | Path, *, data: object = None, test_data: object = None) -> Run:
     """Open a run folder.
+
+    Args:
+        folder: What `onefold train --out` made.
+        data: The images of a run that was trained on a Python object (see `onefold.train`).
+        test_data: Likewise.
 
     Raises:
         UserError: not a run's folder, or a configuration that this version cannot read.
@@ -58,7 +90,8 @@ def load_run(folder: str | Path) -> Run:
         described = json.loads(path.read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
-    return Run(folder, settings.from_json(Config, json.dumps(described), str(path)))
+    config = settings.from_json(Config, json.dumps(described), str(path))
+    return Run(folder, config, None if data is None else split(data, test_data, config.data))
 
 
 def check_new(folder: Path) -> None:
@@ -73,24 +106,49 @@ def check_new(folder: Path) -> None:
         raise UserError(f"{folder}: is not an empty folder; choose another --out")
 
 
-def create_folder(folder: Path, config: Config) -> Run:
+def create_folder(run: Run) -> None:
     """Make the folder of a new run and write its configuration.
 
     Raises:
         UserError: the folder holds a run or other files already, or cannot be made.
     """
-    check_new(folder)
+    check_new(run.folder)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_config(run.folder, run.config, [])
+    except OSError as error:
+        raise UserError(f"{run.folder}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def write_config(folder: Path, config: Config, extensions: Sequence[Mapping[str, int]]) -> None:
+    """Write `config.json`: version, commit, configuration, and by how much the run was made longer, and when."""
     described = {
         "onefold": __version__,
         "commit": _git_commit(),
         "config": json.loads(settings.to_json(config)),
+        "extensions": list(extensions),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "config.json", json.dumps(described, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
-    return Run(folder, config)
+    write_whole(folder / "config.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+
+
+def extend(run: Run, images: int) -> Run:
+    """The same run, made longer: to `images` images in all. Recorded in `config.json`, with the images seen so far.
+
+    The schedule is that of the new length: a rate that had fallen rises again, and falls at the new end.
+
+    Raises:
+        UserError: a run of several phases, whose lengths depend on one another, or one that is as long already.
+    """
+    if len(run.config.phases) > 1:
+        raise UserError(f"--images: {run.folder} has several phases and cannot be made longer; start a new run")
+    if images <= run.length:
+        raise UserError(f"--images: {images:,} do not make {run.folder} longer, which has {run.length:,}; give more")
+    described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    extension = {"at": run.images, "from": run.length, "to": images}
+    config = run.config.with_changes({"training.images": images})
+    with writing(run.folder):
+        write_config(run.folder, config, [*described.get("extensions", ()), extension])
+    return replace(run, config=config)
 
 
 def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
@@ -100,23 +158,33 @@ def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
         UserError: data that cannot be read, or test images unlike the training images.
     """
     train = open_dataset(data.source, unreadable=data.unreadable)
-    if data.test is None:
+    return split(train, None if data.test is None else open_dataset(data.test, unreadable=data.unreadable), data)
+
+
+def split(train: object, test: object, data: DataConfig) -> tuple[Dataset, Dataset]:
+    """Training and test images, of a kind; without test images, `data.holdout` of the training images are set apart.
+
+    Raises:
+        UserError: what is no data set, or test images unlike the training images.
+    """
+    train = as_dataset(train)
+    if test is None:
         return holdout(train, data.holdout)
-    test = open_dataset(data.test, unreadable=data.unreadable)
+    test = as_dataset(test)
     kinds = [f"{shape_text(part.image_shape)} with {part.classes} classes" for part in (test, train)]
     if kinds[0] != kinds[1]:
-        raise UserError(f"{data.test}: {kinds[0]}, but {data.source}: {kinds[1]}; give test images of the same kind")
+        raise UserError(f"{test.source}: {kinds[0]}, but {train.source}: {kinds[1]}; give test images of the same kind")
     numbered = tuple(map(str, range(train.classes)))  # as where a file holds numbers alone
     if numbered not in (test.class_names, train.class_names) and test.class_names != train.class_names:
         pairs = zip(test.class_names, train.class_names, strict=True)
         own, other = next(pair for pair in pairs if pair[0] != pair[1])
-        raise UserError(f"{data.test}: has a class {own} where {data.source} has {other}; name its classes alike")
+        raise UserError(f"{test.source}: has a class {own} where {train.source} has {other}; name its classes alike")
     return train, test
 
 
-def note_skipped(run: Run, *parts: Dataset) -> str:
+def note_skipped(run: Run) -> str:
     """List the images that were left out since they cannot be read in the run's `skipped.txt`; says so in a line."""
-    names = list(dict.fromkeys(name for part in parts for name in part.skipped))
+    names = list(dict.fromkeys(name for part in run.open_data() for name in part.skipped))
     if not names:
         return ""
     path = run.folder / "skipped.txt"
@@ -124,22 +192,6 @@ def note_skipped(run: Run, *parts: Dataset) -> str:
         write_whole(path, "\n".join(names) + "\n")
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"{run.config.data.source}: left out {counted(len(names))} that cannot be read ({some}); see {path}"
-
-
-def fitted(config: Config, data: Dataset) -> Config:
-    """The configuration with the network's image size, channels and classes taken from the data.
-
-    A network with `classes` = 0 stays unconditional.
-
-    Raises:
-        UserError: a patch that does not divide the images, or a sampler with guidance where there are no classes.
-    """
-    height, width, channels = data.image_shape
-    classes = data.classes if config.network.classes else 0
-    network = replace(config.network, image_size=(height, width), channels=channels, classes=classes)
-    _ = network.grid  # says so if the patch does not divide the images
-    check_guidance(config.sampler.guidance, classes)
-    return replace(config, network=network)
 
 
 def _git_commit() -> str | None:

@@ -1,4 +1,4 @@
-"""The watch of a one-step run: is the generator getting better, and what does the critic know?
+"""The monitor of one-step training: is the generator getting better, and what does the critic know?
 
 Measured on the average that is published, on samples whose seeds no evaluation uses, with held-out images:
 
@@ -14,8 +14,7 @@ Measured on the average that is published, on samples whose seeds no evaluation 
     logit_real, _fake   mean ℓ at each level
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,20 +22,20 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from onefold import metrics
-from onefold.alarm import ONESTEP_CURE, departure
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
 from onefold.extractor import extractor_for
-from onefold.networks.base import Network
-from onefold.networks.ratio import RatioNet
+from onefold.networks import Network, RatioNet
+from onefold.objectives.one_step import Critic
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float, to_uint8
-from onefold.training import ema
+from onefold.training.alarm import ONESTEP_CURE, departure
 from onefold.training.engine import autocast
+from onefold.training.monitor import Line, Monitor, Values
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 
-__all__ = ["LEVELS", "OneStepWatch", "auc", "calibration"]
+__all__ = ["LEVELS", "OneStepMonitor", "auc", "calibration"]
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEED = 2**40
@@ -47,19 +46,22 @@ PROBE = 256
 """Held-out images and samples that the critic is asked about, at most."""
 BINS = 10
 
-Values = dict[str, Any]
 
+class OneStepMonitor(Monitor):
+    """Measures a one-step generator and its critic, and keeps the best average."""
 
-class OneStepWatch:
-    """Measures a one-step run, keeps its best average, and judges it by what the run's log holds."""
+    key = "onestep"
+    alarm = "the generator departs from the data"
+    cure = ONESTEP_CURE
 
     def __init__(
-        self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Callable[[str], None]
+        self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Callable[[str], None], *, warmup: int
     ) -> None:
+        """`warmup`: images of the run up to which it does not judge."""
+        super().__init__(run)
         options = run.config.onestep
-        assert options is not None
-        self.run, self.device = run, device
-        self.warmup, self.chooses = options.critic_warmup, options.selection > 0
+        self.device, self.warmup = device, warmup
+        self.chooses = options.selection > 0
         self.count = min(options.selection or PROBE, len(data))
         self.extractor = metrics.from_file(options.features) if options.features else extractor_for(data, say)
         chosen = np.linspace(0, len(data) - 1, min(len(data), REFERENCE)).round().astype(np.int64)
@@ -70,17 +72,18 @@ class OneStepWatch:
         held_out, self.held_out_labels = read_all(test, np.arange(min(len(test), PROBE)))
         self.held_out = to_float(held_out)
 
-    def look(self, state: TrainingState, line: Mapping[str, Any], say: Callable[[str], None]) -> Values:
-        """What belongs into the log line: `onestep`, and `alarm` if it sounds (a new one is said, if so configured)."""
-        duel, counters = state.duel, state.counters
-        assert duel is not None
+    def measure(self, state: TrainingState, before: Values | None) -> Values:
+        """All of the module's docstring. Where a checkpoint is chosen, the average with the least distance is kept."""
+        counters, network = state.counters, state.averages[-1]
+        teacher, critic = state.modules["teacher"], state.modules["critic"]
+        assert isinstance(teacher, Network)
+        assert isinstance(critic, Critic)
         with torch.no_grad(), eager():
-            network = state.averages[-1]
             with autocast(self.run.config.training, self.device):  # the networks alone: what measures is float32
                 z = self._sample(network)
                 made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])
-                real = torch.cat([duel.teacher.encode(part.to(self.device)) for part in self.held_out.split(256)])
-                told = self._critic(duel.critic.ratio, real, z) if duel.critic.ratio is not None else {}
+                real = torch.cat([teacher.encode(part.to(self.device)) for part in self.held_out.split(256)])
+                told = self._critic(critic.ratio, real, z) if critic.ratio is not None else {}
             values: Values = {"frechet": self._distance(made)}
             if self.extractor.classes == network.config.classes > 0:
                 values["class_accuracy"] = metrics.class_accuracy(self.extractor, made, self.labels)
@@ -90,16 +93,11 @@ class OneStepWatch:
             values |= told
         if self.chooses and (counters.best is None or values["frechet"] < counters.best):
             counters.best, counters.best_images = values["frechet"], counters.images
-            duel.best = ema.average_of(network).cpu()
-        found: Values = {"onestep": values}
-        seen = [old for old in self.run.history if old.get("onestep")]
-        reason = departure([*seen, {**line, **found}], warmup=self.warmup)
-        if reason is None:
-            return found
-        if self.run.config.training.on_collapse == "warn" and not (seen and "alarm" in seen[-1]):
-            where = f"{self.run.folder}: the generator departs from the data at {line['images']:,} images"
-            say(f"{where}: {reason}; {ONESTEP_CURE}")
-        return {**found, "alarm": reason}
+            state.modules["best"].load_state_dict(network.state_dict())
+        return values
+
+    def judge(self, log: Sequence[Line]) -> str | None:
+        return departure(log, warmup=self.warmup)
 
     def _sample(self, network: Network) -> Float[Tensor, "n N D"]:
         labels = self.labels.tolist() if network.config.classes else None

@@ -47,7 +47,7 @@ BOUNDS = {
     "saturation": (0.6, 1.6),
     "diversity": (0.6, 1.5),
 }
-"""What the measurements of a one-step generator may be; see `training/onestep_watch.py` for their units."""
+"""What the measurements of a one-step generator may be; see `training/one_step_monitor.py` for their units."""
 ONESTEP_CURE = "a lower training.learning_rate, a higher onestep.ratio.penalty or more onestep.critic_updates may help"
 
 

@@ -1,0 +1,122 @@
+"""The phases of latent diffusion: all roles at once, or the autoencoder first and the denoiser after it.
+
+The two stages of the baseline have schedules of their own, as if each were a run: warm-up, decay and the ramp of the
+averages count from its first image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from onefold.compute import eager
+from onefold.data import Dataset, read_all
+from onefold.errors import UserError
+from onefold.networks import NETWORKS, Network, ThreeNetworks
+from onefold.networks.base import RoleFlops
+from onefold.objectives.losses import Losses
+from onefold.objectives.self_distillation import DenoisingDraws, draw, self_distillation
+from onefold.objectives.two_stages import autoencoder, diffusion
+from onefold.pixels import to_float
+from onefold.training.config import TrainingConfig
+from onefold.training.health import HealthMonitor
+from onefold.training.phases import Part, Phase, Say, register
+from onefold.training.run import Run
+
+__all__ = ["Autoencoder", "Diffusion", "SelfDistillationPhase"]
+
+MEASURED = 4096
+"""Most images that the latents' mean and standard deviation are measured on."""
+
+
+@register("self_distillation")
+class SelfDistillationPhase(Phase):
+    """Encoder, denoiser and decoder learn together; `average-0` gives the target."""
+
+    @cached_property
+    def parts(self) -> Sequence[Part]:
+        modules, schedule = ("network", "average-0"), self.schedule
+        return (Part(modules, self.draw, self.loss, self.optimizers, schedule, schedule.ema_half_lives),)
+
+    def draw(self, batch: int, rng: torch.Generator) -> DenoisingDraws:
+        network = self.config.network
+        return draw(self.config.objective, batch, (network.tokens, network.latent_channels), rng)
+
+    def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
+        return self_distillation(network, target, x, y, draws, self.config.objective)
+
+    def monitor(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> HealthMonitor:
+        return HealthMonitor(run, test, device, warmup=self.start + self.schedule.warmup)
+
+    def flops(self) -> float:
+        """Encoding, decoding and each draw, thrice with the backward pass; target and perceptual encodings."""
+        role, objective = self._role_flops, self.config.objective
+        passive = (objective.target == "ema") + 3 * (objective.perceptual_weight > 0)
+        return (3 + passive) * role.encode + 3 * role.decode + 3 * objective.draws * role.denoise
+
+    @property
+    def _role_flops(self) -> RoleFlops:
+        network = self.config.network
+        return NETWORKS[network.architecture].role_flops(network)
+
+
+@register("autoencoder")
+class Autoencoder(SelfDistillationPhase):
+    """Encoder and decoder alone: the first stage of three networks."""
+
+    @cached_property
+    def schedule(self) -> TrainingConfig:
+        return replace(self.config.training, images=self._images)
+
+    @property
+    def _images(self) -> int:
+        """A whole number of batches, at least one."""
+        training = self.config.training
+        share = self.config.stages.autoencoder
+        return training.batch * max(1, round(share * training.images / training.batch))
+
+    def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
+        return autoencoder(network, target, x, draws, self.config.objective, self.config.stages)
+
+    def flops(self) -> float:
+        """Encoding and decoding, thrice with the backward pass; the perceptual encodings."""
+        role, perceptual = self._role_flops, self.config.objective.perceptual_weight > 0
+        return (3 + 3 * perceptual) * role.encode + 3 * role.decode
+
+
+@register("diffusion")
+class Diffusion(Autoencoder):
+    """The denoiser alone, on the latents of the frozen encoder, normalised by channel: the second stage."""
+
+    @cached_property
+    def schedule(self) -> TrainingConfig:
+        return replace(self.config.training, images=max(1, self.config.training.images - self._images))
+
+    def adapt(self, network: Network, data: Dataset) -> None:
+        """From now on latents are normalised by their mean and standard deviation over the data."""
+        if not isinstance(network, ThreeNetworks):
+            cure = "choose --architecture three-networks"
+            raise UserError(f"phases: diffusion needs an encoder that can be frozen, unlike this network's; {cure}")
+        network.normalise(*_latent_moments(network, data))
+
+    def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
+        return diffusion(network, x, y, draws, self.config.objective)
+
+    def flops(self) -> float:
+        """Encoding, and each draw thrice with the backward pass."""
+        role = self._role_flops
+        return role.encode + 3 * self.config.objective.draws * role.denoise
+
+
+@torch.no_grad()
+def _latent_moments(network: Network, data: Dataset) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+    """Mean and standard deviation of each latent channel over images spread evenly over the data."""
+    chosen = np.linspace(0, len(data) - 1, min(len(data), MEASURED)).astype(np.int64)
+    with eager():
+        parts = [network.encode(to_float(x.to(network.device))).cpu() for x in read_all(data, chosen)[0].split(256)]
+    z = torch.cat(parts).flatten(0, 1).double()
+    return z.mean(0).float(), z.std(0).clamp(min=1e-4).float()

@@ -1,0 +1,274 @@
+"""The phase in which a trained network becomes a one-step generator, and how a run is converted to one.
+
+    critic  →  after its warm-up: critic and generator  →  average, of which a monitor keeps the best
+
+Both start from the weights of the network that the phase begins with, the teacher, which stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from onefold.data import Dataset
+from onefold.errors import UserError
+from onefold.networks import NETWORKS, Network, RatioNet, build
+from onefold.objectives.losses import Losses
+from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, generator_loss
+from onefold.sampling import Sampler
+from onefold.schedule import Schedule
+from onefold.training import ema
+from onefold.training.config import Config
+from onefold.training.one_step_monitor import OneStepMonitor
+from onefold.training.phases import Part, Phase, Say, averaged, register
+from onefold.training.run import Run, load_run
+
+__all__ = ["OneStepPhase", "converted", "freeze_matrices", "one_step_config", "start_from"]
+
+LENGTH = 0.75
+"""Of a one-step phase, as a share of its teacher's training …"""
+WARMUP = 1 / 8
+"""… and of its critic's warm-up, as a share of that."""
+AVERAGED = 70
+"""Half-life of the generator's average, in updates."""
+CRITIC_BETAS = (0.0, 0.99)
+"""Adam without momentum: what the critic follows changes with every update of the generator."""
+
+
+@register("one_step")
+class OneStepPhase(Phase):
+    """Critic and generator; see `objectives.one_step`."""
+
+    def __init__(self, config: Config, index: int, start: int) -> None:
+        super().__init__(config, index, start)
+        options, images = config.onestep, self.schedule.images
+        if options.critic_warmup >= images:
+            raise UserError(
+                f"onestep.critic_warmup: {options.critic_warmup:,} images leave none of {images:,} for the generator; "
+                "give a shorter warm-up or more --images"
+            )
+        begins = options.generator, options.generator_trains
+        if NETWORKS[config.network.architecture].role_flops(config.network).decode and begins != ("teacher", "all"):
+            raise UserError(
+                "onestep.generator: with other weights than the teacher's its decoder would be lost; begin from a run "
+                "in pixels (--architecture pixels)"
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.config.onestep.schedule or self.config.training
+
+    @cached_property
+    def parts(self) -> Sequence[Part]:
+        options, schedule = self.config.onestep, self.schedule
+        modules = ("critic", "teacher", "network")
+        critic = Part(modules, self.draw, self.critic_loss, self.critic_optimizers, schedule, norm="critic_norm")
+        generator = Part(
+            ("network", "teacher", "critic"),
+            self.draw,
+            self.generator_loss,
+            self.optimizers,
+            replace(schedule, images=max(1, schedule.images - options.critic_warmup)),  # its rates begin as it moves
+            schedule.ema_half_lives,
+            start=options.critic_warmup,
+            every=options.critic_updates,
+            finish=move_levels,
+        )
+        return critic, generator
+
+    def draw(self, batch: int, rng: torch.Generator) -> OneStepDraws:
+        network = self.config.network
+        latent_shape = network.tokens, network.latent_channels
+        return draw(self.config.onestep, self.config.objective, batch, latent_shape, rng)
+
+    def critic_loss(
+        self, critic: Critic, teacher: Network, generator: Network, x: Tensor, y: Tensor, draws: OneStepDraws
+    ) -> Losses:
+        return critic_loss(critic, teacher, generator, x, y, draws, self.config.onestep)
+
+    def generator_loss(
+        self, generator: Network, teacher: Network, critic: Critic, x: Tensor, y: Tensor, draws: OneStepDraws
+    ) -> Losses:
+        return generator_loss(generator, teacher, critic, x, y, draws, self.config.onestep, self.config.objective)
+
+    def critic_optimizers(self, critic: nn.Module) -> list[Optimizer]:
+        trained = [p for p in critic.parameters() if p.requires_grad]
+        rate = self.config.onestep.critic_rate
+        return [AdamW(trained, lr=rate, betas=CRITIC_BETAS, weight_decay=0.0, fused=True)]
+
+    def modules(self, network: Network) -> dict[str, nn.Module]:
+        """Teacher, generator with averages, critic; and `best`, on the CPU, where a monitor chooses."""
+        options = self.config.onestep
+        teacher = ema.average_of(network)
+        generator = build(self.config.network).to(network.device)
+        start_from(generator, teacher, options.generator)
+        found: dict[str, nn.Module] = {"teacher": teacher, "critic": fresh_critic(options, teacher)}
+        found |= averaged(generator, self.schedule)
+        for name, trains in (("network", options.generator_trains), ("critic", options.critic_trains)):
+            if trains == "norms":
+                freeze_matrices(found[name])
+        if options.selection:
+            found["best"] = ema.average_of(teacher).cpu()
+        return found
+
+    def published(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """The ratio network, which is the last one even where the generator is an earlier one: it knows the difference
+        between data and samples better (measured in `docs/onestep.md`).
+        """
+        critic = modules["critic"]
+        assert isinstance(critic, Critic)
+        return {} if critic.ratio is None else {"ratio": critic.ratio}
+
+    def begin_from(self, source: Network) -> Network:
+        """The teacher, whose network has to be this run's."""
+        theirs, own = source.config, self.config.network
+        if theirs != own:
+            kinds = [f"{(*n.image_size, n.channels)}, {n.classes} classes" for n in (theirs, own)]
+            about = f"is for {kinds[0]}, this run's for {kinds[1]}" if kinds[0] != kinds[1] else "is not this run's"
+            raise UserError(f"{self.config.start}: its network {about}; restore its data, or train a new one")
+        if self.config.onestep.has_ratio:
+            fresh_ratio(self.config.onestep, source)
+        return source
+
+    def monitor(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> OneStepMonitor:
+        warmup = self.start + self.config.onestep.critic_warmup
+        return OneStepMonitor(run, data, test, device, say, warmup=warmup)
+
+    def flops(self) -> float:
+        """Of a critic's and a generator's update, the latter's share of the steps counted."""
+        options, network = self.config.onestep, self.config.network
+        role = NETWORKS[network.architecture].role_flops(network)
+        ratio = role.denoise * (options.critic_blocks or network.depth) / network.depth * options.has_ratio
+        student = role.denoise * (options.method != "ratio")
+        # Samples and data, and where there is a penalty both once more, beside it; thrice with the backward pass.
+        critic = role.encode + role.denoise + (12 if options.ratio.penalty else 6) * ratio + 3 * student
+        slope = 2 * ratio + 2 * student
+        codec = options.codec_share * 3 * (role.encode + role.decode)
+        generator = 3 * role.denoise + slope + codec + role.encode * (options.codec_share > 0 or options.renoised > 0)
+        return critic + generator / options.critic_updates
+
+
+def move_levels(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> None:
+    """The critic's means of weights by level move once per update of the generator."""
+    critic = modules["critic"]
+    assert isinstance(critic, Critic)
+    critic.levels.move(skipped)
+
+
+# --- where weights start ----------------------------------------------------------------------------------------------
+
+
+def fresh_critic(options: OneStep, teacher: Network) -> Critic:
+    """A critic with the weights that `options` says; random ones come from torch's present seed."""
+    ratio = student = None
+    if options.has_ratio:
+        ratio = fresh_ratio(options, teacher)
+        start_from(ratio, RatioNet.of(teacher, options.critic_blocks), options.critic)
+    if options.method != "ratio":
+        student = build(teacher.config).to(teacher.device)
+        start_from(student, teacher, options.critic)
+    return Critic(ratio, student).to(teacher.device)
+
+
+def fresh_ratio(options: OneStep, teacher: Network) -> RatioNet:
+    """A random ratio network. Raises a UserError where the teacher has fewer blocks than it is to have."""
+    try:
+        return RatioNet.of(teacher, options.critic_blocks, learned=False)
+    except UserError as error:
+        raise UserError(f"onestep.critic_{error}") from None
+
+
+@torch.no_grad()
+def start_from(module: nn.Module, teacher: nn.Module, weights: Weights) -> None:
+    """Replace weights of a random module by the teacher's, as many as `weights` says."""
+    inside: Mapping[Weights, tuple[bool, ...]] = {
+        "teacher": (True, False),
+        "random": (),
+        "trunk": (True,),
+        "ends": (False,),
+    }
+    own = module.state_dict()
+    theirs = {name: value for name, value in teacher.state_dict().items() if _is_inside(name) in inside[weights]}
+    module.load_state_dict({**own, **theirs})
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a parameter belongs to the trunk or its modulation, and not to an entrance or exit."""
+    return "trunk." in name or "modulation." in name
+
+
+def freeze_matrices(module: nn.Module) -> None:
+    """Leave of the trunk's blocks only norms and offsets to be trained."""
+    for name, p in module.named_parameters():
+        if ".blocks." in name and p.ndim == 2 and not name.endswith("offset"):
+            p.requires_grad_(False)
+
+
+# --- from a run to a one-step run -------------------------------------------------------------------------------------
+
+
+def converted(folder: str | Path, *, images: int | None = None, batch: int | None = None) -> Config:
+    """The configuration that makes a one-step generator of a trained run, on whatever device there is now.
+
+    Args:
+        folder: The trained run, the teacher.
+        images: Length of the training.
+        batch: Images of a step; default: the teacher's.
+
+    Raises:
+        UserError: not a run, or one whose diffusion model is not finished, or that is a one-step generator already.
+    """
+    run = load_run(folder)
+    check_teacher(run)
+    config = one_step_config(run.config, images=images, batch=batch)
+    anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
+    return config.with_changes({"start": str(folder), "start_sha256": run.model_sha256, **anew})
+
+
+def one_step_config(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:
+    """The same for a configuration: what stays, what follows from being a one-step run.
+
+    Adam without momentum and without weight decay, at a constant rate that falls at the end, from weights that are
+    good already; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
+    teacher's, or from `images`, and are whole batches.
+    """
+    batch = batch or config.training.batch
+    images = images or batch * max(2, round(LENGTH * config.training.images / batch))
+    options = OneStep(critic_warmup=batch * max(1, round(WARMUP * images / batch)))
+    training = replace(
+        config.training,
+        optimizer="adamw",
+        images=images,
+        batch=batch,
+        learning_rate=2e-4,
+        betas=(0.0, 0.99),
+        weight_decay=0.0,
+        warmup=0,
+        decay=0.3,
+        ema_half_lives=(AVERAGED * batch,),
+        ema_ramp=1.0,
+        health_every=50 * batch,
+    )
+    sampler = Sampler(steps=1, solver="renoise")
+    return replace(config, phases=("one_step",), training=training, onestep=options, sampler=sampler)
+
+
+def check_teacher(run: Run) -> None:
+    """Refuse a run that cannot be made a one-step generator of.
+
+    Raises:
+        UserError: the run is unfinished, or a one-step generator already.
+    """
+    if "one_step" in run.config.phases:
+        raise UserError(f"{run.folder}: is a one-step generator already; give the run that it came from")
+    if run.images < run.length:
+        raise UserError(
+            f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); "
+            f"train it on with `onefold train … --out {run.folder} --resume`"
+        )

@@ -1,0 +1,232 @@
+"""Phases: a run is a list of them, and each says what its steps train.
+
+    self_distillation         encoder, denoiser and decoder together
+    autoencoder, diffusion    the two stages of the baseline with three networks
+    one_step                  critic and one-step generator
+
+A phase begins from the network that the one before it published, with optimizers and averages of its own. Which phase
+an image belongs to is a function of the configuration, and what a phase begins with is a function of the state and the
+data, so that a run resumed at any image is the same to the bit. A phase of one's own is a subclass that registers
+itself: `docs/architecture.md` has an example.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from onefold.data import Dataset
+from onefold.errors import UserError
+from onefold.networks import NETWORKS, Network, build
+from onefold.objectives.losses import Draws, Losses
+from onefold.sampling import Sampler
+from onefold.schedule import Schedule
+from onefold.training import ema
+from onefold.training.config import Config
+from onefold.training.optimizer import build_optimizers
+
+if TYPE_CHECKING:
+    from onefold.training.monitor import Monitor
+    from onefold.training.run import Run
+
+__all__ = [
+    "PHASES",
+    "Part",
+    "Phase",
+    "Say",
+    "averaged",
+    "length",
+    "names_of_phases",
+    "phase_at",
+    "phases_of",
+    "register",
+]
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module that a step trains, and how. Images are counted from the beginning of the phase."""
+
+    modules: tuple[str, ...]
+    """Names in the state: the module that is trained, and those that its loss reads besides."""
+    draw: Callable[[int, torch.Generator], Draws]
+    """(B, rng) → the randomness of a batch of B images."""
+    loss: Callable[..., Losses]
+    """(*modules, x, y, draws) → losses."""
+    optimizers: Callable[[nn.Module], list[Optimizer]]
+    """Those of the module that is trained, at the peaks of their rates (see `optimizer.set_rates`)."""
+    schedule: Schedule
+    """Of rates, clipping and averages; it begins at `start`."""
+    half_lives: tuple[int, ...] = ()
+    """Of the averages of the module, which are called average-0, average-1, …"""
+    start: int = 0
+    """Images before its first turn."""
+    every: int = 1
+    """It takes part in one of so many steps."""
+    norm: str = "gradient_norm"
+    """What the norm of its gradient is called in the log."""
+    finish: Callable[[Mapping[str, nn.Module], Bool[Tensor, ""]], None] | None = None
+    """Called with (modules, skipped) after its update, for what moves once per step."""
+
+    @property
+    def name(self) -> str:
+        """That of the module that is trained."""
+        return self.modules[0]
+
+    def has_turn(self, images: int, batch: int) -> bool:
+        """Whether it takes part in the step that begins after `images` images."""
+        return images >= self.start and (images // batch + 1) % self.every == 0
+
+    def updates(self, images: int, batch: int) -> int:
+        """Its turns up to and with that of the step that begins after `images` images."""
+        return (images // batch + 1) // self.every - -(-self.start // batch) // self.every
+
+
+class Phase(ABC):
+    """A part of a run, in which every step trains the same modules."""
+
+    name: ClassVar[str]
+
+    def __init__(self, config: Config, index: int, start: int) -> None:
+        """Phase number `index` of a run, which begins after `start` images.
+
+        Raises:
+            UserError: settings that make no sense for it.
+        """
+        self.config = config
+        self.index = index
+        self.start = start
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its length, rates and averages."""
+        return self.config.training
+
+    @cached_property
+    @abstractmethod
+    def parts(self) -> Sequence[Part]:
+        """What a step trains, in this order."""
+
+    def modules(self, network: Network) -> dict[str, nn.Module]:
+        """Everything that its steps read and change, made from the network that it begins with.
+
+        There is a `network`, which is published where there is no average; `average-0`, `average-1`, … are averages of
+        it, of which the last is published; so is `best`, where a monitor has chosen one. Random weights come from
+        torch's present seed.
+        """
+        return averaged(network, self.schedule)
+
+    def published(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """What is saved beside the published network, by the name of its folder."""
+        return {}
+
+    def adapt(self, network: Network, data: Dataset) -> None:  # noqa: B027: most phases need not
+        """Change what the phase begins with by what the data say; called once, before `modules`."""
+
+    def optimizers(self, network: nn.Module) -> list[Optimizer]:
+        """Those of the network, with Muon's iterations in the precision of the run's matrix products."""
+        assert isinstance(network, Network)
+        bfloat16 = self.config.training.precision == "bfloat16"
+        return build_optimizers(network, self.schedule, torch.bfloat16 if bfloat16 else torch.float32)
+
+    @property
+    def sampler(self) -> Sampler:
+        """What its network samples with: the run's sampler, and before the last phase that of a diffusion model."""
+        return self.config.sampler if self.index == len(names_of_phases(self.config)) - 1 else Sampler()
+
+    def begin_from(self, source: Network) -> Network:
+        """The network of this run with the weights of another; label vectors are random where the classes differ.
+
+        Raises:
+            UserError: a network whose other weights do not fit.
+        """
+        network = build(self.config.network)
+        own, theirs = network.state_dict(), source.state_dict()
+        fitting = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
+        labels = {f"{name}.weight" for name, part in network.named_modules() if name.endswith("labels")}
+        missing = sorted((own.keys() ^ theirs.keys()) | (own.keys() - fitting.keys() - labels))
+        if missing:
+            cure = "give one of the same architecture, patch, width and channels"
+            raise UserError(f"start: the weights do not fit this run's network ({missing[0]} differs); {cure}")
+        network.load_state_dict({**own, **fitting})
+        return network
+
+    @abstractmethod
+    def monitor(self, run: "Run", data: Dataset, test: Dataset, device: torch.device, say: Say) -> "Monitor":
+        """What watches over it, on training and test images; `say` is told what takes long."""
+
+    @abstractmethod
+    def flops(self) -> float:
+        """Arithmetic of a step for each image: operations of matrix products, forward and backward."""
+
+
+PHASES: dict[str, type[Phase]] = {}
+"""All that are known, by name."""
+
+P = TypeVar("P", bound=type[Phase])
+
+
+def register(name: str) -> Callable[[P], P]:
+    """Class decorator: make a phase known by its name, for `Config.phases`.
+
+    Raises:
+        UserError: another phase has the name.
+    """
+
+    def add(kind: P) -> P:
+        if PHASES.setdefault(name, kind) is not kind:
+            raise UserError(f"phase {name!r}: is known already; choose another name")
+        kind.name = name
+        return kind
+
+    return add
+
+
+def names_of_phases(config: Config) -> tuple[str, ...]:
+    """The phases of a run by name: those that are configured, or else those that the architecture goes through."""
+    return config.phases or NETWORKS[config.network.architecture].phases
+
+
+@lru_cache(maxsize=32)
+def phases_of(config: Config) -> tuple[Phase, ...]:
+    """The phases of a run, the first first; each begins with a whole batch.
+
+    Raises:
+        UserError: a name that is not known, or settings that make no sense for a phase.
+    """
+    phases: list[Phase] = []
+    start, batch = 0, config.training.batch
+    for index, name in enumerate(names_of_phases(config)):
+        if name not in PHASES:
+            raise UserError(f"phases: {name!r} is not known; choose of {', '.join(PHASES)}")
+        phase = PHASES[name](config, index, start)
+        phases.append(phase)
+        start += batch * -(-phase.schedule.images // batch)
+    return tuple(phases)
+
+
+def phase_at(images: int, config: Config) -> Phase:
+    """The phase of the step that begins after `images` images."""
+    return [phase for phase in phases_of(config) if phase.start <= images][-1]
+
+
+def length(config: Config) -> int:
+    """Images of the whole run."""
+    last = phases_of(config)[-1]
+    return last.start + last.schedule.images
+
+
+def averaged(network: Network, schedule: Schedule) -> dict[str, nn.Module]:
+    """A network to be trained, which begins as the given one, and averages of it."""
+    trained = ema.trainable_copy(network)
+    averages = {f"average-{k}": ema.average_of(trained) for k in range(len(schedule.ema_half_lives))}
+    return {"network": trained, **averages}

@@ -1,0 +1,68 @@
+"""Before the first step: a configuration fitted to its data and its machine, and the weights to start from."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from onefold import compute
+from onefold.data import Dataset
+from onefold.sampling import check_guidance
+from onefold.training.config import Config
+from onefold.training.phases import names_of_phases, phases_of
+
+__all__ = ["decide", "fit_to_data"]
+
+LONG_RUN = 5e12
+"""Operations of a whole training from which the half minute of compilation pays."""
+
+
+def fit_to_data(config: Config, data: Dataset) -> Config:
+    """The configuration with the network's image size, channels and classes taken from the data, and its phases named.
+
+    A network with `classes` = 0 stays unconditional.
+
+    Raises:
+        UserError: a patch that does not divide the images, a sampler with guidance where there are no classes, or
+            settings that make no sense for a phase.
+    """
+    height, width, channels = data.image_shape
+    classes = data.classes if config.network.classes else 0
+    network = replace(config.network, image_size=(height, width), channels=channels, classes=classes)
+    _ = network.grid  # says so if the patch does not divide the images
+    check_guidance(config.sampler.guidance, classes)
+    config = replace(config, network=network, phases=names_of_phases(config))
+    phases_of(config)
+    return config
+
+
+def decide(config: Config, device: torch.device, say: Callable[[str], None] = lambda line: None) -> Config:
+    """The settings with every "auto" decided, by measurement where it takes one; a resumed run has decided already.
+
+    `say` is told, in a line, what was chosen and why.
+
+    Raises:
+        UserError: `compile="yes"` where nothing can be compiled.
+    """
+    training = config.training
+    compiled = training.compile
+    if compiled == "auto":
+        work = sum(phase.schedule.images * phase.flops() for phase in phases_of(config))
+        compiled = "yes" if work >= LONG_RUN and compute.try_compiled(device) else "no"
+    elif compiled == "yes":
+        compute.require_compiler("training.compile", device)
+    precision, why = training.precision, "as wanted"
+    if precision == "auto":
+        times = compute.speed_up(device)
+        precision = compute.preferred(times)
+        why = f"bfloat16 products are {times:.1f} times as fast here as float32 ones"
+    about = "compiled" if compiled == "yes" else "not compiled"
+    say(f"{device.type}, {precision} ({why}), {about}, {torch.get_num_threads()} threads")
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    if device.type == "cpu" and load > cores and torch.get_num_threads() > 1:
+        say(
+            f"the machine is busy (load {load:.1f} on {cores} cores): threads that wait for one another crawl; "
+            "OMP_NUM_THREADS=1 may be faster"
+        )
+    return replace(config, training=replace(training, precision=precision, compile=compiled))
