@@ -464,7 +464,7 @@ def colours(grey: bool = False, count: int = 60) -> dict[str, np.ndarray]:
     [
         (None, {"network__architecture": "three_networks", "network__depth": 3}),
         (None, {"network__classes": 0}),
-        (None, {"network__space": "pixels"}),
+        (None, {"network__architecture": "pixels"}),
         (colours(), {}),
         (colours(grey=True), {}),
         (colours(count=20), {}),

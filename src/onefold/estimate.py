@@ -21,8 +21,7 @@ from onefold.compute import chosen, eager, require_compiler, resolve_device
 from onefold.data.loader import IN_MEMORY
 from onefold.errors import UserError
 from onefold.flops import sampling_flops, training_flops
-from onefold.networks.base import build
-from onefold.networks.one_network import parameter_shares
+from onefold.networks.base import build, parameter_shares
 from onefold.training.config import Config
 from onefold.training.log import peak_memory
 from onefold.training.loop import backward, training_step

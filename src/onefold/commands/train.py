@@ -8,7 +8,6 @@ import tyro
 from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import (
-    Architecture,
     check_resumed,
     console,
     recipe_first,
@@ -37,7 +36,7 @@ def train(arguments: list[str]) -> None:
         data: str | None = None,
         test_data: str | None = None,
         unreadable: Literal["refuse", "skip"] = default.data.unreadable,
-        architecture: Architecture = None,
+        architecture: str | None = None,
         out: Path | None = None,
         resume: bool = False,
         steps: int | None = None,
@@ -53,7 +52,7 @@ def train(arguments: list[str]) -> None:
             data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
             test_data: Images for evaluation alone. Default: a part set apart from the data.
             unreadable: Stop at an image that cannot be read, or leave it out.
-            architecture: One network, or the baseline of three, trained in two stages. Default: the recipe's.
+            architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.
             out: The run's folder. Default: runs/RECIPE.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             steps: Stop after so many optimiser steps (sets training.images), for a short trial.

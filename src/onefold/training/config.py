@@ -10,7 +10,7 @@ from tyro.conf import Suppress
 
 from onefold import settings
 from onefold.errors import UserError
-from onefold.networks.one_network import NetworkConfig
+from onefold.networks.base import NetworkConfig
 from onefold.objectives.density_ratio import DensityRatio
 from onefold.objectives.score_distillation import ScoreDistillation
 from onefold.objectives.self_distillation import SelfDistillation
@@ -183,10 +183,10 @@ class Config:
                 f"onestep.critic_warmup: {options.critic_warmup:,} images leave none of {self.training.images:,} for "
                 "the generator; give a shorter warm-up or more --images"
             )
-        if self.network.space == "latents" and (options.generator, options.generator_trains) != ("teacher", "all"):
+        if self.network.kind.learns_codec and (options.generator, options.generator_trains) != ("teacher", "all"):
             raise UserError(
                 "onestep.generator: with other weights than the teacher's its decoder would be lost; begin from a run "
-                "in pixels (--network.space pixels)"
+                "in pixels (--architecture pixels)"
             )
 
     def with_changes(self, changes: dict[str, Any]) -> Self:

@@ -37,7 +37,6 @@ from onefold.alarm import CURE, collapse
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
 from onefold.networks.base import Network
-from onefold.networks.one_network import OneFold
 from onefold.objectives.diagnosis import variance_term, velocity_of
 from onefold.objectives.self_distillation import Draws, SelfDistillation, draw, self_distillation
 from onefold.paths import Linear, noised, per_token
@@ -117,7 +116,7 @@ def measure(network: Network, target: Network, batch: Probe, config: Config, bef
         parts = [_roles(network, batch.part(k, k + size)) for k in range(0, len(batch.x), size)]
     z, x_hat, z_hat, z_t = (torch.cat(values).float() for values in zip(*parts, strict=True))
     shared: Values = {}
-    if isinstance(network, OneFold) and _finite(z):
+    if network.shares_codec and network.trunks and _finite(z):
         # A context of its own: torch before 2.10 would take the weights that it has cast without gradients above.
         with eager(), autocast(training, batch.x.device):
             shared = gradients(network, target, batch.part(0, min(GRADIENT_IMAGES, size)), config.objective)
@@ -160,9 +159,9 @@ def latent_statistics(z: Float[Tensor, "B N D"], before: Mapping[str, Any] | Non
     return values
 
 
-def gradients(network: OneFold, target: Network, batch: Probe, objective: SelfDistillation) -> Values:
+def gradients(network: Network, target: Network, batch: Probe, objective: SelfDistillation) -> Values:
     """Norms at the trunk of the gradients of each weighted loss and of the variance term, and the losses' cosine."""
-    trunk = list(network.trunk.parameters())
+    trunk = [p for part in network.trunks for p in part.parameters()]
     none = dict.fromkeys(WEIGHTS.values(), 0.0)
 
     def gradient(value: Tensor) -> list[Tensor]:

@@ -42,7 +42,7 @@ def stages_of(config: Config) -> list[Stage]:
     training = config.training
     if config.onestep is not None:
         return [Stage("onestep", 0, training)]
-    if config.network.architecture == "one_network":
+    if "autoencoder" not in config.network.kind.phases:
         return [Stage("joint", 0, training)]
     change = _change(config)
     rest = max(1, training.images - change)
