@@ -259,11 +259,3 @@ def test_a_resumed_run_in_pixels_is_the_same_to_the_bit(run: Run, tmp_path: Path
     onefold.train(None, tmp_path / "run", resume=True, quiet=True)
     assert differing(newest(run.folder), newest(tmp_path / "run")) == []
     assert log(run.folder) == log(tmp_path / "run")
-
-
-def test_three_networks_refuse_pixels_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["train", "digits", "--architecture", "three-networks", "--network.space", "pixels"]
-    assert cli.run([*words, "--out", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert said == "onefold: network.space: three networks have latents; give one_network or latents\n"
-    assert not (tmp_path / "run").exists()

@@ -528,7 +528,7 @@ def taught(here: Path) -> None:
 
 def in_pixels(here: Path) -> None:
     shutil.rmtree(here / "given")
-    onefold.train(tiny(network__space="pixels", training__images=16), here / "given", quiet=True)
+    onefold.train(tiny(network__architecture="pixels", training__images=16), here / "given", quiet=True)
 
 
 def nothing(here: Path) -> None:
