@@ -25,7 +25,7 @@ KINDS: dict[str, dict[str, object]] = {
     "one": {},
     "velocity": {"output": "velocity"},
     "three": {"architecture": "three_networks", "equal": "compute"},
-    "pixels": {"space": "pixels"},
+    "pixels": {"architecture": "pixels"},
     "unconditional": {"classes": 0},
 }
 SMALL = NetworkConfig(width=32, depth=2, heads=2)
@@ -162,11 +162,11 @@ def test_a_token_is_a_patch():
 
 
 def test_the_numbers_of_a_token_follow_from_patch_and_channels():
-    config = NetworkConfig(space="pixels", image_size=(12, 12), patch=3, channels=3, latent_channels=5)
+    config = NetworkConfig(architecture="pixels", image_size=(12, 12), patch=3, channels=3, latent_channels=5)
     assert config.latent_channels == 27
     assert dataclasses.replace(config, patch=4).latent_channels == 48
     assert dataclasses.replace(config, channels=1).latent_channels == 9
-    assert dataclasses.replace(config, space="latents", latent_channels=5).latent_channels == 5
+    assert dataclasses.replace(config, architecture="one_network", latent_channels=5).latent_channels == 5
 
 
 def test_it_is_built_saved_and_loaded_as_what_it_is(tmp_path: Path):
@@ -205,7 +205,7 @@ def test_the_objective_of_pixels_is_the_denoising_loss():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    changes = {"network__space": "pixels", "training__health_every": 80, "training__sample_every": 160}
+    changes = {"network__architecture": "pixels", "training__health_every": 80, "training__sample_every": 160}
     return onefold.train(tiny(**changes), tmp_path_factory.mktemp("pixels") / "run", quiet=True)
 
 
@@ -259,11 +259,3 @@ def test_a_resumed_run_in_pixels_is_the_same_to_the_bit(run: Run, tmp_path: Path
     onefold.train(None, tmp_path / "run", resume=True, quiet=True)
     assert differing(newest(run.folder), newest(tmp_path / "run")) == []
     assert log(run.folder) == log(tmp_path / "run")
-
-
-def test_three_networks_refuse_pixels_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["train", "digits", "--architecture", "three-networks", "--network.space", "pixels"]
-    assert cli.run([*words, "--out", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert said == "onefold: network.space: three networks have latents; give one_network or latents\n"
-    assert not (tmp_path / "run").exists()

@@ -247,7 +247,8 @@ WRONG: list[tuple[str, str]] = [
     ("onestep run --resume --out run", "run: is no one-step run"),
     ("demo --out run", "run: holds another run than this demo's"),
     ("estimate digits --network.patch 3 --data digits", "patch 3"),
-    ("estimate digits --architecture two", "--architecture"),
+    ("estimate digits --architecture two", "--architecture: 'two' is not known; choose one of one-network, "),
+    ("train digits --network.space pixels --out new", "--network.space"),
     ("data inspect", "data inspect"),
     ("data inspect missing", "missing"),
     ("data inspect empty", "empty"),
@@ -610,6 +611,12 @@ def test_estimate_of_the_baseline(capsys: pytest.CaptureFixture[str]):
     for architecture, shared in (("one-network", ", 98."), ("three-networks", " ")):
         assert call("estimate", "digits", "--seconds", "0", "--architecture", architecture) == 0
         assert f"0.98M{shared}" in capsys.readouterr().out
+
+
+def test_estimate_of_pixels_has_no_latent(capsys: pytest.CaptureFixture[str]):
+    for architecture, shown in (("one-network", True), ("pixels", False)):
+        assert call("estimate", "digits", "--seconds", "0", "--architecture", architecture) == 0
+        assert ("numbers per number of the image" in capsys.readouterr().out) == shown
 
 
 def test_estimate_of_other_images_and_networks(capsys: pytest.CaptureFixture[str]):

@@ -11,7 +11,7 @@ from helpers_runs import tiny
 from onefold import compute
 from onefold.compute import chosen, computing, preferred, speed_up
 from onefold.errors import UserError
-from onefold.networks.one_network import NetworkConfig, OneFold
+from onefold.networks import NetworkConfig, OneFold
 from onefold.sampling import Sampler
 from onefold.training.engine import resolved
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import randomised
-from onefold.networks.one_network import NetworkConfig, OneFold
+from onefold.networks import NetworkConfig, OneFold
 from onefold.training.ema import average_of, decay, update
 
 TINY = NetworkConfig(width=16, depth=1, heads=1)

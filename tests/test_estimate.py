@@ -56,7 +56,7 @@ def images(config: Config, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         MANY_TOKENS.with_changes({"objective.draws": 4}),
         FEW_TOKENS.with_changes({"objective.target": "stopped"}),
         FEW_TOKENS.with_changes({"objective.perceptual_weight": 1.0}),
-        FEW_TOKENS.with_changes({"network.space": "pixels"}),
+        FEW_TOKENS.with_changes({"network.architecture": "pixels"}),
     ],
     ids=["few tokens", "many tokens", "four draws", "no target", "perceptual", "pixels"],
 )
@@ -82,7 +82,7 @@ def test_a_training_step_has_the_estimated_operations(config: Config):
 )
 @pytest.mark.parametrize(
     "config",
-    [FEW_TOKENS, MANY_TOKENS, FEW_TOKENS.with_changes({"network.space": "pixels"})],
+    [FEW_TOKENS, MANY_TOKENS, FEW_TOKENS.with_changes({"network.architecture": "pixels"})],
     ids=["few tokens", "many tokens", "pixels"],
 )
 def test_a_sample_has_the_estimated_operations(config: Config, sampler: dict[str, object]):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from conftest import randomised
 from onefold.errors import UserError
-from onefold.networks.one_network import NetworkConfig, OneFold, parameter_shares
+from onefold.networks import NetworkConfig, OneFold, parameter_shares
 from onefold.paths import Linear, velocity
 from onefold.pixels import to_uint8
 from onefold.sampling import Sampler

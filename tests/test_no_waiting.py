@@ -94,7 +94,7 @@ STEPS = {
     "unconditional": ({"network__classes": 0}, 0),
     "bfloat16": ({"training__precision": "bfloat16"}, 0),
     "micro-batches": ({"training__micro_batch": 5}, 0),
-    "pixels": ({"network__space": "pixels"}, 0),
+    "pixels": ({"network__architecture": "pixels"}, 0),
     "autoencoder": ({**THREE, **EXTRAS}, 0),
     "diffusion": ({**THREE, **EXTRAS}, 80),
 }
@@ -127,7 +127,7 @@ METHODS: Mapping[str, dict[str, Any]] = {
     "micro-batches": {"training__micro_batch": 5},
     "bfloat16": {"training__precision": "bfloat16"},
     "three networks": THREE,
-    "pixels": {"network__space": "pixels"},
+    "pixels": {"network__architecture": "pixels"},
 }
 
 

@@ -35,7 +35,7 @@ METHODS = {
 KINDS = {
     "one": {},
     "three": {"network__architecture": "three_networks", "network__depth": 3},
-    "pixels": {"network__space": "pixels"},
+    "pixels": {"network__architecture": "pixels"},
 }
 
 

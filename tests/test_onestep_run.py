@@ -464,7 +464,7 @@ def colours(grey: bool = False, count: int = 60) -> dict[str, np.ndarray]:
     [
         (None, {"network__architecture": "three_networks", "network__depth": 3}),
         (None, {"network__classes": 0}),
-        (None, {"network__space": "pixels"}),
+        (None, {"network__architecture": "pixels"}),
         (colours(), {}),
         (colours(grey=True), {}),
         (colours(count=20), {}),
@@ -528,7 +528,7 @@ def taught(here: Path) -> None:
 
 def in_pixels(here: Path) -> None:
     shutil.rmtree(here / "given")
-    onefold.train(tiny(network__space="pixels", training__images=16), here / "given", quiet=True)
+    onefold.train(tiny(network__architecture="pixels", training__images=16), here / "given", quiet=True)
 
 
 def nothing(here: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from conftest import randomised
-from onefold.networks.one_network import NetworkConfig, OneFold
+from onefold.networks import NetworkConfig, OneFold
 from onefold.training import optimizer as optimizer_module
 from onefold.training.config import TrainingConfig
 from onefold.training.optimizer import (

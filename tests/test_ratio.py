@@ -105,7 +105,12 @@ def test_the_gradient_at_its_input_is_that_of_finite_differences():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"architecture": "three_networks", "equal": "compute"}, {"space": "pixels", "channels": 3}, {"classes": 0}],
+    [
+        {},
+        {"architecture": "three_networks", "equal": "compute"},
+        {"architecture": "pixels", "channels": 3},
+        {"classes": 0},
+    ],
     ids=str,
 )
 def test_it_has_the_shape_and_the_features_of_a_network(changes: dict[str, object]):

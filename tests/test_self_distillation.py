@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import randomised
 from onefold.errors import UserError
-from onefold.networks.one_network import NetworkConfig, OneFold
+from onefold.networks import NetworkConfig, OneFold
 from onefold.objectives.self_distillation import (
     Draws,
     SelfDistillation,

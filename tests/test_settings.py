@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from onefold.errors import UserError
-from onefold.networks.one_network import NetworkConfig
+from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.paths import TimeDistribution
 from onefold.sampling import Sampler

@@ -112,7 +112,7 @@ def test_the_numbers_are_those_of_the_records(done: Done):
 def test_each_generator_begins_from_its_own_teacher(done: Done):
     for trial in done.trials:
         name, config = trial.arm.name, load_run(trial.folder).config
-        assert config.network.space == "pixels"
+        assert config.network.architecture == "pixels"
         if name not in TEACHERS:
             assert config.onestep is None
             assert trial.teacher is None

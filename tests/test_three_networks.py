@@ -14,9 +14,9 @@ from helpers_runs import batch, differing, log, newest, tensors, tiny
 from onefold.cli import run as command
 from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
-from onefold.flops import forward_flops, sampling_flops, training_flops
-from onefold.networks.base import Network, NetworkConfig, build
-from onefold.networks.one_network import OneFold, parameter_shares
+from onefold.flops import sampling_flops, training_flops
+from onefold.networks import Network, NetworkConfig, OneFold, build, parameter_shares
+from onefold.networks.base import forward_flops
 from onefold.networks.three_networks import Depths, ThreeNetworks, depths
 from onefold.objectives.self_distillation import SelfDistillation, draw
 from onefold.objectives.two_stages import TwoStages, autoencoder, diffusion

@@ -2,10 +2,9 @@
 
 __version__ = "0.1.0"
 
-from onefold import data, metrics, objectives
+from onefold import data, metrics, networks, objectives
 from onefold.errors import TrainingAborted, UserError
-from onefold.networks.one_network import NetworkConfig, OneFold
-from onefold.networks.ratio import RatioNet
+from onefold.networks import NetworkConfig, OneFold, RatioNet
 from onefold.recipes import recipe
 from onefold.training.config import Config
 from onefold.training.loop import train
@@ -23,6 +22,7 @@ __all__ = [
     "data",
     "load_run",
     "metrics",
+    "networks",
     "objectives",
     "recipe",
     "train",

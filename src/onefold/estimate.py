@@ -20,15 +20,13 @@ import torch
 from onefold.compute import chosen, eager, require_compiler, resolve_device
 from onefold.data.loader import IN_MEMORY
 from onefold.errors import UserError
-from onefold.flops import sampling_flops, training_flops
-from onefold.networks.base import build
-from onefold.networks.one_network import parameter_shares
+from onefold.networks.base import build, parameter_shares
 from onefold.training.config import Config
 from onefold.training.log import peak_memory
-from onefold.training.loop import backward, training_step
 from onefold.training.optimizer import block_matrices
-from onefold.training.stages import Stage, stages_of
+from onefold.training.phases import Phase, length, phases_of, training_flops
 from onefold.training.state import TrainingState
+from onefold.training.step import accumulate, training_step
 
 __all__ = ["Estimate", "Measurement", "estimate", "largest_micro_batch", "measure"]
 
@@ -48,7 +46,7 @@ class Measurement:
     micro_batch: int
     """… and of each of the passes that it consists of."""
     images_per_second: float
-    """Of three networks, over both stages."""
+    """Over all phases."""
     peak_memory: int
     """Bytes, of the device, or of the whole process on a CPU."""
     bytes_per_image: float | None
@@ -103,16 +101,16 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
         latent_ratio=config.network.tokens
         * config.network.latent_channels
         / (size[0] * size[1] * config.network.channels),
-        flops_per_image=training_flops(config.network, config.objective, config.stages),
-        flops_per_sample=sampling_flops(config.network, config.sampler.evaluations),
+        flops_per_image=training_flops(config),
+        flops_per_sample=network.role_flops(config.network).sample(config.sampler.evaluations),
         state_bytes=4 * (2 * parameters + moments + len(config.training.ema_half_lives) * parameters),
-        images=config.training.images,
+        images=length(config),
         measured=measure(config, seconds) if seconds > 0 else None,
     )
 
 
 def measure(config: Config, seconds: float) -> Measurement:
-    """Train on random images for about `seconds`, at least one step of each stage, after passes that show the memory.
+    """Train on random images for about `seconds`, at least one step of each phase, after passes that show the memory.
 
     A pass takes the run's micro-batch, or as many images of its batch as suit the device. `training.compile` "auto"
     does not compile here.
@@ -133,12 +131,10 @@ def measure(config: Config, seconds: float) -> Measurement:
     y = torch.arange(micro, device=device) % max(1, classes)
     with eager():  # other numbers of images would be compiled anew
         growth = _memory_growth(state, x, y, config)
-    if compiled:
-        state.compile()
-    stages = stages_of(config)
-    times = [_seconds_per_image(state, x, y, config, stage, batch, seconds / len(stages)) for stage in stages]
-    whole = sum(stage.training.images * time for stage, time in zip(stages, times, strict=True))
-    speed = sum(stage.training.images for stage in stages) / whole
+    phases = phases_of(config)
+    times = [_seconds_per_image(state, x, y, config, phase, batch, seconds / len(phases)) for phase in phases]
+    whole = sum(phase.schedule.images * time for phase, time in zip(phases, times, strict=True))
+    speed = sum(phase.schedule.images for phase in phases) / whole
     peak, memory = peak_memory(device), available_memory(device)
     if memory is not None:
         memory -= _batches_held(config, batch)
@@ -147,24 +143,26 @@ def measure(config: Config, seconds: float) -> Measurement:
 
 
 def _seconds_per_image(
-    state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config, stage: Stage, batch: int, seconds: float
+    state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config, phase: Phase, batch: int, seconds: float
 ) -> float:
-    """Of a stage with steps of `batch` images in passes of len(x), measured for about `seconds`.
+    """Of a phase with steps of `batch` images in passes of len(x), measured for about `seconds`.
 
     Each round is a step on one pass, and one more pass if the batch has more: a batch of k passes takes the time of the
     first and k − 1 times that of the second.
     """
+    _enter(state, phase)
+    if config.training.compile == "yes":
+        state.compile(phase)
 
     def step(count: int = len(x)) -> float:
-        state.counters.images = stage.start
+        state.counters.images = _with_all_parts(phase, count)
         start = time.perf_counter()
         training_step(state, x[:count], y[:count], config)["gradient_norm"].item()  # waits for the device
         return time.perf_counter() - start
 
     def another_pass() -> float:
         start = time.perf_counter()
-        next(iter(backward(state, x, y, config).values())).item()
-        state.network.zero_grad()
+        _passes(state, phase, x, y, config)
         return time.perf_counter() - start
 
     with eager():
@@ -179,6 +177,26 @@ def _seconds_per_image(
             spent += (passes - 1) * another_pass()
         steps += 1
     return spent / (steps * batch)
+
+
+def _enter(state: TrainingState, phase: Phase) -> None:
+    if state.counters.phase != phase.index:
+        state.enter(phase)
+
+
+def _with_all_parts(phase: Phase, batch: int) -> int:
+    """Images before the first step of `batch` images in which all parts of a phase have their turn."""
+    every, first = math.lcm(*(part.every for part in phase.parts)), -(-max(part.start for part in phase.parts) // batch)
+    return phase.start + batch * (first + -(first + 1) % every)
+
+
+def _passes(state: TrainingState, phase: Phase, x: torch.Tensor, y: torch.Tensor, config: Config) -> None:
+    """A pass of each part, forwards and backwards; waits for the device."""
+    rng = state.rng(config.training.seed, x.device)
+    for part in phase.parts:
+        told = accumulate(state, part, x, y, part.draw(len(x), rng), config.training)
+        next(iter(told.values())).item()
+        state.modules[part.name].zero_grad()
 
 
 def _batches_held(config: Config, batch: int) -> int:
@@ -231,10 +249,9 @@ def _memory_growth(state: TrainingState, x: torch.Tensor, y: torch.Tensor, confi
     half = len(x) // 2
     peaks = [peak_memory(x.device)]
     for count in (half, len(x)):
-        for stage in stages_of(config):
-            state.counters.images = stage.start
-            backward(state, x[:count], y[:count], config)
-            state.network.zero_grad()
+        for phase in phases_of(config):
+            _enter(state, phase)
+            _passes(state, phase, x[:count], y[:count], config)
         peaks.append(peak_memory(x.device))
     before, few, many = peaks
     return (many - few) / (len(x) - half) if before < few < many else None
@@ -244,4 +261,4 @@ def _default_micro(config: Config, device: torch.device) -> int:
     """A micro-batch for the measurement: all of a small network's, few images of a large one on a CPU."""
     if device.type != "cpu":
         return 32
-    return max(2, min(64, int(2e12 / training_flops(config.network, config.objective, config.stages))))
+    return max(2, min(64, int(2e12 / training_flops(config))))

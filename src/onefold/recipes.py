@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from onefold.errors import UserError
-from onefold.networks.one_network import NetworkConfig
+from onefold.networks.base import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.training.config import Config, DataConfig, TrainingConfig
 

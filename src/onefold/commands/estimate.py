@@ -7,7 +7,7 @@ import tyro
 from onefold import estimate as costs
 from onefold.commands import tables
 from onefold.commands.arguments import parse
-from onefold.commands.terminal import Architecture, console, recipe_first, with_architecture
+from onefold.commands.terminal import console, recipe_first, with_architecture
 from onefold.data import open_dataset
 from onefold.recipes import recipe
 from onefold.training.config import Config
@@ -23,7 +23,7 @@ def estimate(arguments: list[str]) -> None:
 
     def estimate_recipe(
         data: str | None = None,
-        architecture: Architecture = None,
+        architecture: str | None = None,
         seconds: float = 20.0,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> None:
@@ -36,7 +36,7 @@ def estimate(arguments: list[str]) -> None:
 
         Args:
             data: The images to train on, which give the size, channels and classes. Default: those of the recipe.
-            architecture: One network, or the baseline of three, trained in two stages. Default: the recipe's.
+            architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.
             seconds: Length of the measurement, without compilation; 0 counts only.
             config: All settings of the run; the defaults shown are the recipe's.
         """

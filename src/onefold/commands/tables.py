@@ -93,7 +93,7 @@ def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -
     table.add_row("recipe", f"{name}: images of {size} as {network.tokens} tokens × {network.latent_channels}")
     shared = f", {100 * cost.share:.1f} % of them serve all three roles" if cost.share else ""
     table.add_row("parameters", f"{cost.parameters / 1e6:,.2f}M{shared}")
-    if network.space == "latents":
+    if network.kind.learns_codec:
         table.add_row("latent", f"{cost.latent_ratio:.3f} numbers per number of the image")
     total = cost.flops_per_image * cost.images / 1e15
     per_image = f"{cost.flops_per_image / 1e9:,.2f} GFLOP per image"

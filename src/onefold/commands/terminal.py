@@ -1,19 +1,18 @@
 """What the commands share: what they print on, and what they refuse alike."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from rich.console import Console
 
 from onefold.errors import UserError
+from onefold.networks.base import NETWORKS
 from onefold.recipes import RECIPES
 from onefold.training import loop
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.run import Run
-from onefold.training.checkpoint import checkpoints
 
 __all__ = [
-    "Architecture",
     "check_resumed",
     "console",
     "hush",
@@ -24,9 +23,6 @@ __all__ = [
 
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 """Prints lines as they are: the name of a file may look like markup."""
-
-Architecture = Literal["one-network", "three-networks"] | None
-"""Of `--architecture`; None is the recipe's."""
 
 
 def recipe_first(command: str, arguments: Sequence[str], *instead: str) -> tuple[str | None, list[str]]:
@@ -43,11 +39,19 @@ def recipe_first(command: str, arguments: Sequence[str], *instead: str) -> tuple
     return None, list(arguments)
 
 
-def with_architecture(config: Config, architecture: Architecture) -> Config:
-    """The configuration of the architecture that is wanted, if one is."""
+def with_architecture(config: Config, architecture: str | None) -> Config:
+    """The configuration of the architecture that is wanted, if one is; its name may have hyphens.
+
+    Raises:
+        UserError: no such network is registered.
+    """
     if architecture is None:
         return config
-    return config.with_changes({"network.architecture": architecture.replace("-", "_")})
+    name = architecture.replace("-", "_")
+    if name not in NETWORKS:
+        known = ", ".join(NETWORKS).replace("_", "-")
+        raise UserError(f"--architecture: {architecture!r} is not known; choose one of {known}")
+    return config.with_changes({"network.architecture": name})
 
 
 def resumed(run: Run, images: int | None = None, *, quiet: bool) -> Run:

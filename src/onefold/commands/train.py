@@ -10,7 +10,6 @@ import tyro
 from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import (
-    Architecture,
     check_resumed,
     console,
     recipe_first,
@@ -41,7 +40,7 @@ def train(arguments: list[str]) -> None:
         data: str | None = None,
         test_data: str | None = None,
         unreadable: Literal["refuse", "skip"] = default.data.unreadable,
-        architecture: Architecture = None,
+        architecture: str | None = None,
         out: Path | None = None,
         resume: bool = False,
         start: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
@@ -59,7 +58,7 @@ def train(arguments: list[str]) -> None:
             data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
             test_data: Images for evaluation alone. Default: a part set apart from the data.
             unreadable: Stop at an image that cannot be read, or leave it out.
-            architecture: One network, or the baseline of three, trained in two stages. Default: the recipe's.
+            architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.
             out: The run's folder. Default: runs/RECIPE.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             start: Begin with the weights of this run or saved network, to go on with images of one's own.

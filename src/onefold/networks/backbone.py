@@ -12,11 +12,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.networks.trunk import Modulation, Trunk, fourier_features
+from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
 
-__all__ = ["TIME_FEATURES", "Backbone"]
-
-TIME_FEATURES = 64
+__all__ = ["Backbone"]
 
 
 class Backbone(nn.Module):
@@ -30,7 +28,6 @@ class Backbone(nn.Module):
         self.labels = nn.Embedding(classes + 1, width)
         self.modulation = Modulation(width)
         self.trunk = Trunk(width, depth, heads, *grid)
-        self.classes = classes
 
     def forward(
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
@@ -40,9 +37,7 @@ class Backbone(nn.Module):
 
     def condition(self, t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None) -> Float[Tensor, "B 6 W"]:
         """The trunk's modulation at times t, given labels y (None: no class)."""
-        if y is None:
-            y = torch.full(t.shape, self.classes, device=t.device)
-        return self.modulation(self.time(fourier_features(t, TIME_FEATURES)) + self.labels(y))
+        return self.modulation(conditioning(self.time, self.labels, t, y))
 
     @torch.no_grad()
     def copy_from(self, **parts: nn.Module) -> Self:

@@ -4,8 +4,17 @@
     denoise:  noised latents, t, class  →  clean latents    ẑ  ≈ E[z | z_t, t, y]
     decode:   latents                   →  image            x̂
 
-`network.py` has all three in one trunk: `OneFold`. `three_networks.py` has the baseline with a trunk for each, and
-`pixel_network.py` an ordinary diffusion model, whose latents are the pixels.
+`one_network.py` has all three in one trunk: `OneFold`. `three_networks.py` has the baseline with a trunk for each, and
+`pixel_network.py` an ordinary diffusion model, whose latents are the pixels. Each registers itself under the name of
+its architecture, as does a network of your own:
+
+    @register("mine")
+    class Mine(Network): ...
+
+    onefold.train(onefold.recipe("digits", network={"architecture": "mine"}))
+
+Such a network defines `encode`, `denoise`, `decode` and `role_flops`; `features` if it is trained with a perceptual
+loss, `denoising_parts` if it is made a one-step generator. The rest has defaults.
 
 Conventions: images (B, C, H, W) in [−1, 1]; latents (B, N, D), one token for each of the N = (H/p)·(W/p) patches;
 t in [0, 1] with 0 noise and 1 data; label K means "no class".
@@ -15,7 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,10 +37,49 @@ from tyro.conf import Suppress
 from onefold import sampling, settings
 from onefold.errors import UserError, reason
 from onefold.networks.backbone import Backbone
-from onefold.networks.trunk import Trunk
+from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
 
-__all__ = ["LATENT_NORMS", "Network", "NetworkConfig", "build"]
+__all__ = [
+    "LATENT_NORMS",
+    "NETWORKS",
+    "Network",
+    "NetworkConfig",
+    "RoleFlops",
+    "build",
+    "forward_flops",
+    "parameter_shares",
+    "register",
+]
+
+NETWORKS: dict[str, "type[Network]"] = {}
+"""The registered networks by the names of their architectures; see `register`."""
+
+Kind = TypeVar("Kind", bound="type[Network]")
+
+
+def register(name: str) -> Callable[[Kind], Kind]:
+    """Decorate a network's class: `NetworkConfig(architecture=name)` describes it from then on, and `build` makes it.
+
+    A class of the same module and name takes the place of an earlier one, so that a notebook's cell can run twice.
+
+    Raises:
+        UserError: a name that is no identifier, or that another class has.
+    """
+    if not name.isidentifier():
+        raise UserError(f"register: {name!r} is no name for an architecture; give letters, digits and underscores")
+
+    def registered(kind: Kind) -> Kind:
+        other = NETWORKS.get(name, kind)
+        if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+            raise UserError(
+                f"register: {name!r} is the architecture of {other.__module__}.{other.__qualname__} already; "
+                "choose another name"
+            )
+        NETWORKS[name] = kind
+        return kind
+
+    return registered
 
 
 class ImageRMSNorm(nn.Module):
@@ -67,10 +115,9 @@ class NetworkConfig:
     """rms: unit RMS per token; rms_image: per image; layer_norm: per token, with learned scale and shift."""
     output: Literal["clean", "velocity"] = "clean"
     """What the denoising exit computes: ẑ itself, or v with ẑ = z_t + (1 − t)·v. `denoise` always returns ẑ."""
-    architecture: Annotated[Literal["one_network", "three_networks"], Suppress] = "one_network"  # --architecture
-    """One trunk in three roles, or, as a baseline, a network for each role (see `three_networks.py`)."""
-    space: Literal["latents", "pixels"] = "latents"
-    """Where diffusion takes place: in learned latents, or in the pixels, with patch² · channels numbers per token."""
+    architecture: Annotated[str, Suppress] = "one_network"  # --architecture on the command line
+    """one_network: one trunk in three roles; three_networks: a baseline, a network for each role; pixels: a denoiser
+    alone, with patch² · channels numbers per token; or any other name in `NETWORKS`."""
     equal: Literal["parameters", "compute"] = "parameters"
     """What three networks have in common with one of the same settings: all its parameters in sum, or its compute in
     each role, which takes three times the parameters."""
@@ -78,18 +125,23 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
         settings.check("network", self, positive=sizes, not_negative=("classes",))
-        if self.space == "pixels":
-            if self.architecture != "one_network":
-                raise UserError("network.space: three networks have latents; give one_network or latents")
-            object.__setattr__(self, "latent_channels", self.patch**2 * self.channels)
+        for name, value in self.kind.implied(self).items():
+            object.__setattr__(self, name, value)
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise UserError(
                 f"network.heads: width {self.width} over {self.heads} heads must give a multiple of 4 per head"
             )
-        if self.architecture == "three_networks" and self.equal == "parameters" and self.depth < 3:
+        self.kind.check(self)
+
+    @property
+    def kind(self) -> "type[Network]":
+        """The class of the network. Raises a UserError if the architecture is not registered."""
+        if self.architecture not in NETWORKS:
             raise UserError(
-                f"network.depth: {self.depth} cannot be split among three networks; give at least 3, or equal=compute"
+                f"network.architecture: {self.architecture!r} is not one of {', '.join(NETWORKS)}; "
+                "import the module that registers it first, if it is a network of your own"
             )
+        return NETWORKS[self.architecture]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -112,14 +164,57 @@ class NetworkConfig:
         return self.grid[0] * self.grid[1]
 
 
+class RoleFlops(NamedTuple):
+    """Operations of each role for one image, forwards: a product of (m × k) by (k × n) matrices has 2·m·k·n."""
+
+    encode: float
+    denoise: float
+    decode: float
+
+    def sample(self, evaluations: int) -> float:
+        """Of one sample: so many evaluations of the denoiser, and decoding."""
+        return evaluations * self.denoise + self.decode
+
+
+def forward_flops(config: NetworkConfig, depth: int | None = None) -> float:
+    """Operations of one pass of one image through a trunk (of `config.depth` blocks, or `depth`), with its modulation,
+    one entrance and one exit.
+    """
+    ends = 2 * config.tokens * config.width * (config.patch**2 * config.channels + config.latent_channels)
+    return trunk_flops(config.tokens, config.width, depth or config.depth) + ends
+
+
 class Network(nn.Module):
     """The three functions, which a subclass defines, and what follows from them."""
+
+    phases: ClassVar[tuple[str, ...]] = ("self_distillation",)
+    """The phases of its training, in order, unless told otherwise."""
+    learns_codec: ClassVar[bool] = True
+    """Whether encoding and decoding have weights, which training must find."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.sampler = sampling.Sampler()
         """What it samples with unless told otherwise: that of its training; a one-step generator's has one step."""
+
+    # --- what a kind of network says of all its configurations ---
+
+    @classmethod
+    def implied(cls, config: NetworkConfig) -> dict[str, int]:
+        """Settings of `config` that follow from others, by name; they replace what was given."""
+        return {}
+
+    @classmethod
+    def check(cls, config: NetworkConfig) -> None:
+        """Refuse a configuration that such a network cannot have, with a UserError that names the setting."""
+
+    @classmethod
+    def role_flops(cls, config: NetworkConfig) -> RoleFlops:
+        """Operations of encoding, denoising and decoding one image."""
+        raise NotImplementedError
+
+    # --- the three roles ---
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Latents of images in [−1, 1], normalised as `config.latent_norm` says."""
@@ -149,6 +244,20 @@ class Network(nn.Module):
     def shares_codec(self) -> bool:
         """Whether training the denoiser changes what encodes and decodes."""
         return False
+
+    @property
+    def shared_parts(self) -> tuple[nn.Module, ...]:
+        """What serves all three roles."""
+        return ()
+
+    def normalise(self, mean: Float[Tensor, " D"], std: Float[Tensor, " D"]) -> None:
+        """From now on, subtract `mean` from each channel of the latents and divide it by `std`.
+
+        Raises:
+            UserError: encoder and denoiser share weights, so that the latents would change while the denoiser learns.
+        """
+        cure = "choose --architecture three-networks"
+        raise UserError(f"phases: diffusion needs an encoder that can be frozen; {cure}")
 
     def denoising_parts(self) -> dict[str, nn.Module]:
         """What a `Backbone` of the same denoiser consists of, by the backbone's names."""
@@ -273,7 +382,7 @@ class Network(nn.Module):
     def from_pretrained(cls, source: str | Path) -> Self:
         """Load a network from its folder, a run's folder, or a repository "owner/name" on the Hugging Face hub.
 
-        `Network.from_pretrained` loads either architecture, that of a subclass its own.
+        `Network.from_pretrained` loads every architecture that is registered, that of a subclass its own.
 
         Raises:
             UserError: no such folder, or files that do not hold such a network.
@@ -300,13 +409,14 @@ class Network(nn.Module):
 
 def build(config: NetworkConfig) -> Network:
     """The network of a configuration, with random weights."""
-    from onefold.networks.one_network import OneFold
-    from onefold.networks.pixel_network import PixelNetwork
-    from onefold.networks.three_networks import ThreeNetworks
+    return config.kind(config)
 
-    if config.space == "pixels":
-        return PixelNetwork(config)
-    return OneFold(config) if config.architecture == "one_network" else ThreeNetworks(config)
+
+def parameter_shares(network: Network) -> dict[str, float]:
+    """Number of parameters, and the share of them that serves all three roles (`Network.shared_parts`)."""
+    total = sum(p.numel() for p in network.parameters())
+    shared = sum(p.numel() for part in network.shared_parts for p in part.parameters())
+    return {"parameters": total, "shared": shared, "share": shared / total}
 
 
 def _download(repository: str) -> Path:

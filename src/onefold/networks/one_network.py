@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.networks.backbone import TIME_FEATURES
-from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig
-from onefold.networks.trunk import Modulation, Trunk, fourier_features
+from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig, RoleFlops, forward_flops, register
+from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
 
-__all__ = ["NetworkConfig", "OneFold", "parameter_shares"]
+__all__ = ["OneFold"]
 
 ROLES = ("encode", "denoise", "decode")
 
 
+@register("one_network")
 class OneFold(Network):
     """One network with random weights; see the module's docstring. Inputs are on its device."""
 
@@ -70,9 +70,18 @@ class OneFold(Network):
         """The encoder's hidden tokens after each block: a perceptual space that needs no other network."""
         return self.trunk.hidden(self.patches_in(self.patchify(x)), self._condition("encode"))
 
+    @classmethod
+    def role_flops(cls, config: NetworkConfig) -> RoleFlops:
+        one = forward_flops(config)
+        return RoleFlops(one, one, one)
+
     @property
     def shares_codec(self) -> bool:
         return True
+
+    @property
+    def shared_parts(self) -> tuple[nn.Module, ...]:
+        return self.trunk, self.modulation
 
     def denoising_parts(self) -> dict[str, nn.Module]:
         # A backbone has one role; its vector goes into those of the labels, to which it is added anyway.
@@ -87,21 +96,5 @@ class OneFold(Network):
         return self.unpatchify(self.patches_out(h).float())
 
     def _condition(self, role: str, t: Tensor | None = None, y: Tensor | None = None) -> Float[Tensor, "#B 6 W"]:
-        condition = self.roles.weight[ROLES.index(role)].unsqueeze(0)
-        if t is not None:
-            if y is None:
-                y = torch.full(t.shape, self.config.classes, device=t.device)
-            condition = condition + self.time(fourier_features(t, TIME_FEATURES)) + self.labels(y)
-        return self.modulation(condition)
-
-
-def parameter_shares(network: Network) -> dict[str, float]:
-    """Number of parameters, and the share of them that serves all three roles.
-
-    Shared by all: the trunk and the modulation. Not shared: the four linear entrances and exits, the vectors of roles
-    and classes, the time map and the latent norm. Three networks share nothing.
-    """
-    total = sum(p.numel() for p in network.parameters())
-    common = (network.trunk, network.modulation) if isinstance(network, OneFold) else ()
-    shared = sum(p.numel() for part in common for p in part.parameters())
-    return {"parameters": total, "shared": shared, "share": shared / total}
+        vector = self.roles.weight[ROLES.index(role)].unsqueeze(0)
+        return self.modulation(vector if t is None else conditioning(self.time, self.labels, t, y, role=vector))

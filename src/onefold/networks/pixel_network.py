@@ -4,24 +4,37 @@ Its latents are the image's patches as they are: encoding cuts, decoding joins, 
 true of a one-step generator in latents can so be compared with the same thing in pixels, with the same trunk.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from onefold.networks.backbone import Backbone
-from onefold.networks.base import Network, NetworkConfig
+from onefold.networks.base import Network, NetworkConfig, RoleFlops, forward_flops, register
 
 __all__ = ["PixelNetwork"]
 
 
+@register("pixels")
 class PixelNetwork(Network):
     """A backbone with a linear exit, with random weights."""
+
+    learns_codec: ClassVar[bool] = False
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
         numbers, sizes = config.latent_channels, (config.width, config.depth, config.heads)
         self.body = Backbone(numbers, *sizes, config.grid, config.classes)
         self.exit = nn.Linear(config.width, config.latent_channels)
+
+    @classmethod
+    def implied(cls, config: NetworkConfig) -> dict[str, int]:
+        return {"latent_channels": config.patch**2 * config.channels}
+
+    @classmethod
+    def role_flops(cls, config: NetworkConfig) -> RoleFlops:
+        return RoleFlops(encode=0.0, denoise=forward_flops(config), decode=0.0)
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """The patches of images."""

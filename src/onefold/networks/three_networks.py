@@ -8,8 +8,8 @@ Each is a trunk of the same blocks between a linear entrance and a linear exit. 
 condition, so that their modulation is the learned offset of each block alone.
 
 m and s are the mean and standard deviation of each latent channel, measured once, when the encoder is trained and
-frozen (see `training/latent_diffusion.py`); before that they are 0 and 1. They are stored in the network: whoever holds a latent
-holds a normalised one.
+frozen (`training/latent_diffusion.py`); before that they are 0 and 1. They are stored in the network: whoever holds a
+latent holds a normalised one.
 
 Sizes, for a configuration of depth L (`depths`): with `equal="parameters"` the width is the same and the L blocks are
 dealt out, L/4 (rounded down, at least 1) to encoder and decoder each and the rest to the denoiser. The sum of the
@@ -18,15 +18,15 @@ much. With `equal="compute"` each has L blocks: every call costs what it costs i
 blocks.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.networks.backbone import TIME_FEATURES
-from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig
-from onefold.networks.trunk import Modulation, Trunk, fourier_features
+from onefold.errors import UserError
+from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig, RoleFlops, forward_flops, register
+from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
 
 __all__ = ["Depths", "ThreeNetworks", "depths"]
 
@@ -60,8 +60,11 @@ class Column(nn.Module):
         return self.exit(self.trunk(self.entrance(tokens), modulation))
 
 
+@register("three_networks")
 class ThreeNetworks(Network):
     """Three networks with random weights and `OneFold`'s interface."""
+
+    phases: ClassVar[tuple[str, ...]] = ("autoencoder", "diffusion")
 
     latent_mean: Tensor
     latent_std: Tensor
@@ -81,6 +84,17 @@ class ThreeNetworks(Network):
         self.register_buffer("latent_std", torch.ones(latent))
         self.register_buffer("unconditional", torch.zeros(1, 6, config.width), persistent=False)
 
+    @classmethod
+    def check(cls, config: NetworkConfig) -> None:
+        if config.equal == "parameters" and config.depth < 3:
+            raise UserError(
+                f"network.depth: {config.depth} cannot be split among three networks; give at least 3, or equal=compute"
+            )
+
+    @classmethod
+    def role_flops(cls, config: NetworkConfig) -> RoleFlops:
+        return RoleFlops(*(forward_flops(config, depth) for depth in depths(config)))
+
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Latents of images in [−1, 1], normalised as `config.latent_norm` says and then channel by channel."""
         z = self.norm(self.encoder(self.patchify(x), self.unconditional).float())
@@ -90,10 +104,8 @@ class ThreeNetworks(Network):
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N D"]:
         """Clean latents ẑ behind noised latents at times t in [0, 1], given labels y (None: no class)."""
-        if y is None:
-            y = torch.full(t.shape, self.config.classes, device=t.device)
-        condition = self.time(fourier_features(t, TIME_FEATURES)) + self.labels(y)
-        return self._clean(self.denoiser(z_t, self.modulation(condition)), z_t, t)
+        modulation = self.modulation(conditioning(self.time, self.labels, t, y))
+        return self._clean(self.denoiser(z_t, modulation), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images of latents; in [−1, 1] up to the network's error (not clamped)."""

@@ -19,15 +19,36 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-__all__ = ["Block", "Modulation", "Trunk", "hidden_width", "rotary_table"]
+__all__ = [
+    "TIME_FEATURES",
+    "Block",
+    "Modulation",
+    "Trunk",
+    "conditioning",
+    "hidden_width",
+    "rotary_table",
+    "trunk_flops",
+]
+
+TIME_FEATURES = 64
+"""Sines and cosines by which a network is told the time."""
 
 
 def hidden_width(width: int) -> int:
     """Width of the SwiGLU's hidden layer: 8/3 of the trunk's, to the nearest multiple of 128 (at least 128)."""
     return max(128, 128 * round(8 * width / 3 / 128))
+
+
+def trunk_flops(tokens: int, width: int, depth: int) -> float:
+    """Operations of one pass of one image through a trunk of `depth` blocks, and of its modulation.
+
+    A product of (m × k) by (k × n) matrices is 2·m·k·n operations; norms, activations and the like are left out.
+    """
+    block = 2 * tokens * width * (4 * width + 3 * hidden_width(width)) + 4 * tokens**2 * width
+    return depth * block + 14 * width**2
 
 
 def rotary_table(rows: int, columns: int, head_width: int, *, base: float = 100.0) -> Float[Tensor, "2 N half"]:
@@ -151,3 +172,25 @@ def fourier_features(t: Float[Tensor, " B"], count: int) -> Float[Tensor, "B cou
     frequencies = 0.5 * 1000 ** torch.linspace(0, 1, count // 2, device=t.device)
     angles = math.pi * t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def conditioning(
+    time: nn.Linear,
+    labels: nn.Embedding,
+    t: Float[Tensor, " B"],
+    y: Int64[Tensor, " B"] | None = None,
+    role: Float[Tensor, "1 W"] | None = None,
+) -> Float[Tensor, "B W"]:
+    """The conditioning vector [role +] time(features of t) + labels[y], for times t in [0, 1].
+
+    Args:
+        time: From `TIME_FEATURES` numbers to the trunk's width.
+        labels: A vector for each class; the last is that of "no class".
+        t: Times.
+        y: Labels; None: no class.
+        role: What to begin from.
+    """
+    if y is None:
+        y = torch.full(t.shape, labels.num_embeddings - 1, device=t.device)
+    at = time(fourier_features(t, TIME_FEATURES))
+    return (at if role is None else role + at) + labels(y)

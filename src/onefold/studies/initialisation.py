@@ -63,5 +63,5 @@ def initialisation(
 ) -> Study:
     """The study of initialisation, for `run_study`; arguments as of `onestep.onestep_study`."""
     options = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds, "images": images}
-    pixels = {"network.space": "pixels", **(changes or {})}
+    pixels = {"network.architecture": "pixels", **(changes or {})}
     return onestep_study("initialisation", ARMS, data, arms=arms, name=name, changes=pixels, **options)

@@ -28,11 +28,10 @@ from onefold.files import write_whole
 from onefold.metrics import spectrum
 from onefold.pixels import to_float
 from onefold.studies.study import Trial
-from onefold.training.interruption import Interruption
-from onefold.training.interruption import Interrupted
+from onefold.training.checkpoint import checkpoints
+from onefold.training.interruption import Interrupted, Interruption
 from onefold.training.loop import train
 from onefold.training.run import Run, open_data
-from onefold.training.checkpoint import checkpoints
 
 __all__ = ["run_trial", "run_trials"]
 

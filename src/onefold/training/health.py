@@ -33,15 +33,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from onefold import metrics
+from onefold.alarm import CURE, collapse
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
-from onefold.networks import Network, OneFold
+from onefold.networks import Network
 from onefold.objectives.diagnosis import variance_term, velocity_of
 from onefold.objectives.losses import Span
 from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, draw, self_distillation
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float
-from onefold.training.alarm import CURE, collapse
 from onefold.training.config import Config
 from onefold.training.engine import autocast
 from onefold.training.monitor import Line, Monitor, Values
@@ -119,7 +119,7 @@ def measure(network: Network, target: Network, batch: Probe, config: Config, bef
         parts = [_roles(network, batch.part(k, k + size)) for k in range(0, len(batch.x), size)]
     z, x_hat, z_hat, z_t = (torch.cat(values).float() for values in zip(*parts, strict=True))
     shared: Values = {}
-    if isinstance(network, OneFold) and _finite(z):
+    if network.shares_codec and network.trunks and _finite(z):
         # A context of its own: torch before 2.10 would take the weights that it has cast without gradients above.
         with eager(), autocast(training, batch.x.device):
             shared = gradients(network, target, batch.part(0, min(GRADIENT_IMAGES, size)), config.objective)
@@ -162,9 +162,9 @@ def latent_statistics(z: Float[Tensor, "B N D"], before: Mapping[str, Any] | Non
     return values
 
 
-def gradients(network: OneFold, target: Network, batch: Probe, objective: SelfDistillation) -> Values:
+def gradients(network: Network, target: Network, batch: Probe, objective: SelfDistillation) -> Values:
     """Norms at the trunk of the gradients of each weighted loss and of the variance term, and the losses' cosine."""
-    trunk = list(network.trunk.parameters())
+    trunk = [p for part in network.trunks for p in part.parameters()]
     none = dict.fromkeys(WEIGHTS.values(), 0.0)
 
     def gradient(value: Tensor) -> list[Tensor]:

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
-from onefold.errors import UserError
-from onefold.networks import NETWORKS, Network, ThreeNetworks
-from onefold.networks.base import RoleFlops
+from onefold.networks import Network, RoleFlops
 from onefold.objectives.losses import Losses
 from onefold.objectives.self_distillation import DenoisingDraws, draw, self_distillation
 from onefold.objectives.two_stages import autoencoder, diffusion
@@ -60,8 +58,7 @@ class SelfDistillationPhase(Phase):
 
     @property
     def _role_flops(self) -> RoleFlops:
-        network = self.config.network
-        return NETWORKS[network.architecture].role_flops(network)
+        return self.config.network.kind.role_flops(self.config.network)
 
 
 @register("autoencoder")
@@ -98,9 +95,6 @@ class Diffusion(Autoencoder):
 
     def adapt(self, network: Network, data: Dataset) -> None:
         """From now on latents are normalised by their mean and standard deviation over the data."""
-        if not isinstance(network, ThreeNetworks):
-            cure = "choose --architecture three-networks"
-            raise UserError(f"phases: diffusion needs an encoder that can be frozen, unlike this network's; {cure}")
         network.normalise(*_latent_moments(network, data))
 
     def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:

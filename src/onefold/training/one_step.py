@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool
@@ -18,7 +17,7 @@ from torch.optim import AdamW, Optimizer
 
 from onefold.data import Dataset
 from onefold.errors import UserError
-from onefold.networks import NETWORKS, Network, RatioNet, build
+from onefold.networks import Network, RatioNet, build
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, generator_loss
 from onefold.sampling import Sampler
@@ -54,7 +53,7 @@ class OneStepPhase(Phase):
                 "give a shorter warm-up or more --images"
             )
         begins = options.generator, options.generator_trains
-        if NETWORKS[config.network.architecture].role_flops(config.network).decode and begins != ("teacher", "all"):
+        if config.network.kind.learns_codec and begins != ("teacher", "all"):
             raise UserError(
                 "onestep.generator: with other weights than the teacher's its decoder would be lost; begin from a run "
                 "in pixels (--architecture pixels)"
@@ -143,7 +142,7 @@ class OneStepPhase(Phase):
     def flops(self) -> float:
         """Of a critic's and a generator's update, the latter's share of the steps counted."""
         options, network = self.config.onestep, self.config.network
-        role = NETWORKS[network.architecture].role_flops(network)
+        role = network.kind.role_flops(network)
         ratio = role.denoise * (options.critic_blocks or network.depth) / network.depth * options.has_ratio
         student = role.denoise * (options.method != "ratio")
         # Samples and data, and where there is a penalty both once more, beside it; thrice with the backward pass.

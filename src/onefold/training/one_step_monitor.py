@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from onefold import metrics
+from onefold.alarm import ONESTEP_CURE, departure
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
 from onefold.extractor import extractor_for
@@ -29,7 +30,6 @@ from onefold.networks import Network, RatioNet
 from onefold.objectives.one_step import Critic
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float, to_uint8
-from onefold.training.alarm import ONESTEP_CURE, departure
 from onefold.training.engine import autocast
 from onefold.training.monitor import Line, Monitor, Values
 from onefold.training.run import Run

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from onefold.data import Dataset
 from onefold.errors import UserError
-from onefold.networks import NETWORKS, Network, build
+from onefold.networks import Network, build
 from onefold.objectives.losses import Draws, Losses
 from onefold.sampling import Sampler
 from onefold.schedule import Schedule
@@ -46,6 +46,7 @@ __all__ = [
     "phase_at",
     "phases_of",
     "register",
+    "training_flops",
 ]
 
 
@@ -129,7 +130,7 @@ class Phase(ABC):
         """What is saved beside the published network, by the name of its folder."""
         return {}
 
-    def adapt(self, network: Network, data: Dataset) -> None:  # noqa: B027: most phases need not
+    def adapt(self, network: Network, data: Dataset) -> None:  # noqa: B027
         """Change what the phase begins with by what the data say; called once, before `modules`."""
 
     def optimizers(self, network: nn.Module) -> list[Optimizer]:
@@ -193,7 +194,7 @@ def register(name: str) -> Callable[[P], P]:
 
 def names_of_phases(config: Config) -> tuple[str, ...]:
     """The phases of a run by name: those that are configured, or else those that the architecture goes through."""
-    return config.phases or NETWORKS[config.network.architecture].phases
+    return config.phases or config.network.kind.phases
 
 
 @lru_cache(maxsize=32)
@@ -223,6 +224,11 @@ def length(config: Config) -> int:
     """Images of the whole run."""
     last = phases_of(config)[-1]
     return last.start + last.schedule.images
+
+
+def training_flops(config: Config) -> float:
+    """Arithmetic of training for each image: the mean over the run."""
+    return sum(phase.schedule.images * phase.flops() for phase in phases_of(config)) / length(config)
 
 
 def averaged(network: Network, schedule: Schedule) -> dict[str, nn.Module]:

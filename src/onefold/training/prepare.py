@@ -10,7 +10,7 @@ from onefold import compute
 from onefold.data import Dataset
 from onefold.sampling import check_guidance
 from onefold.training.config import Config
-from onefold.training.phases import names_of_phases, phases_of
+from onefold.training.phases import length, names_of_phases, phases_of, training_flops
 
 __all__ = ["decide", "fit_to_data"]
 
@@ -48,7 +48,7 @@ def decide(config: Config, device: torch.device, say: Callable[[str], None] = la
     training = config.training
     compiled = training.compile
     if compiled == "auto":
-        work = sum(phase.schedule.images * phase.flops() for phase in phases_of(config))
+        work = length(config) * training_flops(config)
         compiled = "yes" if work >= LONG_RUN and compute.try_compiled(device) else "no"
     elif compiled == "yes":
         compute.require_compiler("training.compile", device)
