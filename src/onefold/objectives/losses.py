@@ -5,8 +5,8 @@ so that a batch cut into micro-batches (or dealt out to processes) has the same 
 batch add up to that of the batch**. For this each part knows its `Span`.
 """
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onefold.networks import Network
 
-__all__ = ["Draws", "Losses", "Span", "perceptual_error", "reconstruction_error"]
+__all__ = ["Draws", "Losses", "Span", "each_tensor", "perceptual_error", "reconstruction_error"]
 
 
 class Span(NamedTuple):
@@ -41,6 +41,20 @@ class Span(NamedTuple):
         """
         first, last = (-(-place * count // self.batch) for place in (self.start, self.stop))
         return torch.arange(first, last, device=device) * self.batch // max(1, count) - self.start
+
+
+D = TypeVar("D", bound="tuple[Any, ...]")
+
+
+def each_tensor(draws: D, act: Callable[[Tensor], Tensor]) -> D:
+    """Draws with all their tensors changed by `act`, those within tuples too."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return act(value)
+        return each_tensor(value, act) if isinstance(value, tuple) and not isinstance(value, Span) else value
+
+    return type(draws)(*map(changed, draws))
 
 
 class Draws(Protocol):

@@ -27,7 +27,7 @@ from onefold import settings
 from onefold.errors import UserError
 from onefold.networks import Network, RatioNet
 from onefold.objectives.density_ratio import DensityRatio, Levels, NoiseDraws, draw_noise, ratio_gradient, ratio_loss
-from onefold.objectives.losses import Losses, Span, reconstruction_error
+from onefold.objectives.losses import Losses, Span, each_tensor, reconstruction_error
 from onefold.objectives.score_distillation import ScoreDistillation, score_gradient, student_loss
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.paths import Linear, noised, per_token
@@ -111,8 +111,7 @@ class OneStepDraws(NamedTuple):
 
     def part(self, start: int, stop: int) -> "OneStepDraws":
         """The draws of images `start` to `stop`."""
-        noise = (NoiseDraws(*(value[start:stop] for value in draws)) for draws in (self.ratio, self.score))
-        return OneStepDraws(*(value[start:stop] for value in self[:4]), *noise, self.span.part(start, stop))
+        return each_tensor(self, lambda value: value[start:stop])._replace(span=self.span.part(start, stop))
 
 
 def draw(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from onefold import settings
 from onefold.networks import Network
-from onefold.objectives.losses import Losses, Span, perceptual_error, reconstruction_error
+from onefold.objectives.losses import Losses, Span, each_tensor, perceptual_error, reconstruction_error
 from onefold.paths import Linear, TimeDistribution, noised, per_token
 from onefold.pixels import mirrored
 
@@ -90,7 +90,7 @@ class DenoisingDraws(NamedTuple):
 
     def part(self, start: int, stop: int) -> "DenoisingDraws":
         """The draws of images `start` to `stop`."""
-        return DenoisingDraws(*(value[start:stop] for value in self[:-1]), self.span.part(start, stop))
+        return each_tensor(self, lambda value: value[start:stop])._replace(span=self.span.part(start, stop))
 
 
 def draw(

@@ -60,7 +60,7 @@ POINTS = 8192
 """Samples of the generator at which estimated and exact gradient are compared, the same for all."""
 BANDS = 7
 
-PLAIN = DensityRatio("reverse_kl", latest=LATEST, penalty=0, centring=0)
+PLAIN = DensityRatio("reverse_kl", t_max=LATEST, penalty=0, centring=0)
 ARMS = {"scores": "two scores", "ratio": "ratio", "penalised": "ratio, default penalty and centring"}
 COLOURS = {"scores": ORANGE, "ratio": BLUE, "penalised": GREEN}
 LINES = {"bias": "-", "spread": "--"}
@@ -255,7 +255,7 @@ def _protocol(p: Mixture, q: Mixture, seeds: int, steps: int) -> dict[str, Any]:
         "optimizer": f"Adam, {RATE} to 0 along a cosine",
         "networks": "two hidden SiLU layers; inputs x_t, t, log(1−t)/2",
         "denoisers": "preconditioned, loss weighted, for unit variance (Karras et al., 2022)",
-        "penalised": {"penalty": default.penalty, "nudge": default.nudge, "centring": default.centring},
+        "penalised": {"penalty": default.penalty, "penalty_step": default.penalty_step, "centring": default.centring},
         "evaluation points": POINTS,
         "bias": "norm of the mean error over seeds, over the norm of the exact gradient",
         "variance": "sum over parameters of the variance over seeds (divisor n − 1), over the squared norm",

@@ -38,7 +38,7 @@ from onefold.compute import eager
 from onefold.data import Dataset, read_all
 from onefold.networks import Network
 from onefold.objectives.diagnosis import variance_term, velocity_of
-from onefold.objectives.losses import Span
+from onefold.objectives.losses import Span, each_tensor
 from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, draw, self_distillation
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import to_float
@@ -98,9 +98,7 @@ def probe(test: Dataset, config: Config, device: torch.device) -> Probe:
     plain = replace(config.objective, draws=1, label_dropout=0.0, decoder_noise=0.0, flip=False)
     shape = (config.network.tokens, config.network.latent_channels)
     draws = draw(plain, count, shape, torch.Generator().manual_seed(SEED))
-    return Probe(
-        to_float(x.to(device)), y.to(device), DenoisingDraws(*(value.to(device) for value in draws[:-1]), draws.span)
-    )
+    return Probe(to_float(x.to(device)), y.to(device), each_tensor(draws, lambda value: value.to(device)))
 
 
 def measure(network: Network, target: Network, batch: Probe, config: Config, before: Values | None = None) -> Values:

@@ -20,7 +20,8 @@ from onefold.objectives.losses import Losses
 from onefold.objectives.self_distillation import DenoisingDraws, draw, self_distillation
 from onefold.objectives.two_stages import autoencoder, diffusion
 from onefold.pixels import to_float
-from onefold.training.config import TrainingConfig
+from onefold.schedule import Schedule
+from onefold.training.config import Config
 from onefold.training.health import HealthMonitor
 from onefold.training.phases import Part, Phase, Say, register
 from onefold.training.run import Run
@@ -65,16 +66,11 @@ class SelfDistillationPhase(Phase):
 class Autoencoder(SelfDistillationPhase):
     """Encoder and decoder alone: the first stage of three networks."""
 
-    @cached_property
-    def schedule(self) -> TrainingConfig:
-        return replace(self.config.training, images=self._images)
-
-    @property
-    def _images(self) -> int:
-        """A whole number of batches, at least one."""
-        training = self.config.training
-        share = self.config.stages.autoencoder
-        return training.batch * max(1, round(share * training.images / training.batch))
+    @classmethod
+    def schedule_of(cls, config: Config) -> Schedule:
+        """That of the run, for a share of its images: a whole number of batches, at least one."""
+        training, share = config.training, config.stages.autoencoder
+        return replace(training, images=training.batch * max(1, round(share * training.images / training.batch)))
 
     def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
         return autoencoder(network, target, x, draws, self.config.objective, self.config.stages)
@@ -86,12 +82,14 @@ class Autoencoder(SelfDistillationPhase):
 
 
 @register("diffusion")
-class Diffusion(Autoencoder):
+class Diffusion(SelfDistillationPhase):
     """The denoiser alone, on the latents of the frozen encoder, normalised by channel: the second stage."""
 
-    @cached_property
-    def schedule(self) -> TrainingConfig:
-        return replace(self.config.training, images=max(1, self.config.training.images - self._images))
+    @classmethod
+    def schedule_of(cls, config: Config) -> Schedule:
+        """That of the run, for the images that the autoencoder leaves."""
+        left = config.training.images - Autoencoder.schedule_of(config).images
+        return replace(config.training, images=max(1, left))
 
     def adapt(self, network: Network, data: Dataset) -> None:
         """From now on latents are normalised by their mean and standard deviation over the data."""

@@ -119,8 +119,12 @@ def _new(config: Config, folder: Path, data: object, test_data: object, network:
     if network is not None:
         config = replace(config, network=network.config, start=config.start or "a network in memory")
     config = fit_to_data(config, datasets[0])
-    say = print if somebody_looks(quiet) else lambda line: None
+    say = print if somebody_looks(quiet) else hush
     return Run(folder, decide(config, resolve_device(config.training.device), say), datasets)
+
+
+def hush(line: str) -> None:
+    """Takes a line and does not print it."""
 
 
 def _check_fit(run: Run) -> None:
@@ -172,8 +176,14 @@ class Trainer:
     def train(self) -> None:
         """From where the state stands to the end of the run."""
         training, workers = self.training, self.config.data.workers
-        options = {"batch": training.batch, "seed": training.seed, "workers": workers, "device": self.device}
-        with Loader(self.data, start=self.images, **options) as loader:
+        with Loader(
+            self.data,
+            batch=training.batch,
+            seed=training.seed,
+            start=self.images,
+            workers=workers,
+            device=self.device,
+        ) as loader:
             while not self.finished:
                 self.enter_phase()
                 self.step(loader)

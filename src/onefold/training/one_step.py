@@ -59,9 +59,9 @@ class OneStepPhase(Phase):
                 "in pixels (--architecture pixels)"
             )
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.config.onestep.schedule or self.config.training
+    @classmethod
+    def schedule_of(cls, config: Config) -> Schedule:
+        return config.onestep.schedule or config.training
 
     @cached_property
     def parts(self) -> Sequence[Part]:

@@ -106,11 +106,12 @@ class Phase(ABC):
         self.config = config
         self.index = index
         self.start = start
+        self.schedule = self.schedule_of(config)
 
-    @property
-    def schedule(self) -> Schedule:
+    @classmethod
+    def schedule_of(cls, config: Config) -> Schedule:
         """Its length, rates and averages."""
-        return self.config.training
+        return config.training
 
     @cached_property
     @abstractmethod
@@ -153,7 +154,7 @@ class Phase(ABC):
         network = build(self.config.network)
         own, theirs = network.state_dict(), source.state_dict()
         fitting = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
-        labels = {f"{name}.weight" for name, part in network.named_modules() if name.endswith("labels")}
+        labels = {name for name in own if name.endswith("labels.weight")}
         missing = sorted((own.keys() ^ theirs.keys()) | (own.keys() - fitting.keys() - labels))
         if missing:
             cure = "give one of the same architecture, patch, width and channels"
