@@ -10,7 +10,7 @@ import torch
 from data_images import cut, noise, png, write_zip
 from onefold.data import Dataset, Loader, indices, open_dataset, read_all
 from onefold.data.listing import Unreadable
-from onefold.data.parallel import each, ordered
+from onefold.data.parallel import map_indices, map_ordered
 from onefold.errors import UserError
 
 
@@ -159,16 +159,16 @@ def test_ordered_keeps_the_order_and_does_not_run_far_ahead(workers: int):
             taken.append(k)
             yield k
 
-    results = ordered(lambda k: k * k, items(), workers=workers)
+    results = map_ordered(lambda k: k * k, items(), workers=workers)
     assert list(islice(results, 50)) == [k * k for k in range(50)]
     assert len(taken) <= 50 + 2 * workers
     results.close()
-    assert list(ordered(lambda k: -k, range(7), workers=workers)) == [0, -1, -2, -3, -4, -5, -6]
+    assert list(map_ordered(lambda k: -k, range(7), workers=workers)) == [0, -1, -2, -3, -4, -5, -6]
 
 
 def test_each_tells_its_progress():
     told = []
-    assert list(each(lambda k: k + 1, range(100), lambda *pair: told.append(pair))) == list(range(1, 101))
+    assert list(map_indices(lambda k: k + 1, range(100), lambda *pair: told.append(pair))) == list(range(1, 101))
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[-1] == (100, 100)
     assert len(told) > 1

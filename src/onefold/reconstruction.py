@@ -9,9 +9,8 @@ from torch import Tensor
 
 from onefold import metrics
 from onefold.data import open_dataset, read_all
-from onefold.data.advice import conversion
 from onefold.data.decode import decode, to_image
-from onefold.data.text import channels_text, shape_text
+from onefold.data.messages import channels_text, convert_command, shape_text
 from onefold.errors import UserError, reason
 from onefold.networks.base import Network, NetworkConfig
 from onefold.pictures.grids import reconstructions
@@ -51,7 +50,7 @@ def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
         data = open_dataset(str(images[0]))
         if data.image_shape != (height, width, config.channels):
             wanted = (height, width, config.channels)
-            cure = f"make them so: {conversion(str(images[0]), (height, width))}"
+            cure = f"make them so: {convert_command(str(images[0]), (height, width))}"
             if data.image_shape[2] != config.channels:
                 cure = f"give images of {channels_text(config.channels)}"
             found = shape_text(data.image_shape)

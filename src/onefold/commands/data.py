@@ -9,8 +9,8 @@ from tyro.conf import Positional
 
 from onefold import data, metrics
 from onefold.commands.terminal import console
-from onefold.data.target import check_target
-from onefold.data.text import counted, shape_text
+from onefold.data.messages import count_text, shape_text
+from onefold.data.source import check_output
 from onefold.errors import UserError, writing
 from onefold.extractor import extractor_for
 from onefold.pixels import save_png
@@ -31,7 +31,7 @@ def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = 
         sheet: Also write a contact sheet of 64 images to this PNG file.
     """
     if sheet is not None:
-        check_target(sheet, ".png", source)
+        check_output(sheet, ".png", source)
     console.print("\n".join(data.describe(data.inspect(source, sample=None if all else 2000))))
     if sheet is not None:
         drawn, missing = data.contact_sheet(source)
@@ -66,9 +66,9 @@ def convert(
     with ImageProgress("converting", 1, quiet=quiet) as bar:
         wanted = size if height is None else (height, size)
         done = data.convert(source, out, wanted, unreadable=unreadable, overwrite=overwrite, progress=bar.of)
-    console.print(f"{done.path}: {counted(done.written)} of {shape_text(done.image_shape)} (height × width)")
-    if done.enlarged:
-        console.print(f"{done.enlarged:,} of them were smaller and have been enlarged")
+    console.print(f"{done.path}: {count_text(done.written_count)} of {shape_text(done.image_shape)} (height × width)")
+    if done.enlarged_count:
+        console.print(f"{done.enlarged_count:,} of them were smaller and have been enlarged")
     _left_out(done.skipped)
 
 
@@ -93,7 +93,7 @@ def stats(
     """
     if features is not None and run is not None:
         raise UserError("--run: cannot go with --features; choose one")
-    check_target(out, ".safetensors", source)
+    check_output(out, ".safetensors", source)
     if out.exists():
         _check_statistics(out)
     dataset = data.open_dataset(source, unreadable=unreadable)
@@ -103,7 +103,7 @@ def stats(
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)
-    console.print(f"{out}: mean and covariance of {extractor.width} features of {counted(len(dataset))}")
+    console.print(f"{out}: mean and covariance of {extractor.width} features of {count_text(len(dataset))}")
     _left_out(dataset.skipped)
 
 
@@ -117,4 +117,4 @@ def _check_statistics(path: Path) -> None:
 
 def _left_out(names: Sequence[str]) -> None:
     if names:
-        console.print(f"{counted(len(names), 'unreadable image')} left out: {', '.join(names)}")
+        console.print(f"{count_text(len(names), 'unreadable image')} left out: {', '.join(names)}")

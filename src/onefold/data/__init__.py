@@ -2,11 +2,9 @@
 
 from onefold.data.convert import Conversion, convert
 from onefold.data.dataset import Dataset, Subset, holdout
-from onefold.data.inspect import Inspection, Values, describe, inspect
+from onefold.data.inspect import Inspection, Values, contact_sheet, describe, inspect
 from onefold.data.listing import Unreadable
-from onefold.data.loader import Loader, read_all
-from onefold.data.order import indices
-from onefold.data.sheet import contact_sheet
+from onefold.data.loader import Loader, indices, read_all
 from onefold.data.source import open_dataset
 from onefold.pixels import to_float, to_uint8
 

@@ -14,8 +14,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.advice import conversion, fitting_size
 from onefold.data.decode import Pixels, Shape, decode, header_shape, reason
+from onefold.data.messages import best_size, convert_command
 from onefold.errors import UserError
 
 # Enough of a file to know its size: a camera's header with its preview has less than this.
@@ -40,7 +40,7 @@ class Unreadable(UserError):
 
     def __str__(self) -> str:
         # Put together when it is read: the command comes from the other images, and most such errors are caught.
-        cure = self.cure or self._listing.leaving_out()
+        cure = self.cure or self._listing.skip_advice()
         return (
             f"{self._listing.source}: {self.name} cannot be read ({self.reason}); replace it{cure and ', or ' + cure}"
         )
@@ -77,17 +77,17 @@ class Listing(ABC):
     def content(self, index: int) -> bytes:
         """Give the bytes that image `index` is stored as. Raises `Unreadable`."""
 
-    def conversion(self, *, skip: bool = False) -> str | None:
+    def convert_command(self, *, skip: bool = False) -> str | None:
         """Give the command that makes a data set of these images; None when none of them can be read."""
         shapes: list[Shape] = []
-        for index in spread(len(self), HEADERS):
+        for index in spread_indices(len(self), HEADERS):
             with suppress(Unreadable):
                 shapes.append(self.shape(index))
-        return conversion(self.source, fitting_size(shapes), skip=skip) if shapes else None
+        return convert_command(self.source, best_size(shapes), skip=skip) if shapes else None
 
-    def leaving_out(self) -> str:
+    def skip_advice(self) -> str:
         """Say how images that cannot be read are left out, whatever the command; empty when no other can be read."""
-        command = self.conversion(skip=True)
+        command = self.convert_command(skip=True)
         also = "train and data stats also take --unreadable skip"
         return f"leave such images out: {command} ({also})" if command else ""
 
@@ -166,7 +166,7 @@ class ArrayListing(Listing):
         return str(self.shape(index)).encode() + self._images[index].tobytes()
 
 
-def spread(count: int, most: int) -> list[int]:
+def spread_indices(count: int, most: int) -> list[int]:
     """Choose `most` of the numbers 0…count−1 (all, if there are fewer), evenly spread, the first included."""
     chosen = min(count, most)
     return [k * count // chosen for k in range(chosen)]

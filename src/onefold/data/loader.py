@@ -1,10 +1,15 @@
-"""Batches for training, without end, in the order that `order.py` defines.
+"""Batches for training, without end, in an order that is a pure function of (seed, images seen).
+
+Position k of the endless sequence lies in epoch e = k // n, at place k % n of that epoch's permutation of the
+n images, which is drawn from PCG64 with the seed (seed, e). There is no state to save: whoever knows how many
+images were seen knows what comes next, however they were cut into batches.
 
 A small data set is read into memory once; a large one is decoded batch by batch, by threads that work ahead.
 Either way, and for any number of threads, the batches are the same.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import count
 from types import TracebackType
 from typing import TypeAlias
@@ -16,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onefold.data.dataset import Dataset
-from onefold.data.order import indices as order
-from onefold.data.parallel import Progress, each, ordered
+from onefold.data.parallel import Progress, map_indices, map_ordered
 from onefold.errors import UserError
 
 Batch: TypeAlias = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, "B"]]
@@ -65,16 +69,16 @@ class Loader:
 
         # It must not hold `self`: then dropping the loader would not end its threads.
         def read(position: int) -> Batch:
-            chosen = order(length, seed, position, batch)
+            chosen = indices(length, seed, position, batch)
             if memory is None:
                 images, labels = _read(dataset, chosen)
-                return _sent(images, to), _sent(labels, to)
+                return _to_device(images, to), _to_device(labels, to)
             images, labels = memory
-            where = _sent(torch.from_numpy(chosen), to)
+            where = _to_device(torch.from_numpy(chosen), to)
             return images[where], labels[where]
 
         # Gathering a batch from memory is quicker than handing it from one thread to another.
-        self._batches = ordered(read, count(start, batch), workers=0 if in_memory else workers)
+        self._batches = map_ordered(read, count(start, batch), workers=0 if in_memory else workers)
 
     def __iter__(self) -> "Loader":
         return self
@@ -107,29 +111,54 @@ def read_all(
     Raises UserError with the name of the first image that cannot be read.
     """
     chosen = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
-    images = _room(dataset, len(chosen))
+    images = _empty_images(dataset, len(chosen))
 
     def fill(place: int) -> None:
         images[place] = dataset[int(chosen[place])][0].transpose(2, 0, 1)
 
-    for _ in each(fill, range(len(chosen)), progress):
+    for _ in map_indices(fill, range(len(chosen)), progress):
         pass
     return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
 
 
 def _read(dataset: Dataset, chosen: NDArray[np.int64]) -> Batch:
     """Read one batch in the thread that calls."""
-    images = _room(dataset, len(chosen))
+    images = _empty_images(dataset, len(chosen))
     for place, index in enumerate(chosen.tolist()):
         images[place] = dataset[index][0].transpose(2, 0, 1)
     return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
 
 
-def _sent(x: Tensor, device: torch.device) -> Tensor:
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
     """On the device; what copies it to a GPU does not keep the caller waiting."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def _room(dataset: Dataset, images: int) -> NDArray[np.uint8]:
+def _empty_images(dataset: Dataset, images: int) -> NDArray[np.uint8]:
     height, width, channels = dataset.image_shape
     return np.empty((images, channels, height, width), dtype=np.uint8)
+
+
+def indices(length: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
+    """Give the images at positions start … start + count − 1 of the endless sequence, int64 (count,).
+
+    `length` is the number of images; `seed` is not negative. Raises ValueError on numbers out of range.
+    """
+    if length < 1 or start < 0 or count < 0:
+        raise ValueError(f"no order for length {length}, start {start} and count {count}")
+    parts = [np.empty(0, dtype=np.int64)]
+    while count > 0:
+        epoch, place = divmod(start, length)
+        part = _permutation(length, seed, epoch)[place : place + count]
+        parts.append(part)
+        start += len(part)
+        count -= len(part)
+    return np.concatenate(parts)
+
+
+# A batch needs one epoch, or two where they meet; training and testing may take turns.
+@lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    permutation = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(length)
+    permutation.flags.writeable = False
+    return permutation

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.layout import number_labels
+from onefold.data.classes import number_labels
 from onefold.data.listing import ArrayListing
-from onefold.data.text import counted
+from onefold.data.messages import count_text
 from onefold.errors import UserError
 
 _IMAGES = ("images", "x", "arr_0")
@@ -39,7 +39,7 @@ def list_npz(source: str, path: Path) -> ArrayListing:
     labels, class_names = number_labels(source, values)
     if len(labels) != len(images):
         raise UserError(
-            f"{source}: {counted(len(images))} but {counted(len(labels), 'label')}; store one label per image"
+            f"{source}: {count_text(len(images))} but {count_text(len(labels), 'label')}; store one label per image"
         )
     return ArrayListing(source, images, labels, class_names)
 

@@ -1,18 +1,18 @@
-"""From what a person writes to a data set: `open_dataset`."""
+"""From what a person writes to a data set: `open_dataset`; and where a result may be written, never in place of it."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from onefold.data.dataset import Dataset
+from onefold.data.dataset import Dataset, ListingDataset
+from onefold.data.decode import is_image
 from onefold.data.digits import DIGITS, list_digits
 from onefold.data.folder import list_folder
 from onefold.data.listing import Listing
 from onefold.data.npz import list_npz
 from onefold.data.parquet import list_parquet
-from onefold.data.pictures import Pictures
 from onefold.data.zip import list_zip
-from onefold.errors import UserError
+from onefold.errors import UserError, writing
 
 _READERS: dict[str, Callable[[str, Path], Listing]] = {
     ".zip": list_zip,
@@ -33,7 +33,7 @@ def open_dataset(source: str | Path, *, unreadable: Literal["refuse", "skip"] = 
 
     Raises UserError, on one line, when the source is not a data set or its images differ in size or channels.
     """
-    return Pictures(list_source(source), unreadable)
+    return ListingDataset(list_source(source), unreadable)
 
 
 def list_source(source: str | Path) -> Listing:
@@ -55,3 +55,28 @@ def list_source(source: str | Path) -> Listing:
 def path_of(source: str | Path) -> Path | None:
     """Give the path that a source stands for, whether there is one or not; None for an embedded set."""
     return None if isinstance(source, str) and source in DIGITS else Path(source).expanduser()
+
+
+def check_output(path: Path, suffix: str, source: str | Path) -> None:
+    """Refuse a file for a result that is made of `source`; nothing is written yet.
+
+    Raises UserError when its name does not end in `suffix`, when it is the source (by whatever name) or would be
+    one of its images, and when its folder is a file.
+    """
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{path}: the result is a {suffix[1:]} file; give it a name that ends in {suffix}")
+    origin = path_of(source)
+    with writing(path):
+        if origin is not None and origin.exists():
+            if path.exists() and path.samefile(origin):
+                raise UserError(f"{path}: is the source itself, which is never changed; choose another name")
+            if _would_be_an_image_of(path, origin):
+                raise UserError(f"{path}: would become one of the images of {source}; choose another place")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise UserError(f"{path}: {parent} is a file, not a folder; choose another place")
+
+
+def _would_be_an_image_of(path: Path, folder: Path) -> bool:
+    inside, root = path.resolve(), folder.resolve()
+    return folder.is_dir() and inside.is_relative_to(root) and is_image(inside.relative_to(root).as_posix())
