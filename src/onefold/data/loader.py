@@ -8,7 +8,7 @@ A small data set is read into memory once; a large one is decoded batch by batch
 Either way, and for any number of threads, the batches are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from itertools import count
 from types import TracebackType
@@ -77,8 +77,10 @@ class Loader:
             where = _to_device(torch.from_numpy(chosen), to)
             return images[where], labels[where]
 
+        self._read_batch = read
         # Gathering a batch from memory is quicker than handing it from one thread to another.
-        self._batches = map_ordered(read, count(start, batch), workers=0 if in_memory else workers)
+        self._workers = 0 if in_memory else workers
+        self._batches = self._batches_from(start)
 
     def __iter__(self) -> "Loader":
         return self
@@ -88,9 +90,26 @@ class Loader:
         self.seen += self._batch
         return batch
 
+    def restart(self, start: int) -> None:
+        """Go to image position `start`, forwards or back; images in memory stay there.
+
+        The batches that follow are those of a new loader that begins there. What threads had read ahead is dropped;
+        they end, and others begin. It also goes on after an error, and after `close`.
+
+        Raises UserError when `start` is negative.
+        """
+        if start < 0:
+            raise UserError(f"start {start}: an image position must be at least 0")
+        self._batches.close()
+        self._batches = self._batches_from(start)
+        self.seen = start
+
     def close(self) -> None:
         """End the threads. There are no batches afterwards."""
         self._batches.close()
+
+    def _batches_from(self, start: int) -> Generator[Batch]:
+        return map_ordered(self._read_batch, count(start, self._batch), workers=self._workers)
 
     def __enter__(self) -> "Loader":
         return self
@@ -111,22 +130,24 @@ def read_all(
     Raises UserError with the name of the first image that cannot be read.
     """
     chosen = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
-    images = _empty_images(dataset, len(chosen))
+    images, labels = _empty_batch(dataset, len(chosen))
 
     def fill(place: int) -> None:
-        images[place] = dataset[int(chosen[place])][0].transpose(2, 0, 1)
+        image, labels[place] = dataset[int(chosen[place])]
+        images[place] = image.transpose(2, 0, 1)
 
     for _ in map_indices(fill, range(len(chosen)), progress):
         pass
-    return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def _read(dataset: Dataset, chosen: NDArray[np.int64]) -> Batch:
     """Read one batch in the thread that calls."""
-    images = _empty_images(dataset, len(chosen))
+    images, labels = _empty_batch(dataset, len(chosen))
     for place, index in enumerate(chosen.tolist()):
-        images[place] = dataset[index][0].transpose(2, 0, 1)
-    return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
+        image, labels[place] = dataset[index]
+        images[place] = image.transpose(2, 0, 1)
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -134,9 +155,9 @@ def _to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def _empty_images(dataset: Dataset, images: int) -> NDArray[np.uint8]:
+def _empty_batch(dataset: Dataset, images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     height, width, channels = dataset.image_shape
-    return np.empty((images, channels, height, width), dtype=np.uint8)
+    return np.empty((images, channels, height, width), dtype=np.uint8), np.empty(images, dtype=np.int64)
 
 
 def indices(length: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
