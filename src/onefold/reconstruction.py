@@ -11,6 +11,7 @@ from onefold import metrics
 from onefold.data import open_dataset, read_all
 from onefold.data.decode import decode, to_image
 from onefold.data.messages import channels_text, convert_command, shape_text
+from onefold.data.source import is_source
 from onefold.errors import UserError, reason
 from onefold.networks.base import Network, NetworkConfig
 from onefold.pictures.grids import reconstructions
@@ -46,7 +47,7 @@ def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
     if not images:
         raise UserError("images: none were given; name image files or a data source")
     height, width = config.image_size
-    if len(images) == 1 and (images[0].is_dir() or images[0].suffix in (".zip", ".npz", ".parquet", "")):
+    if len(images) == 1 and (is_source(str(images[0]))):
         data = open_dataset(str(images[0]))
         if data.image_shape != (height, width, config.channels):
             wanted = (height, width, config.channels)

@@ -26,7 +26,7 @@ def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = 
     Example: onefold data inspect photos/ --sheet photos.png
 
     Args:
-        source: digits, digits:test, a folder, .zip, .npz or .parquet; sizes may be mixed.
+        source: digits, digits:test, or the path of a folder or file; sizes may be mixed.
         all: Decode every image, not a sample of 2,000.
         sheet: Also write a contact sheet of 64 images to this PNG file.
     """
@@ -55,7 +55,7 @@ def convert(
     Example: onefold data convert photos/ photos64.zip --size 64
 
     Args:
-        source: A folder, .zip, .npz or .parquet; sizes may be mixed.
+        source: The path of a folder or file; sizes may be mixed.
         out: The zip to write; never the source itself.
         size: Side of the square images, at most 8,192 pixels; the width, if --height is given too.
         height: Height, for images that are not square.
@@ -85,7 +85,7 @@ def stats(
     Example: onefold data stats photos64.zip --run runs/photos --out photos64.stats.safetensors
 
     Args:
-        source: digits, digits:test, a folder, .zip, .npz or .parquet.
+        source: digits, digits:test, or the path of a folder or file.
         out: File to write, ending in .safetensors; existing statistics are replaced.
         features: Feature extractor; default: a small classifier of the source.
         run: Take the features that `onefold evaluate` measures this run in: a small classifier of its training images.

@@ -5,7 +5,7 @@ from onefold.data.dataset import Dataset, Subset, holdout
 from onefold.data.inspect import Inspection, Values, contact_sheet, describe, inspect
 from onefold.data.listing import Unreadable
 from onefold.data.loader import Loader, indices, read_all
-from onefold.data.source import open_dataset
+from onefold.data.source import as_dataset, open_dataset, register_reader
 from onefold.pixels import to_float, to_uint8
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Subset",
     "Unreadable",
     "Values",
+    "as_dataset",
     "contact_sheet",
     "convert",
     "describe",
@@ -24,6 +25,7 @@ __all__ = [
     "inspect",
     "open_dataset",
     "read_all",
+    "register_reader",
     "to_float",
     "to_uint8",
 ]

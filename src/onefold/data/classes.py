@@ -58,9 +58,7 @@ def order_by_class(
     return order, np.array([number[paths[k][0]] for k in order], dtype=np.int64), class_names
 
 
-def number_labels(
-    source: str, values: Sequence[object] | NDArray[np.generic]
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def number_labels(source: str, values: object) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Map integers or words, one per image, to 0…K−1 in sorted order; their names are what they were.
 
     Returns labels, int64 (n,), and K names. Raises UserError when the values are neither or not a list.

@@ -8,6 +8,7 @@ chosen images, and `holdout` cuts a data set into two such views.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,6 @@ class Dataset(ABC):
     source: what was opened, as it was given.
     image_shape: (H, W, C) of every image.
     class_names: K names; none when the images have no classes.
-    labels: int64 (n,), in 0…K−1; all 0 when K = 0.
     skipped: names of images that were left out because they cannot be read.
     """
 
@@ -34,13 +34,11 @@ class Dataset(ABC):
         self,
         source: str,
         image_shape: Shape,
-        labels: NDArray[np.int64],
         class_names: tuple[str, ...] = (),
         skipped: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self.image_shape = image_shape
-        self.labels = labels
         self.class_names = class_names
         self.skipped = skipped
         self._digest: str | None = None
@@ -50,8 +48,13 @@ class Dataset(ABC):
         """K, the number of classes; 0 when the images have none."""
         return len(self.class_names)
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, int64 (n,), in 0…K−1; all 0 when K = 0."""
+        return self._read_labels()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
@@ -60,6 +63,10 @@ class Dataset(ABC):
         Safe to call from many threads. Raises UserError when the image cannot be read, and IndexError past
         the end.
         """
+
+    @abstractmethod
+    def _read_labels(self) -> NDArray[np.int64]:
+        """Give what `labels` gives; asked once, and only if somebody wants to know."""
 
     @abstractmethod
     def _hash(self) -> str:
@@ -95,16 +102,22 @@ class ListingDataset(Dataset):
         self._kept = kept
         self._first, shape = next(iter(shapes.items()))
         skipped = tuple(listing.names[int(k)] for k in np.setdiff1d(everything, kept))
-        super().__init__(listing.source, shape, listing.labels[kept], listing.class_names, skipped)
+        super().__init__(listing.source, shape, listing.class_names, skipped)
         for index, other in shapes.items():
             self._check(index, other)
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
         place = int(self._kept[index])
-        pixels = self._listing.image(place)
+        pixels, label = self._listing.item(place)
         height, width, channels = pixels.shape
         self._check(place, (height, width, channels))
-        return pixels, int(self._listing.labels[place])
+        return pixels, label
+
+    def _read_labels(self) -> NDArray[np.int64]:
+        return self._listing.labels[self._kept]
 
     def _hash(self) -> str:
         return self._listing.digest(self._kept.tolist())
@@ -124,12 +137,17 @@ class Subset(Dataset):
 
     def __init__(self, dataset: Dataset, indices: Sequence[int] | NDArray[np.int64]) -> None:
         self._dataset = dataset
-        self._indices = np.asarray(indices, dtype=np.int64)
-        labels = dataset.labels[self._indices]
-        super().__init__(dataset.source, dataset.image_shape, labels, dataset.class_names, dataset.skipped)
+        self._indices = np.arange(len(dataset), dtype=np.int64)[np.asarray(indices, dtype=np.int64)]
+        super().__init__(dataset.source, dataset.image_shape, dataset.class_names, dataset.skipped)
+
+    def __len__(self) -> int:
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
         return self._dataset[int(self._indices[index])]
+
+    def _read_labels(self) -> NDArray[np.int64]:
+        return self._dataset.labels[self._indices]
 
     def _hash(self) -> str:
         # Little-endian on every machine, so that the digest is the same too.

@@ -45,8 +45,8 @@ class Inspection:
     count: images listed, readable or not.
     shapes: how many images have each (H, W, C), the most frequent first.
     decoded_count: how many images were decoded: all, or an evenly spread sample.
-    measured_count: how many of them `values` are over: those with the most frequent number of channels. `values` is None
-        when nothing could be decoded.
+    measured_count: how many of them `values` are over: those with the most frequent number of channels. `values` is
+        None when nothing could be decoded.
     classes: how many images each class has, in the order of the labels; empty without classes.
     unreadable: the reason for each image, by name, that cannot be read. Damage beyond the header is found
         only in images that were decoded.

@@ -9,13 +9,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onefold.data.classes import number_labels
 from onefold.data.decode import Pixels, Shape, decode, header_shape, reason
-from onefold.data.messages import best_size, convert_command
+from onefold.data.messages import best_size, convert_command, count_text
 from onefold.errors import UserError
 
 # Enough of a file to know its size: a camera's header with its preview has less than this.
@@ -49,18 +51,28 @@ class Unreadable(UserError):
 class Listing(ABC):
     """The images of a source, in their fixed order.
 
-    `names` tells them apart in messages; `labels` is int64 (n,), all 0 when `class_names` is empty.
+    `names` tells them apart in messages; `labels` is int64 (n,), all 0 when `class_names` is empty, or a function
+    that reads them when they are first asked for.
     """
 
     def __init__(
-        self, source: str, names: Sequence[str], labels: NDArray[np.int64], class_names: tuple[str, ...]
+        self,
+        source: str,
+        names: Sequence[str],
+        labels: NDArray[np.int64] | Callable[[], NDArray[np.int64]],
+        class_names: tuple[str, ...],
     ) -> None:
         if len(names) == 0:
             raise UserError(f"{source}: holds no images; onefold reads JPEG, PNG, WebP and BMP files")
         self.source = source
         self.names = names
-        self.labels = labels
+        self._labels = labels
         self.class_names = class_names
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, int64 (n,), in 0…K−1; all 0 when K = 0."""
+        return self._labels() if callable(self._labels) else self._labels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,6 +80,10 @@ class Listing(ABC):
     @abstractmethod
     def image(self, index: int) -> Pixels:
         """Read image `index` as uint8 (H, W, C), not to be written into. Raises `Unreadable`."""
+
+    def item(self, index: int) -> tuple[Pixels, int]:
+        """Read image `index` and its label. Raises `Unreadable`."""
+        return self.image(index), int(self.labels[index])
 
     @abstractmethod
     def shape(self, index: int) -> Shape:
@@ -164,6 +180,55 @@ class ArrayListing(Listing):
     def content(self, index: int) -> bytes:
         # The shape is part of it: 2×8 pixels are not 4×4 pixels.
         return str(self.shape(index)).encode() + self._images[index].tobytes()
+
+
+def list_arrays(source: str, images: NDArray[np.generic], values: object = None) -> ArrayListing:
+    """List the images of an array, uint8 (n, H, W, C) or (n, H, W); `values` are n integers or words, or None.
+
+    Raises UserError when they are not uint8, or of shapes that do not fit.
+    """
+    if images.dtype != np.uint8:
+        raise UserError(f"{source}: images are {images.dtype}; store them as uint8 with values from 0 to 255")
+    array = np.asarray(images, dtype=np.uint8)
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or 0 in array.shape[1:]:
+        raise UserError(f"{source}: images have shape {array.shape}; store them as (n, H, W, C)")
+    if len(array) == 0:
+        raise UserError(f"{source}: holds no images, for their array has shape {array.shape}; store at least one")
+    if is_channels_first(array.shape[1:]):
+        raise UserError(f"{source}: images of shape {array.shape} look channels first; store them as (n, H, W, C)")
+    return ArrayListing(source, array, *_classes_of(source, len(array), values))
+
+
+def list_encoded(source: str, files: Sequence[bytes], values: object = None) -> FileListing:
+    """List images that are encoded files in memory; `values` are n integers or words, or None.
+
+    Raises UserError when there are none, or another number of labels.
+    """
+    labels, class_names = _classes_of(source, len(files), values)
+
+    def read(index: int, limit: int | None) -> bytes:
+        return files[index][:limit]
+
+    return FileListing(source, [f"image {k}" for k in range(len(files))], labels, class_names, read)
+
+
+def is_channels_first(shape: Sequence[int]) -> bool:
+    """Whether the shape of an image, given as (H, W, C), is more likely (C, H, W)."""
+    return shape[0] <= 4 < min(shape[1:])
+
+
+def _classes_of(source: str, count: int, values: object) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Number the classes of `count` images. Raises UserError when `values` are not one for each."""
+    if values is None:
+        return np.zeros(count, dtype=np.int64), ()
+    labels, class_names = number_labels(source, values)
+    if len(labels) != count:
+        raise UserError(
+            f"{source}: {count_text(count)} but {count_text(len(labels), 'label')}; store one label per image"
+        )
+    return labels, class_names
 
 
 def spread_indices(count: int, most: int) -> list[int]:
