@@ -10,7 +10,7 @@ from typing import Any
 
 from onefold import __version__, settings
 from onefold.data import Dataset, as_dataset, holdout, open_dataset
-from onefold.data.text import counted, shape_text
+from onefold.data.messages import count_text, shape_text
 from onefold.errors import UserError, writing
 from onefold.files import is_unused, sha256_of, write_whole
 from onefold.networks import Network
@@ -191,7 +191,7 @@ def note_skipped(run: Run) -> str:
     with writing(path):
         write_whole(path, "\n".join(names) + "\n")
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{run.config.data.source}: left out {counted(len(names))} that cannot be read ({some}); see {path}"
+    return f"{run.config.data.source}: left out {count_text(len(names))} that cannot be read ({some}); see {path}"
 
 
 def _git_commit() -> str | None:
