@@ -1,7 +1,7 @@
 """`onefold evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
@@ -22,7 +22,7 @@ def evaluate(
     /,
     steps: int | None = None,
     guidance: float | None = None,
-    solver: Literal["euler", "heun", "renoise"] | None = None,
+    solver: str | None = None,
     shift: float | None = None,
     best_of: int | None = None,
     resample: int | None = None,
@@ -47,7 +47,7 @@ def evaluate(
         run: A run's folder.
         steps: Steps of the solver. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
-        solver: ODE solver.
+        solver: By name; a wrong one lists all. Default: the run's.
         shift: Time shift of the solver's grid.
         best_of: Of N samples for each image keep the one that the run's ratio network prefers.
         resample: Of N samples for each image draw one by the run's ratio network.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -35,7 +35,7 @@ def sample(
     labels: tuple[int, ...] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    solver: Literal["euler", "heun", "renoise"] | None = None,
+    solver: str | None = None,
     shift: float | None = None,
     best_of: int | None = None,
     resample: int | None = None,
@@ -58,7 +58,7 @@ def sample(
         labels: One label for all images, or one for each. Default: (seed + k) mod K.
         steps: Steps of the solver; 1 is one-step generation. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
-        solver: Of the ODE; or renoise, for a one-step generator in a few steps.
+        solver: By name; a wrong one lists all. Default: the run's. renoise is for a one-step generator in a few steps.
         shift: Time shift of the solver's grid.
         best_of: Of N samples for each image keep the one that the run's ratio network prefers.
         resample: Of N samples for each image draw one by the run's ratio network, which keeps more variety.

@@ -206,7 +206,7 @@ class Network(nn.Module):
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
-        solver: Literal["euler", "heun", "renoise"] | None = None,
+        solver: str | None = None,
         shift: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         batch: int = 256,
@@ -221,8 +221,8 @@ class Network(nn.Module):
             steps: Intervals of the solver's time grid; 1 is one-step generation, and what a one-step generator does.
             guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
             seed: Seed of the first image.
-            solver: See `sampling.Sampler`, as for the next two.
-            shift: Bends the time grid.
+            solver: A name in `sampling.SOLVERS`.
+            shift: Bends the time grid; see `sampling.Sampler`, as for the next.
             guidance_interval: Times within which guidance acts.
             batch: Images per call of the network.
 
