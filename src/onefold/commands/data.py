@@ -13,7 +13,7 @@ from onefold.data.target import check_target
 from onefold.data.text import counted, shape_text
 from onefold.errors import UserError, writing
 from onefold.extractor import extractor_for
-from onefold.pixels import save_png
+from onefold.pictures.grids import save_png
 from onefold.training.log import ImageProgress
 from onefold.training.run import load_run, open_data
 

@@ -8,7 +8,6 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from onefold import pixels
 from onefold.commands.terminal import console
 from onefold.compute import Precision, computing, resolve_device
 from onefold.data.parallel import ordered
@@ -16,7 +15,8 @@ from onefold.data.text import counted
 from onefold.errors import UserError
 from onefold.networks.base import Network
 from onefold.networks.ratio import RatioNet
-from onefold.reconstruction import reconstruct_files
+from onefold.pictures.grids import grid, save_png
+from onefold.reconstruction import write_reconstructions
 from onefold.sampling import check_guidance, resolve_labels
 from onefold.training.run import load_run
 from onefold.verifier import Verifier
@@ -91,7 +91,7 @@ def sample(
             return
         images = network.pictures(latents)
     path = out or Path(f"{_name(run)}-samples.png")
-    pixels.save_png(path, pixels.grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
+    save_png(path, grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
     console.print(f"{path}: {counted(n)}, {counted(sampler.steps, 'step')}")
 
 
@@ -117,7 +117,7 @@ def _write_each(
         for k, image in enumerate(images, start):
             label = "" if labels is None else f"-class{labels[k]}"
             seeded = {**origin, "seed": seed + k, "label": "none" if labels is None else labels[k]}
-            pixels.save_png(folder / f"seed{seed + k}{label}.png", image, seeded)
+            save_png(folder / f"seed{seed + k}{label}.png", image, seeded)
 
     for _ in ordered(write, numbered(), workers=WRITERS):
         pass
@@ -139,7 +139,7 @@ def reconstruct(
         out: PNG file to write. Default: RUN-reconstructions.png, here.
     """
     path = out or Path(f"{_name(run)}-reconstructions.png")
-    psnr, count = reconstruct_files(run, images, path)
+    psnr, count = write_reconstructions(run, images, path)
     console.print(f"{path}: {counted(count)}, PSNR {psnr:.2f} dB")
 
 

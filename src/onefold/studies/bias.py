@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from onefold import __version__
@@ -42,7 +42,7 @@ from onefold.errors import UserError, writing
 from onefold.files import write_whole
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, Ratio, ratio_gradient, ratio_loss
 from onefold.objectives.score_distillation import Denoiser, score_gradient
-from onefold.pictures.curves import BLUE, GREEN, ORANGE, STYLE
+from onefold.pictures.style import BLUE, GREEN, ORANGE, STYLE, log_axis
 from onefold.studies.mixture import Mixture
 from onefold.studies.stack import RATE, Stack, chosen, train
 
@@ -315,6 +315,8 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             if row["samples"] == most:
                 values = [_value(row, f"band{k}", kind) for k in range(BANDS)]
                 right.plot(middles, values, LINES[kind], marker=".", color=COLOURS[row["arm"]])
+        for ax in (left, middle, right):
+            log_axis(ax)
     figure.supylabel("relative to the exact gradient's norm", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS), handlelength=3)
@@ -322,13 +324,8 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _panel(ax: Axes, title: str, label: str) -> None:
-    """Logarithmic, labelled at 1, 2, 5, 10, … in plain numbers."""
     ax.set_title(title)
     ax.set_xlabel(label)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _over(ax: Axes, rows: Sequence[Mapping[str, Any]], quantity: str, weighting: str) -> None:
