@@ -130,6 +130,9 @@ def test_arrays_tensors_and_files_give_what_encoding_and_decoding_makes_of_them(
             found = reconstruct(source, images)
             assert found.dtype == np.uint8
             assert (found == wanted).all()
+    reversed_view = arrays[::-1]
+    reversed_view.flags.writeable = False
+    assert (reconstruct(run, reversed_view) == wanted[::-1]).all()
     assert (reconstruct(run, paths[3]) == wanted[3:4]).all()
     assert reconstruct(run, "digits:test").shape == (360, 8, 8, 1)
 

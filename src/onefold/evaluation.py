@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from onefold import __version__, sampling
-from onefold.compute import Precision, computing
+from onefold.compute import Precision, sampling_context
 from onefold.data import read_all
 from onefold.errors import UserError
 from onefold.extractor import extractor_for
@@ -140,7 +140,7 @@ def evaluate(
     say(f"sampling {count:,} images in {sampler.steps} steps")
     wanted = labels.tolist() if network.config.classes else None
     source = verifier(network) if verifier else network
-    with computing(network, torch.device(device), precision=precision, compiled=compiled) as computed:
+    with sampling_context(network, torch.device(device), precision=precision, compiled=compiled) as computed:
         start = time.perf_counter()
         latents = source.sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
         generated = torch.from_numpy(network.pictures(latents)).permute(0, 3, 1, 2)

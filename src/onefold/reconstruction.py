@@ -92,7 +92,7 @@ def _checked(images: np.ndarray | Tensor, config: NetworkConfig) -> UInt8[Tensor
         low, high = (f"{float(value):g}" for value in (images.min(), images.max()))
         text = str(images.dtype).removeprefix("torch.")
         raise UserError(f"images: {text} from {low} to {high}, not uint8; scale to 0…255, round, and convert to uint8")
-    x = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
+    x = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
     return x.permute(0, 3, 1, 2)
 
 

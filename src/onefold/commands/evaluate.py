@@ -56,7 +56,7 @@ def evaluate(
         batch: Images per call of the networks; does not change the result.
         features: Feature extractor: .safetensors, .pt (TorchScript) or .onnx. Default: a small classifier of the data.
         features_sha256: Refuse the features' file if it has another SHA-256.
-        features_size: Side to which images are resized for a foreign extractor.
+        features_size: Side to which images are resized for an external extractor.
         reference: Statistics of `onefold data stats` to measure a further Fréchet distance against.
         device: auto, cpu, cuda, …
         precision: Of matrix products while sampling; the record names it. auto: bfloat16 where it is twice as fast.

@@ -9,7 +9,7 @@ import tyro
 from tyro.conf import Positional
 
 from onefold.commands.terminal import console
-from onefold.compute import Precision, computing, resolve_device
+from onefold.compute import Precision, resolve_device, sampling_context
 from onefold.data.parallel import ordered
 from onefold.data.text import counted
 from onefold.errors import UserError
@@ -78,7 +78,7 @@ def sample(
     chosen = chosen_verifier(run, best_of=best_of, resample=resample)
     check_guidance(sampler.guidance, network.config.classes)
     where = resolve_device(device)
-    with computing(network, where, precision=precision, compiled=compiled) as computed:
+    with sampling_context(network, where, precision=precision, compiled=compiled) as computed:
         source = chosen(network) if chosen else network
         latents = source.sample_latents(range(seed, seed + n), y, sampler, batch=batch)
         origin = {"network": run, "steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}

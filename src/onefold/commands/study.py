@@ -125,7 +125,7 @@ def bias(
         seeds: Independent trainings, with seeds 0, 1, …
         steps: Updates of each network.
         widths: Of the denoisers' hidden layers, with the most samples. Default: 4 to 64.
-        samples: Numbers of samples of each law, with the width 32. Default: 100 to 10,000.
+        samples: Numbers of samples of each distribution, with the width 32. Default: 100 to 10,000.
         out: The study's folder.
         quiet: Print nothing.
     """

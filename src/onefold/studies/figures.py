@@ -76,10 +76,10 @@ ONESTEP_PANELS = (
 
 def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
     """Write all pictures of the finished trials; of a study of one-step generators, curves and samples."""
-    onestep = any(arm.after for arm in study.arms)
+    onestep = any(arm.teacher for arm in study.arms)
     with mpl.rc_context(STYLE):
         if onestep:
-            begun = [trial for trial in trials if trial.arm.after]
+            begun = [trial for trial in trials if trial.arm.teacher]
             if begun:
                 _curves(study, begun, ONESTEP_PANELS).savefig(out / "curves.png")
             _sheets(study, trials, "samples", "Samples, from the same noise and classes in every arm").savefig(
@@ -109,7 +109,7 @@ def _curves(study: Study, trials: Sequence[Trial], panels: Sequence[Panel]) -> F
         for arm, own in _by_arm(study, trials):
             if own[0].config.objective.loss not in panel.losses:
                 continue
-            images, values = _together([_series(history[trial.folder], panel) for trial in own])
+            images, values = _common_points([_series(history[trial.folder], panel) for trial in own])
             _draw(ax, images / 1000, values, **_style(study, arm))
         if panel.log:
             ax.set_yscale("log")
@@ -130,7 +130,7 @@ def _spectra(study: Study, trials: Sequence[Trial]) -> Figure:
         largest = 0.0
         for arm, own in _by_arm(study, trials):
             spectra = [json.loads(trial.spectrum_path.read_text(encoding="utf-8"))[kind] for trial in own]
-            rank, values = _together([dict(enumerate(spectrum, 1)) for spectrum in spectra])
+            rank, values = _common_points([dict(enumerate(spectrum, 1)) for spectrum in spectra])
             _draw(ax, rank, values, marker="." if len(rank) < 40 else "", **_style(study, arm))
             largest = max(largest, float(values.max(initial=0)))
         ax.set_yscale("log")
@@ -147,7 +147,9 @@ def _by_arm(study: Study, trials: Sequence[Trial]) -> list[tuple[Arm, list[Trial
     return [(arm, own) for arm, own in found if own]
 
 
-def _together(series: Sequence[Mapping[float, float]]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "seeds n"]]:
+def _common_points(
+    series: Sequence[Mapping[float, float]],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "seeds n"]]:
     """Points that all seeds have, and their values."""
     common = sorted(set.intersection(*(set(one) for one in series)))
     return np.array(common, float), np.array([[one[at] for at in common] for one in series], float)
