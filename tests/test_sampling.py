@@ -14,7 +14,17 @@ from onefold.errors import UserError
 from onefold.networks.base import Network, NetworkConfig
 from onefold.networks.one_network import OneFold
 from onefold.paths import Linear, Path, VariancePreserving, per_token, velocity
-from onefold.sampling import SOLVERS, Denoiser, Sampler, generate, guided, noises, resolve_labels, solve, time_grid
+from onefold.sampling import (
+    SOLVERS,
+    Denoiser,
+    Sampler,
+    generate,
+    noises,
+    resolve_labels,
+    solve,
+    time_grid,
+    with_guidance,
+)
 
 SHAPE = (2, 2)
 MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
@@ -281,7 +291,7 @@ def counted(calls: list[int]) -> Denoiser:
 
 
 def test_guidance_of_one_is_the_denoiser_itself():
-    assert guided(elementwise, 1.0, 9) is elementwise
+    assert with_guidance(elementwise, 1.0, 9) is elementwise
 
 
 @pytest.mark.parametrize("w", [0.0, 0.5, 2.5, -1.0])
@@ -290,7 +300,7 @@ def test_guidance_extrapolates_linearly_from_no_class(w: float):
     z, t, y = torch.randn(3, *SHAPE), torch.full((3,), 0.5), torch.tensor([0, 1, 2])
     without = elementwise(z, t, torch.full((3,), 9))
     expected = without + w * (elementwise(z, t, y) - without)
-    torch.testing.assert_close(guided(counted(calls), w, 9)(z, t, y), expected)
+    torch.testing.assert_close(with_guidance(counted(calls), w, 9)(z, t, y), expected)
     assert calls == [6]
 
 
@@ -300,14 +310,14 @@ def test_guidance_acts_within_its_interval_and_at_its_ends(solver: str, calls: l
     made: list[int] = []
     sampler = Sampler(4, solver, guidance=3, guidance_interval=(0.25, 0.75))
     eps, y, denoise = torch.randn(3, *SHAPE), torch.tensor([0, 1, 2]), counted(made)
-    solve(denoise, eps, y, sampler, guide=guided(denoise, 3, 9))
+    solve(denoise, eps, y, sampler, guide=with_guidance(denoise, 3, 9))
     assert made == calls
 
 
 def test_no_step_reads_a_number_from_the_device():
     """It would have to wait there; on a device that computes nothing it cannot."""
     eps, y = torch.empty(3, *SHAPE, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
-    end = solve(elementwise, eps, y, Sampler(4, "heun", guidance=2), guide=guided(elementwise, 2, 9))
+    end = solve(elementwise, eps, y, Sampler(4, "heun", guidance=2), guide=with_guidance(elementwise, 2, 9))
     assert end.shape == eps.shape
 
 
@@ -324,7 +334,7 @@ def test_guidance_without_classes_is_refused(labels: list[int] | None, null_labe
 
 def test_a_guided_denoiser_needs_labels():
     with pytest.raises(UserError, match=r"^guidance: 3 needs labels; give them, or leave it at 1$"):
-        guided(elementwise, 3, 9)(torch.randn(3, *SHAPE), torch.full((3,), 0.5), None)
+        with_guidance(elementwise, 3, 9)(torch.randn(3, *SHAPE), torch.full((3,), 0.5), None)
 
 
 def test_guidance_acts_in_generation_within_its_interval_only():

@@ -14,7 +14,16 @@ from torch import Tensor
 from onefold.errors import UserError
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws
 from onefold.studies import bias
-from onefold.studies.bias import BANDS, LATEST, Evaluation, distributions, errors, ratio_pull, run_bias, score_pull
+from onefold.studies.bias import (
+    BANDS,
+    LATEST,
+    EvaluationPoints,
+    distributions,
+    errors,
+    ratio_pull,
+    run_bias,
+    score_pull,
+)
 from onefold.studies.ensemble import Ensemble, select, train
 from onefold.studies.mixture import Mixture
 
@@ -78,7 +87,7 @@ def test_exact_gradient_is_that_of_the_divergence_by_integration():
     stds = torch.tensor([0.4, 0.6], dtype=torch.float64).requires_grad_()
     x = torch.linspace(-6, 6, 2001, dtype=torch.float64)
     weights = {"uniform": lambda t: 1.0, "noise": lambda t: (1 - t) ** 2 / t}
-    at = Evaluation.of(
+    at = EvaluationPoints.draw(
         Mixture(p.weights.float(), p.means.float(), p.factors.float()),
         Mixture.round(means.detach().float(), stds.detach().float()),
         points=200_000,
@@ -100,7 +109,7 @@ def test_exact_gradient_is_that_of_the_divergence_by_integration():
 
 def test_exact_networks_have_no_error():
     p, q = distributions()
-    at = Evaluation.of(p, q, points=2000)
+    at = EvaluationPoints.draw(p, q, points=2000)
 
     def ratio(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         return p.log_density(x_t, t) - q.log_density(x_t, t)
@@ -120,7 +129,7 @@ def test_exact_networks_have_no_error():
 def test_errors_are_split_into_bias_and_variance():
     """Estimates that are exact but for a factor: their bias and variance are those of the factor."""
     p, q = distributions()
-    at = Evaluation.of(p, q, points=500)
+    at = EvaluationPoints.draw(p, q, points=500)
     factors = torch.tensor([1.2, 1.5, 0.9])
     found = errors(at.exact[:, None] * factors[:, None], at)
     for name in at.weights():
@@ -130,7 +139,7 @@ def test_errors_are_split_into_bias_and_variance():
 
 
 def test_bands_and_weightings_are_of_all_points():
-    at = Evaluation.of(*distributions(), points=700)
+    at = EvaluationPoints.draw(*distributions(), points=700)
     weights = at.weights()
     bands = torch.stack([weights[f"band{k}"] for k in range(BANDS)])
     assert (bands.sum(0) == 1).all()

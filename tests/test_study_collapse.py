@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import pytest
 from PIL import Image
 
@@ -19,6 +20,7 @@ from onefold.errors import TrainingAborted, UserError
 from onefold.files import locked
 from onefold.metrics import Record
 from onefold.networks.base import NetworkConfig
+from onefold.pictures.style import STYLE
 from onefold.studies import Study, collapse, figures, run_study, trials
 from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
 from onefold.studies.study import Trial, begin, check
@@ -176,7 +178,8 @@ def test_a_panel_may_divide_one_quantity_by_another():
 
 def test_the_pictures_show_means_and_spreads(done: Done):
     out = done.out
-    figure = figures._curves(done.study, done.trials, figures.PANELS)
+    with mpl.rc_context(STYLE):
+        figure = figures._curves(done.study, done.trials, figures.PANELS)
     by_title = {ax.get_title("left"): ax for ax in figure.axes}
     ax = by_title["reconstruction loss"]
     histories = [load_run(out / "runs" / f"ema-seed{k}").history for k in (0, 1)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from helpers_runs import differing
 from onefold import cli
 from onefold.errors import TrainingAborted, UserError
 from onefold.metrics import Record
+from onefold.pictures.style import STYLE
 from onefold.studies import Study, figures, initialisation, run_study, trials, worker
 from onefold.studies.initialisation import ARMS
 from onefold.studies.study import Arm, Trial, begin, check
@@ -129,7 +131,8 @@ def test_each_generator_begins_from_its_own_teacher(done: Done):
 
 def test_the_curves_are_those_of_the_generators(done: Done):
     begun = [trial for trial in done.trials if trial.arm.teacher]
-    figure = figures._curves(done.study, begun, figures.ONESTEP_PANELS)
+    with mpl.rc_context(STYLE):
+        figure = figures._curves(done.study, begun, figures.ONESTEP_PANELS)
     by_title = {ax.get_title("left"): ax for ax in figure.axes}
     (ax,) = [ax for title, ax in by_title.items() if title.startswith("Fréchet distance")]
     lines = {line.get_label(): line for line in ax.lines}

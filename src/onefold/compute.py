@@ -57,7 +57,7 @@ def resolve_device(name: str) -> torch.device:
 def sampling_context(
     network: Network, device: torch.device, *, precision: Precision = "float32", compiled: bool = False
 ) -> Generator[str]:
-    """The context in which a network samples on a device, to which it is moved; gives the precision chosen.
+    """The context in which a network samples on a device, to which it is moved; gives the resolved precision.
 
     With `compiled` its blocks are compiled, once for all batch sizes, and run uncompiled again afterwards.
 

@@ -17,6 +17,6 @@ def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def mirrored(x: Float[Tensor, "B C H W"], chosen: Bool[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-    """The images, those chosen left to right."""
-    return torch.where(chosen[:, None, None, None], x.flip(3), x)
+def mirrored(x: Float[Tensor, "B C H W"], mask: Bool[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+    """The images, those of the mask left to right."""
+    return torch.where(mask[:, None, None, None], x.flip(3), x)

@@ -32,12 +32,12 @@ __all__ = [
     "Solver",
     "check_guidance",
     "generate",
-    "guided",
     "noises",
     "resolve_labels",
     "seeded_rng",
     "solve",
     "time_grid",
+    "with_guidance",
 ]
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -185,7 +185,7 @@ class Sampler:
         low, high = self.guidance_interval
         return low <= t <= high
 
-    def changed(self, **wanted: Any) -> "Sampler":
+    def with_options(self, **wanted: Any) -> "Sampler":
         """A copy with the options that are not None."""
         return replace(self, **{name: value for name, value in wanted.items() if value is not None})
 
@@ -219,7 +219,7 @@ def check_guidance(guidance: float, classes: int) -> None:
         raise UserError(f"guidance: {guidance:g} needs classes, and this network knows none; leave it at 1")
 
 
-def guided(denoise: Denoiser, guidance: float, null_label: int) -> Denoiser:
+def with_guidance(denoise: Denoiser, guidance: float, null_label: int) -> Denoiser:
     """Classifier-free guidance around a denoiser; where guidance is 1, the denoiser itself.
 
     Both predictions come from one call on a doubled batch.
@@ -313,7 +313,7 @@ def generate(
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     check_guidance(sampler.guidance, 0 if labels is None else null_label)
-    guide = guided(denoise, sampler.guidance, null_label)
+    guide = with_guidance(denoise, sampler.guidance, null_label)
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
         y = None

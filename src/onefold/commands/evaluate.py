@@ -8,8 +8,8 @@ from tyro.conf import Positional
 
 from onefold import evaluation, metrics
 from onefold.commands import tables
-from onefold.commands.images import chosen_verifier
-from onefold.commands.terminal import console, hush
+from onefold.commands.images import verifier_factory
+from onefold.commands.terminal import console, discard
 from onefold.compute import Precision, resolve_device
 from onefold.errors import writing
 from onefold.training.run import load_run
@@ -65,8 +65,8 @@ def evaluate(
         quiet: Print nothing but the record.
     """
     loaded = load_run(run)
-    sampler = loaded.config.sampler.changed(steps=steps, guidance=guidance, solver=solver, shift=shift)
-    verifier = chosen_verifier(run, best_of=best_of, resample=resample)
+    sampler = loaded.config.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    verifier = verifier_factory(run, best_of=best_of, resample=resample)
     record = evaluation.evaluate(
         loaded,
         sampler=sampler,
@@ -79,7 +79,7 @@ def evaluate(
         precision=precision,
         compiled=compiled,
         verifier=verifier,
-        say=hush if quiet or json else lambda line: console.print(line, style="dim"),
+        say=discard if quiet or json else lambda line: console.print(line, style="dim"),
     )
     name = f"{sampler.solver}-{sampler.steps}-guidance-{sampler.guidance:g}-shift-{sampler.shift:g}-seed-{seed}"
     name += f"-best-of-{best_of}" if best_of else f"-resample-{resample}" if resample else ""

@@ -21,7 +21,7 @@ from onefold.sampling import check_guidance, resolve_labels
 from onefold.training.run import load_run
 from onefold.verifier import Verifier
 
-__all__ = ["chosen_verifier", "reconstruct", "sample"]
+__all__ = ["reconstruct", "sample", "verifier_factory"]
 
 WRITERS = 2
 """Threads that write PNG files."""
@@ -71,18 +71,18 @@ def sample(
         compiled: Compile the network, which takes some 20 seconds the first time.
     """
     network = load_run(run).network if (run / "checkpoints").is_dir() else Network.from_pretrained(run)
-    sampler = network.sampler.changed(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    sampler = network.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
     if labels is not None and len(labels) == 1:
         labels = labels * n
     y = resolve_labels(n, labels, seed, network.config.classes)
-    chosen = chosen_verifier(run, best_of=best_of, resample=resample)
+    verifier = verifier_factory(run, best_of=best_of, resample=resample)
     check_guidance(sampler.guidance, network.config.classes)
     where = resolve_device(device)
     with sampling_context(network, where, precision=precision, compiled=compiled) as computed:
-        source = chosen(network) if chosen else network
+        source = verifier(network) if verifier else network
         latents = source.sample_latents(range(seed, seed + n), y, sampler, batch=batch)
         origin = {"network": run, "steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
-        origin |= {"choice": str(source)} if chosen else {}
+        origin |= {"choice": str(source)} if verifier else {}
         origin |= {"precision": computed} if computed != "float32" else {}
         if separate:
             folder = out or Path(f"{_name(run)}-samples")
@@ -143,7 +143,7 @@ def reconstruct(
     console.print(f"{path}: {counted(count)}, PSNR {psnr:.2f} dB")
 
 
-def chosen_verifier(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:
+def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:
     """What makes the verifier of a network with the run's ratio network; None if none is wanted."""
     if best_of is None and resample is None:
         return None

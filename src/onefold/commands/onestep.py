@@ -9,7 +9,7 @@ import tyro
 from onefold import settings
 from onefold.commands import tables
 from onefold.commands.arguments import parse
-from onefold.commands.terminal import check_resumed, console, resumed
+from onefold.commands.terminal import check_resume_options, console, resume_run
 from onefold.errors import UserError
 from onefold.recipes import recipe
 from onefold.training import loop
@@ -60,13 +60,13 @@ def onestep(arguments: list[str]) -> None:
         name = f"{teacher.resolve().name}-{'onestep' if method == 'ratio' else method}"
         folder = out or beside.with_name(name)
         if resume:
-            check_resumed(given, "--method")  # which names the folder
+            check_resume_options(given, "--method")  # which names the folder
             run = load_run(folder)
             if run.config.onestep is None:
                 raise UserError(f"{folder}: is no one-step run; resume it with `onefold train --out {folder} --resume`")
             if named and is_other_teacher(run, teacher):
                 raise UserError(f"{folder}: was made of {run.config.onestep.teacher}, not of {teacher}; see its --out")
-            finished = resumed(run, quiet=quiet)
+            finished = resume_run(run, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
             derived = converted(teacher, images=own.images, batch=own.batch)

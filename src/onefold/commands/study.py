@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onefold.commands.terminal import console, hush
+from onefold.commands.terminal import console, discard
 
 if TYPE_CHECKING:
     from onefold.studies import Study
@@ -131,7 +131,7 @@ def bias(
     """
     from onefold.studies.bias import SAMPLES, WIDTHS, run_bias  # only here, since it loads matplotlib
 
-    say = hush if quiet else console.print
+    say = discard if quiet else console.print
     run_bias(out, seeds=seeds, steps=steps, widths=widths or WIDTHS, samples=samples or SAMPLES, say=say)
     say(f"{out}: bias.md, bias.json, bias.csv, bias.png")
 
@@ -139,6 +139,6 @@ def bias(
 def _run(study: "Study", out: Path, *, jobs: int, quiet: bool) -> None:
     from onefold import studies
 
-    studies.run_study(study, out, jobs=jobs, say=hush if quiet else console.print, quiet=quiet)
+    studies.run_study(study, out, jobs=jobs, say=discard if quiet else console.print, quiet=quiet)
     if not quiet:
         console.print(f"{out}: table.md, table.json, table.csv and pictures")

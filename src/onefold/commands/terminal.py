@@ -14,11 +14,11 @@ from onefold.training.state import checkpoints
 
 __all__ = [
     "Architecture",
-    "check_resumed",
+    "check_resume_options",
     "console",
-    "hush",
+    "discard",
     "recipe_first",
-    "resumed",
+    "resume_run",
     "with_architecture",
 ]
 
@@ -50,7 +50,7 @@ def with_architecture(config: Config, architecture: Architecture) -> Config:
     return config.with_changes({"network.architecture": architecture.replace("-", "_")})
 
 
-def resumed(run: Run, *, quiet: bool) -> Run:
+def resume_run(run: Run, *, quiet: bool) -> Run:
     """A run, trained to its end; says so if it had reached it before."""
     images, saved = run.config.training.images, checkpoints(run.folder)
     if saved and int(saved[-1].name) >= images and not quiet:
@@ -59,11 +59,11 @@ def resumed(run: Run, *, quiet: bool) -> Run:
     return loop.train(None, run.folder, resume=True, quiet=quiet)
 
 
-def hush(line: str) -> None:
+def discard(line: str) -> None:
     """Takes a line and does not print it: the `say` of a quiet command."""
 
 
-def check_resumed(options: Sequence[str], *besides: str) -> None:
+def check_resume_options(options: Sequence[str], *besides: str) -> None:
     """Refuse options that would change a run which is resumed, but for those that find it.
 
     Raises:

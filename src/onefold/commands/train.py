@@ -9,10 +9,10 @@ from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import (
     Architecture,
-    check_resumed,
+    check_resume_options,
     console,
     recipe_first,
-    resumed,
+    resume_run,
     with_architecture,
 )
 from onefold.errors import UserError
@@ -62,28 +62,28 @@ def train(arguments: list[str]) -> None:
             config: All settings of the run; the defaults shown are the recipe's.
         """
         if resume:
-            check_resumed(options)
-            finished = _resumed(out or Path("runs") / default.recipe, name, quiet=quiet)
+            check_resume_options(options)
+            finished = _resume(out or Path("runs") / default.recipe, name, quiet=quiet)
         else:
             config = with_architecture(config.with_changes({"data.unreadable": unreadable}), architecture)
             if on_collapse is not None:
                 config = config.with_changes({"training.on_collapse": on_collapse})
-            finished = loop.train(_worked_in(config, data, test_data, steps), out, quiet=quiet)
+            finished = loop.train(_with_options(config, data, test_data, steps), out, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
 
     parse(train_recipe, options, f"onefold train {name or 'RECIPE'}")
 
 
-def _resumed(folder: Path, name: str | None, *, quiet: bool) -> Run:
+def _resume(folder: Path, name: str | None, *, quiet: bool) -> Run:
     """The run, which is of the recipe if one is named, trained to its end."""
     run = load_run(folder)
     if name not in (None, run.config.recipe):
         raise UserError(f"{folder}: is a run of {run.config.recipe}, not of {name}; leave the recipe out to resume it")
-    return resumed(run, quiet=quiet)
+    return resume_run(run, quiet=quiet)
 
 
-def _worked_in(config: Config, data: str | None, test_data: str | None, steps: int | None) -> Config:
+def _with_options(config: Config, data: str | None, test_data: str | None, steps: int | None) -> Config:
     """The configuration with --data, --test-data and --steps in it."""
     if data is not None:
         config = config.with_changes({"data.source": data, "data.test": test_data})

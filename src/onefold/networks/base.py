@@ -230,7 +230,7 @@ class Network(nn.Module):
             UserError: a count, label, seed or option that makes no sense.
         """
         wanted = {"steps": steps, "solver": solver, "guidance": guidance, "shift": shift}
-        sampler = self.sampler.changed(**wanted, guidance_interval=guidance_interval)
+        sampler = self.sampler.with_options(**wanted, guidance_interval=guidance_interval)
         y = sampling.resolve_labels(n, labels, seed, self.config.classes)
         return self.pictures(self.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
 

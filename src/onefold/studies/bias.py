@@ -51,7 +51,7 @@ __all__ = [
     "SAMPLES",
     "WIDTHS",
     "Ensemble",
-    "Evaluation",
+    "EvaluationPoints",
     "distributions",
     "errors",
     "ratio_pull",
@@ -91,7 +91,7 @@ def distributions() -> tuple[Mixture, Mixture]:
 # --- exact gradient and errors ----------------------------------------------------------------------------------------
 
 
-class Evaluation(NamedTuple):
+class EvaluationPoints(NamedTuple):
     """Where the gradient is taken, and what it is there."""
 
     x: Float[Tensor, "M d"]
@@ -102,7 +102,7 @@ class Evaluation(NamedTuple):
     """(s_q − s_p)(x_t, t) · t."""
 
     @classmethod
-    def of(cls, p: Mixture, q: Mixture, points: int, seed: int = 0) -> "Evaluation":
+    def draw(cls, p: Mixture, q: Mixture, points: int, seed: int = 0) -> "EvaluationPoints":
         rng = torch.Generator().manual_seed(seed)
         x, k, eps = q.draw(points, rng)
         t = LATEST * (torch.arange(points) + torch.rand(points, generator=rng)) / points
@@ -114,7 +114,7 @@ class Evaluation(NamedTuple):
         exact = at * (q.score(x_t, t) - p.score(x_t, t))
         return cls(x, NoiseDraws(t, noise, torch.zeros_like(x)), per_parameter, exact)
 
-    def repeated(self, times: int) -> tuple[Float[Tensor, "N d"], NoiseDraws]:
+    def repeat(self, times: int) -> tuple[Float[Tensor, "N d"], NoiseDraws]:
         """Samples and draws for an ensemble of networks."""
         return self.x.repeat_interleave(times, 0), NoiseDraws(*(a.repeat_interleave(times, 0) for a in self.draws))
 
@@ -130,20 +130,20 @@ class Evaluation(NamedTuple):
         return torch.einsum("m,msd,mf->sdf", weight, pull, self.per_parameter).flatten(1)
 
 
-def score_pull(teacher: Denoiser, student: Denoiser, at: Evaluation, seeds: int = 1) -> Float[Tensor, "M S d"]:
+def score_pull(teacher: Denoiser, student: Denoiser, at: EvaluationPoints, seeds: int = 1) -> Float[Tensor, "M S d"]:
     """(s_q − s_p) · t by denoisers of S seeds."""
-    x, draws = at.repeated(seeds)
+    x, draws = at.repeat(seeds)
     difference = score_gradient(teacher, student, x, None, draws, normalised=False)
     return ((draws.t / (1 - draws.t)).square()[:, None] * difference).unflatten(0, (-1, seeds))
 
 
-def ratio_pull(ratio: Ratio, at: Evaluation, seeds: int = 1) -> Float[Tensor, "M S d"]:
+def ratio_pull(ratio: Ratio, at: EvaluationPoints, seeds: int = 1) -> Float[Tensor, "M S d"]:
     """−∇ℓ · t by ratios of S seeds."""
-    x, draws = at.repeated(seeds)
+    x, draws = at.repeat(seeds)
     return ratio_gradient(ratio, x, None, draws, PLAIN).unflatten(0, (-1, seeds))
 
 
-def errors(pull: Float[Tensor, "M S d"], at: Evaluation) -> dict[str, float]:
+def errors(pull: Float[Tensor, "M S d"], at: EvaluationPoints) -> dict[str, float]:
     """Bias, variance and cosine, by weighting and band."""
     found: dict[str, float] = {}
     for name, weight in at.weights().items():
@@ -194,11 +194,11 @@ def run_bias(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     p, q = distributions()
-    at = Evaluation.of(p, q, POINTS)
+    at = EvaluationPoints.draw(p, q, POINTS)
     settings = list(dict.fromkeys([*((w, max(samples)) for w in widths), *((WIDTH, n) for n in samples)]))
     rows: list[dict[str, Any]] = []
     for k, (width, n) in enumerate(settings, 1):
-        rows += (found := _measured(p, q, at, width, n, steps, seeds))
+        rows += (found := _measure_arms(p, q, at, width, n, steps, seeds))
         words = (f"{row['arm']} {row['uniform.bias']:.2f} ± {row['uniform.variance'] ** 0.5:.2f}" for row in found)
         say(f"{k}/{len(settings)}: width {width}, {n:,} samples: bias ± spread: {', '.join(words)}")
     result = {"study": "bias", "onefold": __version__, "protocol": _protocol(p, q, seeds, steps), "rows": rows}
@@ -211,8 +211,8 @@ def run_bias(
     return result
 
 
-def _measured(
-    p: Mixture, q: Mixture, at: Evaluation, width: int, n: int, steps: int, seeds: int
+def _measure_arms(
+    p: Mixture, q: Mixture, at: EvaluationPoints, width: int, n: int, steps: int, seeds: int
 ) -> list[dict[str, Any]]:
     """All arms with one setting."""
     d = at.x.shape[1]
@@ -250,15 +250,15 @@ def _measured(
 
 
 def _protocol(p: Mixture, q: Mixture, seeds: int, steps: int) -> dict[str, Any]:
-    def described(mixture: Mixture) -> dict[str, Any]:
+    def describe(mixture: Mixture) -> dict[str, Any]:
         std = mixture.variances[:, 0].sqrt()  # the same in all directions
         parts = {"means": mixture.means, "std": std}
         return {name: part.double().round(decimals=4).tolist() for name, part in parts.items()}
 
     default = DensityRatio()
     return {
-        "data": described(p),
-        "generator": described(q),
+        "data": describe(p),
+        "generator": describe(q),
         "divergence": "reverse_kl",
         "levels": f"t uniform in [0, {LATEST}]",
         "weightings": WEIGHTINGS,
@@ -320,9 +320,9 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots(2, 3)
     for (left, middle, right), (name, title), kind in zip(axes, WEIGHTINGS.items(), LINES, strict=True):
         _panel(left, f"{title}; {most:,} samples", "width of the denoisers")
-        _over(left, by_width, "width", name)
+        _plot_rows(left, by_width, "width", name)
         _panel(middle, f"{title}; width {WIDTH}", "samples of each distribution")
-        _over(middle, by_samples, "samples", name)
+        _plot_rows(middle, by_samples, "samples", name)
         _panel(right, f"{kind} by noise level", f"t (0 is noise); width {WIDTH}, {most:,} samples")
         for row in by_samples:
             if row["samples"] == most:
@@ -341,7 +341,7 @@ def _panel(ax: Axes, title: str, label: str) -> None:
     ax.set_xlabel(label)
 
 
-def _over(ax: Axes, rows: Sequence[Mapping[str, Any]], quantity: str, weighting: str) -> None:
+def _plot_rows(ax: Axes, rows: Sequence[Mapping[str, Any]], quantity: str, weighting: str) -> None:
     for arm, title in ARMS.items():
         own = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row[quantity])
         for kind, dash in LINES.items():

@@ -139,7 +139,7 @@ def onestep_study(
         "training.on_collapse": "ignore",  # what becomes of an arm is what the study is about
     }
     length = {"training.images": budget, "training.health_every": every, "onestep.critic_warmup": budget // WARMUP}
-    tuple(
+    selected = tuple(
         replace(arm, changes={**arm.changes, **length}) if arm.teacher else arm
         for arm in known_arms
         if arm.name in wanted

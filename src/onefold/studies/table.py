@@ -15,7 +15,7 @@ from typing import Any
 
 from onefold import __version__
 from onefold.files import write_whole
-from onefold.metrics import Record, comparable
+from onefold.metrics import Record, protocol_differences
 from onefold.studies.study import Arm, Study, Trial
 from onefold.training.run import Run
 
@@ -158,7 +158,7 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
             f"{p['extractor']}; {p['steps']} {p['sampler']} steps, guidance {p['guidance']:g}. Reconstructions and "
             f"latents: test images. onefold {p['version']}, `{study.command}`."
         )
-        differing = {name for record in records for name in comparable(records[0], record)}
+        differing = {name for record in records for name in protocol_differences(records[0], record)}
         if begun:
             differing -= {"ema", "sampler", "steps"}  # a diffusion model and a one-step generator differ in these
         if differing := sorted(differing):
