@@ -200,7 +200,7 @@ def test_a_solver_of_ones_own_works_in_networks_files_and_commands(
         assert (np.asarray(file)[1:49:6, 1:49:6] == by_name[0, :, :, 0]).all()
 
     monkeypatch.delitem(SOLVERS, midpoint)
-    with pytest.raises(UserError, match=r"sampler\.json: sampler\.solver: 'midpoint' is not one of 'euler'"):
+    with pytest.raises(UserError, match=r"sampler\.json: solver: 'midpoint' is not one of 'euler'"):
         Network.from_pretrained(tmp_path / "network")
 
 
@@ -423,7 +423,7 @@ def test_labels_that_make_no_sense_are_one_line(arguments: tuple, text: str):
         ({"shift": float("inf")}, "shift: inf is not"),
         ({"guidance": float("nan")}, "guidance: nan is not"),
         ({"guidance": float("-inf")}, "guidance: -inf is not"),
-        ({"solver": "huen"}, "sampler.solver: 'huen' is not one of 'euler', 'heun', 'renoise'; choose one"),
+        ({"solver": "huen"}, "solver: 'huen' is not one of 'euler', 'heun', 'renoise'; choose one"),
         ({"guidance_interval": (0.6, 0.4)}, "guidance_interval: (0.6, 0.4) is not within 0 ≤ low ≤ high ≤ 1"),
         ({"guidance_interval": (-0.1, 0.4)}, "guidance_interval: (-0.1, 0.4) is not within"),
         ({"guidance_interval": (0.1, 1.4)}, "guidance_interval: (0.1, 1.4) is not within"),

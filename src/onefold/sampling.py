@@ -163,7 +163,7 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             known = ", ".join(map(repr, SOLVERS))
-            raise UserError(f"sampler.solver: {self.solver!r} is not one of {known}; choose one, or add it to SOLVERS")
+            raise UserError(f"solver: {self.solver!r} is not one of {known}; choose one, or add it to sampling.SOLVERS")
         if self.steps < 1:
             raise UserError(f"steps: {self.steps} is not positive; give 1 for one-step sampling or more")
         if not math.isfinite(self.guidance):
