@@ -18,7 +18,7 @@ import tyro
 from onefold.flops import training_flops
 from onefold.networks.base import build
 from onefold.studies import collapse, run_study
-from onefold.studies.table import numbers_of
+from onefold.studies.table import trial_numbers
 
 ARMS = ("ema", "three-networks", "three-networks-compute")
 SMALL = {"network.width": 128, "network.depth": 6, "training.batch": 64, "training.warmup": 3_200}
@@ -52,7 +52,7 @@ def main(
     study = collapse(data, budget=budget, seeds=seeds, arms=arms, draws=2, name="cifar10", images=images, changes=SMALL)
     rows: list[dict[str, Any]] = []
     for trial in run_study(study, out, jobs=jobs, say=print):
-        config, numbers = trial.config, numbers_of(trial)
+        config, numbers = trial.config, trial_numbers(trial)
         row: dict[str, Any] = {"arm": trial.arm.name, "seed": trial.seed}
         row["parameters"] = sum(p.numel() for p in build(config.network).parameters())
         row["training_flops_per_image"] = training_flops(config.network, config.objective, config.stages)

@@ -13,8 +13,9 @@ from helpers_runs import differing, log, newest, tiny
 from onefold import settings
 from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
+from onefold.pictures import grids
 from onefold.sampling import Sampler
-from onefold.training import grids, loop
+from onefold.training import loop
 from onefold.training.config import Config, DataConfig
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run, open_data
