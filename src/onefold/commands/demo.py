@@ -14,9 +14,9 @@ from onefold.pictures.grids import sample_grid
 from onefold.recipes import recipe
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.conversion import converted
 from onefold.training.interruption import Interrupted
 from onefold.training.loop import train
-from onefold.training.one_step import converted
 from onefold.training.run import Run, load_run
 
 __all__ = ["demo"]

@@ -15,7 +15,7 @@ from onefold.objectives.one_step import OneStep
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import TrainingConfig
-from onefold.training.one_step import converted, one_step_config
+from onefold.training.conversion import converted, one_step_config
 from onefold.training.run import Run, load_run
 
 __all__ = ["onestep"]

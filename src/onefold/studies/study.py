@@ -27,7 +27,7 @@ from onefold.extractor import extractor_for
 from onefold.files import is_unused, write_whole
 from onefold.metrics import Record
 from onefold.training.config import Config
-from onefold.training.one_step import one_step_config
+from onefold.training.conversion import one_step_config
 from onefold.training.prepare import decide, fit_to_data
 from onefold.training.run import open_data
 
