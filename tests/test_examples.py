@@ -24,10 +24,9 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A recipe that trains in a second, and registries that are afterwards as they were."""
 
     def recipe(name: str, **overrides: Any) -> onefold.Config:
-        flat = {
-            f"{k}.{inner}": v for k, value in overrides.items() if isinstance(value, dict) for inner, v in value.items()
-        }
-        return tiny().with_changes({k: v for k, v in overrides.items() if not isinstance(v, dict)} | flat)
+        groups = {k: value for k, value in overrides.items() if isinstance(value, dict)}
+        flat = {f"{k}.{inner}": v for k, group in groups.items() for inner, v in group.items()}
+        return tiny().with_changes({k: v for k, v in overrides.items() if k not in groups} | flat)
 
     monkeypatch.setattr(onefold, "recipe", recipe)
     monkeypatch.chdir(tmp_path)
@@ -75,10 +74,7 @@ def test_example_own_format():
 
 def test_example_own_divergence(digits: str):
     run = example("own_divergence").main(images=64)
-    assert (
-        json.loads((run.folder / "config.json").read_text())["config"]["onestep"]["ratio"]["divergence"]
-        == "chi_squared"
-    )
+    assert onefold.load_run(run.folder).config.onestep.ratio.divergence == "chi_squared"
     assert run.network.sample(2).shape == (2, 8, 8, 1)
 
 
