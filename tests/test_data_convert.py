@@ -12,8 +12,8 @@ from PIL import Image
 
 from data_images import cut, encode, noise, png, write_folder, write_zip
 from onefold.data import convert, open_dataset
+from onefold.data.classes import natural_key
 from onefold.data.convert import class_folders
-from onefold.data.layout import natural
 from onefold.data.listing import Unreadable
 from onefold.errors import UserError
 
@@ -31,7 +31,7 @@ def test_mixed_sizes_and_channels_become_a_data_set(tmp_path: Path):
     told = []
     done = convert(source, tmp_path / "out.zip", 16, progress=lambda *pair: told.append(pair))
     assert (done.path, done.image_shape) == (tmp_path / "out.zip", (16, 16, 3))
-    assert (done.written, done.enlarged, done.skipped) == (4, 1, ())
+    assert (done.written_count, done.enlarged_count, done.skipped) == (4, 1, ())
     assert told[-1] == (4, 4)
     ds = open_dataset(done.path)
     assert (ds.image_shape, ds.class_names) == ((16, 16, 3), ("cat", "dog 9", "dog 10"))
@@ -80,7 +80,7 @@ def test_every_size_becomes_the_size_and_keeps_a_colour(
     image = open_dataset(done.path)[0][0]
     assert image.shape == (new_height, new_width, 3)
     assert (image == colour).all()
-    assert done.enlarged == (height < new_height or width < new_width)
+    assert done.enlarged_count == (height < new_height or width < new_width)
 
 
 def test_transparent_parts_become_white(tmp_path: Path):
@@ -120,7 +120,7 @@ def test_unreadable_images(tmp_path: Path, bad: bytes):
         convert(source, tmp_path / "out.zip", 8)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     done = convert(source, tmp_path / "out.zip", 8, unreadable="skip")
-    assert (done.written, done.skipped) == (2, ("a/2.png",))
+    assert (done.written_count, done.skipped) == (2, ("a/2.png",))
     assert open_dataset(done.path).class_names == ("a", "b")
 
 
@@ -137,7 +137,7 @@ def test_an_existing_file_is_kept_unless_told(tmp_path: Path):
     with pytest.raises(UserError, match=r"exists already.*--overwrite"):
         convert(source, tmp_path / "out.zip", 4)
     assert (tmp_path / "out.zip").read_bytes() == b"precious"
-    assert convert(source, tmp_path / "out.zip", 4, overwrite=True).written == 1
+    assert convert(source, tmp_path / "out.zip", 4, overwrite=True).written_count == 1
     assert len(open_dataset(tmp_path / "out.zip")) == 1
 
 
@@ -159,7 +159,7 @@ def test_the_source_is_never_replaced(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_zip_may_lie_in_the_folder_that_it_is_made_of(tmp_path: Path):
     source = write_folder(tmp_path / "set", {"1.png": png(9, 9)})
     for _ in range(2):
-        assert convert(source, source / "set.zip", 4, overwrite=True).written == 1
+        assert convert(source, source / "set.zip", 4, overwrite=True).written_count == 1
     assert open_dataset(source).image_shape == (9, 9, 3)
 
 
@@ -246,5 +246,5 @@ def test_class_folders(names: tuple[str, ...], folders: list[str]):
 def test_class_folders_keep_their_numbers(names: list[str]):
     folders = class_folders(tuple(names))
     assert len(set(folders)) == len(names)
-    assert sorted(folders, key=natural) == folders
+    assert sorted(folders, key=natural_key) == folders
     assert not any("/" in name or name.startswith(".") or name.strip() == "" for name in folders)

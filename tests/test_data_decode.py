@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
 from data_images import cut, encode, noise, png
+from onefold.data.classes import natural_key, number_labels, order_by_class
 from onefold.data.decode import decode, header_shape, is_image, over_white
-from onefold.data.layout import arrange, natural, number_labels
 from onefold.errors import UserError
 
 
@@ -150,13 +150,13 @@ def test_is_image(name: str, expected: bool):
 
 def test_natural_order():
     names = ["a10", "a2", "10", "9", "a", "", "b1c10", "b1c9", "01", "1", "٣"]
-    assert sorted(names, key=natural) == ["", "01", "1", "9", "10", "a", "a2", "a10", "b1c9", "b1c10", "٣"]
+    assert sorted(names, key=natural_key) == ["", "01", "1", "9", "10", "a", "a2", "a10", "b1c9", "b1c10", "٣"]
 
 
 @given(st.permutations([f"{c}/{k}.png" for c in ("a", "a b", "a10", "a9") for k in (1, 5, 10)]))
 def test_arrange_does_not_depend_on_the_order_of_listing(names: list[str]):
-    order, labels, class_names = arrange("set", names)
-    assert class_names == ("a", "a9", "a10", "a b") or class_names == tuple(sorted({*class_names}, key=natural))
+    order, labels, class_names = order_by_class("set", names)
+    assert class_names == ("a", "a9", "a10", "a b") or class_names == tuple(sorted({*class_names}, key=natural_key))
     assert labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     expected = [f"{c}/{k}.png" for c in class_names for k in (1, 5, 10)]
     assert [names[k] for k in order] == expected
@@ -173,7 +173,7 @@ def test_integer_labels_are_numbered_in_order(values: list[int]):
 def test_words_as_labels_are_numbered_in_natural_order(values: list[str]):
     labels, names = number_labels("set", values)
     assert [names[k] for k in labels] == values
-    assert list(names) == sorted(set(values), key=natural)
+    assert list(names) == sorted(set(values), key=natural_key)
     as_bytes, names_of_bytes = number_labels("set", np.array(values, dtype="S"))
     assert names_of_bytes == names
     assert np.array_equal(as_bytes, labels)

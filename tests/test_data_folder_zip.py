@@ -121,7 +121,7 @@ def test_a_different_shape_names_the_first_file_and_the_cure(write, odd: bytes, 
 
 
 def test_a_different_shape_beyond_the_headers_is_found_when_read(write, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("onefold.data.pictures.HEADERS", 2)
+    monkeypatch.setattr("onefold.data.dataset.HEADERS", 2)
     ds = open_dataset(write({"1.png": png(), "2.png": png(7, 7), "3.png": png(), "4.png": png()}))
     assert ds[0][0].shape == (6, 5, 3)
     with pytest.raises(UserError, match=r"2\.png is 7×7 RGB but 1\.png is 6×5 RGB"):

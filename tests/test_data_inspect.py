@@ -7,7 +7,7 @@ import pytest
 from data_images import cut, encode, noise, png, write_folder, write_zip
 from onefold.cli import run
 from onefold.data import contact_sheet, describe, inspect, open_dataset
-from onefold.data.advice import fitting_size
+from onefold.data.messages import best_size
 from onefold.errors import UserError
 
 
@@ -16,7 +16,7 @@ def test_a_good_source(tmp_path: Path):
     files["b/9.png"] = png(6, 4, seed=5)
     source = write_zip(tmp_path / "set.zip", files)
     found = inspect(source)
-    assert (found.source, found.count, found.decoded, found.measured) == (str(source), 9, 9, 9)
+    assert (found.source, found.count, found.decoded_count, found.measured_count) == (str(source), 9, 9, 9)
     assert found.shapes == {(6, 4, 3): 9}
     assert found.classes == {"a": 4, "b": 5}
     assert (found.unreadable, found.advice) == ({}, ())
@@ -41,7 +41,7 @@ def test_a_bad_source_is_reported_not_refused(tmp_path: Path):
     files |= {"5.png": png(20, 20), "6.png": encode(noise(40, 50)), "7.png": b"?", "8.png": cut(png(40, 50))}
     found = inspect(write_folder(tmp_path / "my set", files))
     assert found.count == 9
-    assert found.decoded == 7
+    assert found.decoded_count == 7
     assert found.shapes == {(40, 50, 3): 6, (20, 20, 3): 1, (40, 50, 1): 1}
     assert next(iter(found.shapes)) == (40, 50, 3)
     assert set(found.unreadable) == {"7.png", "8.png"}
@@ -61,7 +61,7 @@ def test_a_bad_source_is_reported_not_refused(tmp_path: Path):
 
 def test_nothing_readable(tmp_path: Path):
     found = inspect(write_folder(tmp_path, {"1.png": b"?", "2.png": b""}))
-    assert (found.shapes, found.values, found.decoded) == ({}, None, 0)
+    assert (found.shapes, found.values, found.decoded_count) == ({}, None, 0)
     assert "sizes: none can be read" in describe(found)
     assert found.advice == ("none of the images can be read: check the files",)  # to leave them out leaves none
     found = inspect(write_folder(tmp_path / "cut", {f"{k}.png": cut(png(20, 30)) for k in range(2)}))
@@ -110,8 +110,8 @@ def test_of_images_that_differ_in_channels_alone_the_size_is_kept(tmp_path: Path
 
 
 def test_no_advice_is_beyond_what_convert_takes():
-    assert fitting_size([(9001, 20000, 3), (9001, 20000, 1)]) == (8192, 8192)
-    assert fitting_size([(9001, 20001, 3), (9003, 20000, 3)]) == (8192, 8192)
+    assert best_size([(9001, 20000, 3), (9001, 20000, 1)]) == (8192, 8192)
+    assert best_size([(9001, 20001, 3), (9003, 20000, 3)]) == (8192, 8192)
 
 
 def test_arrays_of_many_channels_do_not_convert(tmp_path: Path):
@@ -153,12 +153,12 @@ def test_a_sample_is_spread_but_every_header_is_seen(tmp_path: Path):
     files["49.png"] = png(4, 4)
     told = []
     found = inspect(write_folder(tmp_path, files), sample=5, progress=lambda *pair: told.append(pair))
-    assert found.decoded == 5
+    assert found.decoded_count == 5
     assert found.shapes == {(4, 4, 1): 49, (4, 4, 3): 1}
     assert found.values is not None
     assert (found.values.minimum, found.values.maximum, found.values.mean) == ((0,), (40,), (20.0,))
     assert told[-1] == (50, 50)
-    assert inspect(tmp_path, sample=None).decoded == 50
+    assert inspect(tmp_path, sample=None).decoded_count == 50
 
 
 def test_digits_and_missing():

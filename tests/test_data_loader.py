@@ -10,7 +10,7 @@ import torch
 from data_images import cut, noise, png, write_zip
 from onefold.data import Dataset, Loader, indices, open_dataset, read_all
 from onefold.data.listing import Unreadable
-from onefold.data.parallel import each, ordered
+from onefold.data.parallel import map_indices, map_ordered
 from onefold.errors import UserError
 
 
@@ -159,16 +159,68 @@ def test_ordered_keeps_the_order_and_does_not_run_far_ahead(workers: int):
             taken.append(k)
             yield k
 
-    results = ordered(lambda k: k * k, items(), workers=workers)
+    results = map_ordered(lambda k: k * k, items(), workers=workers)
     assert list(islice(results, 50)) == [k * k for k in range(50)]
     assert len(taken) <= 50 + 2 * workers
     results.close()
-    assert list(ordered(lambda k: -k, range(7), workers=workers)) == [0, -1, -2, -3, -4, -5, -6]
+    assert list(map_ordered(lambda k: -k, range(7), workers=workers)) == [0, -1, -2, -3, -4, -5, -6]
 
 
 def test_each_tells_its_progress():
     told = []
-    assert list(each(lambda k: k + 1, range(100), lambda *pair: told.append(pair))) == list(range(1, 101))
+    assert list(map_indices(lambda k: k + 1, range(100), lambda *pair: told.append(pair))) == list(range(1, 101))
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[-1] == (100, 100)
     assert len(told) > 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("start", [0, 5, 47])
+def test_restarting_goes_on_as_a_fresh_loader_there(ds: Dataset, way: dict, start: int):
+    with Loader(ds, batch=6, seed=3, **way) as loader, Loader(ds, batch=6, seed=3, start=start) as fresh:
+        for _ in range(4):
+            next(loader)
+        loader.restart(start)
+        assert loader.seen == start
+        for (x, y), (fresh_x, fresh_y) in zip(islice(loader, 5), fresh, strict=False):
+            assert torch.equal(x, fresh_x)
+            assert torch.equal(y, fresh_y)
+        assert loader.seen == start + 30
+
+
+def test_restarting_keeps_what_is_in_memory(ds: Dataset, monkeypatch: pytest.MonkeyPatch):
+    with Loader(ds, batch=6, seed=3, in_memory=True) as loader:
+        monkeypatch.setattr(type(ds), "__getitem__", lambda *_: pytest.fail("read again"))
+        loader.restart(12)
+        assert torch.equal(next(loader)[1], torch.from_numpy(ds.labels[indices(20, 3, 12, 6)]))
+
+
+def test_restarting_leaves_no_threads_behind(ds: Dataset):
+    loader = Loader(ds, batch=2, seed=0, in_memory=False, workers=3)
+    for _ in range(5):
+        loader.restart(0)
+        next(loader)
+        assert 0 < len(threads()) <= 3
+    loader.close()
+    assert threads() == []
+    loader.restart(4)
+    assert threads() == []  # they begin with the first batch
+    next(loader)
+    del loader
+    gc.collect()
+    assert threads() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_restarting_after_an_error(broken: Dataset, workers: int):
+    place = indices(8, 0, 0, 8).tolist().index(5)
+    with Loader(broken, batch=1, seed=0, start=place, in_memory=False, workers=workers) as loader:
+        with pytest.raises(Unreadable):
+            next(loader)
+        loader.restart(place + 1)
+        assert next(loader)[0].shape == (1, 3, 30, 30)
+
+
+def test_restarting_before_the_beginning(ds: Dataset):
+    with Loader(ds, batch=2, seed=0) as loader, pytest.raises(UserError, match="start -1: an image position"):
+        loader.restart(-1)

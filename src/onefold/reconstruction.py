@@ -9,9 +9,9 @@ from torch import Tensor
 
 from onefold import metrics
 from onefold.data import open_dataset, read_all
-from onefold.data.advice import conversion
 from onefold.data.decode import decode, to_image
-from onefold.data.text import channels_text, shape_text
+from onefold.data.messages import channels_text, convert_command, shape_text
+from onefold.data.source import is_source
 from onefold.errors import UserError, reason
 from onefold.networks.base import Network, NetworkConfig
 from onefold.pictures.grids import reconstructions
@@ -47,11 +47,11 @@ def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
     if not images:
         raise UserError("images: none were given; name image files or a data source")
     height, width = config.image_size
-    if len(images) == 1 and (images[0].is_dir() or images[0].suffix in (".zip", ".npz", ".parquet", "")):
+    if len(images) == 1 and (is_source(str(images[0]))):
         data = open_dataset(str(images[0]))
         if data.image_shape != (height, width, config.channels):
             wanted = (height, width, config.channels)
-            cure = f"make them so: {conversion(str(images[0]), (height, width))}"
+            cure = f"make them so: {convert_command(str(images[0]), (height, width))}"
             if data.image_shape[2] != config.channels:
                 cure = f"give images of {channels_text(config.channels)}"
             found = shape_text(data.image_shape)

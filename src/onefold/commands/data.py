@@ -9,8 +9,8 @@ from tyro.conf import Positional
 
 from onefold import data, metrics
 from onefold.commands.terminal import console
-from onefold.data.target import check_target
-from onefold.data.text import counted, shape_text
+from onefold.data.messages import count_text, shape_text
+from onefold.data.source import check_output
 from onefold.errors import UserError, writing
 from onefold.extractor import extractor_for
 from onefold.pixels import save_png
@@ -26,12 +26,12 @@ def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = 
     Example: onefold data inspect photos/ --sheet photos.png
 
     Args:
-        source: digits, digits:test, a folder, .zip, .npz or .parquet; sizes may be mixed.
+        source: digits, digits:test, or the path of a folder or file; sizes may be mixed.
         all: Decode every image, not a sample of 2,000.
         sheet: Also write a contact sheet of 64 images to this PNG file.
     """
     if sheet is not None:
-        check_target(sheet, ".png", source)
+        check_output(sheet, ".png", source)
     console.print("\n".join(data.describe(data.inspect(source, sample=None if all else 2000))))
     if sheet is not None:
         drawn, missing = data.contact_sheet(source)
@@ -55,7 +55,7 @@ def convert(
     Example: onefold data convert photos/ photos64.zip --size 64
 
     Args:
-        source: A folder, .zip, .npz or .parquet; sizes may be mixed.
+        source: The path of a folder or file; sizes may be mixed.
         out: The zip to write; never the source itself.
         size: Side of the square images, at most 8,192 pixels; the width, if --height is given too.
         height: Height, for images that are not square.
@@ -66,9 +66,9 @@ def convert(
     with ImageProgress("converting", 1, quiet=quiet) as bar:
         wanted = size if height is None else (height, size)
         done = data.convert(source, out, wanted, unreadable=unreadable, overwrite=overwrite, progress=bar.of)
-    console.print(f"{done.path}: {counted(done.written)} of {shape_text(done.image_shape)} (height × width)")
-    if done.enlarged:
-        console.print(f"{done.enlarged:,} of them were smaller and have been enlarged")
+    console.print(f"{done.path}: {count_text(done.written_count)} of {shape_text(done.image_shape)} (height × width)")
+    if done.enlarged_count:
+        console.print(f"{done.enlarged_count:,} of them were smaller and have been enlarged")
     _left_out(done.skipped)
 
 
@@ -85,7 +85,7 @@ def stats(
     Example: onefold data stats photos64.zip --run runs/photos --out photos64.stats.safetensors
 
     Args:
-        source: digits, digits:test, a folder, .zip, .npz or .parquet.
+        source: digits, digits:test, or the path of a folder or file.
         out: File to write, ending in .safetensors; existing statistics are replaced.
         features: Feature extractor; default: a small classifier of the source.
         run: Take the features that `onefold evaluate` measures this run in: a small classifier of its training images.
@@ -93,7 +93,7 @@ def stats(
     """
     if features is not None and run is not None:
         raise UserError("--run: cannot go with --features; choose one")
-    check_target(out, ".safetensors", source)
+    check_output(out, ".safetensors", source)
     if out.exists():
         _check_statistics(out)
     dataset = data.open_dataset(source, unreadable=unreadable)
@@ -103,7 +103,7 @@ def stats(
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)
-    console.print(f"{out}: mean and covariance of {extractor.width} features of {counted(len(dataset))}")
+    console.print(f"{out}: mean and covariance of {extractor.width} features of {count_text(len(dataset))}")
     _left_out(dataset.skipped)
 
 
@@ -117,4 +117,4 @@ def _check_statistics(path: Path) -> None:
 
 def _left_out(names: Sequence[str]) -> None:
     if names:
-        console.print(f"{counted(len(names), 'unreadable image')} left out: {', '.join(names)}")
+        console.print(f"{count_text(len(names), 'unreadable image')} left out: {', '.join(names)}")

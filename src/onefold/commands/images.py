@@ -11,8 +11,8 @@ from tyro.conf import Positional
 from onefold import pixels
 from onefold.commands.terminal import console
 from onefold.compute import Precision, computing, resolve_device
-from onefold.data.parallel import ordered
-from onefold.data.text import counted
+from onefold.data.messages import count_text
+from onefold.data.parallel import map_ordered
 from onefold.errors import UserError
 from onefold.networks.base import Network
 from onefold.networks.ratio import RatioNet
@@ -87,12 +87,12 @@ def sample(
         if separate:
             folder = out or Path(f"{_name(run)}-samples")
             _write_each(folder, (network.pictures([z]) for z in latents), seed, y, origin)
-            console.print(f"{folder}: {counted(n)}, {counted(sampler.steps, 'step')}")
+            console.print(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
             return
         images = network.pictures(latents)
     path = out or Path(f"{_name(run)}-samples.png")
     pixels.save_png(path, pixels.grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
-    console.print(f"{path}: {counted(n)}, {counted(sampler.steps, 'step')}")
+    console.print(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
 
 
 def _name(run: Path) -> str:
@@ -119,7 +119,7 @@ def _write_each(
             seeded = {**origin, "seed": seed + k, "label": "none" if labels is None else labels[k]}
             pixels.save_png(folder / f"seed{seed + k}{label}.png", image, seeded)
 
-    for _ in ordered(write, numbered(), workers=WRITERS):
+    for _ in map_ordered(write, numbered(), workers=WRITERS):
         pass
 
 
@@ -140,7 +140,7 @@ def reconstruct(
     """
     path = out or Path(f"{_name(run)}-reconstructions.png")
     psnr, count = reconstruct_files(run, images, path)
-    console.print(f"{path}: {counted(count)}, PSNR {psnr:.2f} dB")
+    console.print(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB")
 
 
 def chosen_verifier(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:

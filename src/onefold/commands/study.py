@@ -27,7 +27,7 @@ def collapse(
     Example: onefold study collapse --budget 19200 --seeds 3 --jobs 2
 
     Args:
-        data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+        data: Images to train on: digits, or the path of a folder or file. Default: the recipe's.
         budget: Images that each network is trained on.
         seeds: Trainings of each arm, with seeds 0, 1, …
         arms: Arms by name; a wrong one lists all. Default: the nine that docs/ablations.md describes.
@@ -59,7 +59,7 @@ def initialisation(
     Example: onefold study initialisation --seeds 3 --jobs 2
 
     Args:
-        data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+        data: Images to train on: digits, or the path of a folder or file. Default: the recipe's.
         teacher_budget: Images that each teacher, a diffusion model, is trained on.
         budget: Images that each one-step generator is trained on.
         seeds: Trainings of each arm, with seeds 0, 1, …
@@ -93,7 +93,7 @@ def onestep(
     Example: onefold study onestep --arms ratio reverse-kl dmd --jobs 2
 
     Args:
-        data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+        data: Images to train on: digits, or the path of a folder or file. Default: the recipe's.
         teacher_budget: Images that the teacher is trained on.
         budget: Images that each one-step generator is trained on.
         seeds: Trainings of each arm, with seeds 0, 1, …

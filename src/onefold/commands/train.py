@@ -55,7 +55,7 @@ def train(arguments: list[str]) -> None:
         Example: onefold train cifar10 --data cifar10-train.zip --out runs/cifar10 --training.batch 128
 
         Args:
-            data: Images to train on: digits, a folder, .zip, .npz or .parquet. Default: the recipe's.
+            data: Images to train on: digits, or the path of a folder or file. Default: the recipe's.
             test_data: Images for evaluation alone. Default: a part set apart from the data.
             unreadable: Stop at an image that cannot be read, or leave it out.
             architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.

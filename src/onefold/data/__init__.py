@@ -2,12 +2,10 @@
 
 from onefold.data.convert import Conversion, convert
 from onefold.data.dataset import Dataset, Subset, holdout
-from onefold.data.inspect import Inspection, Values, describe, inspect
+from onefold.data.inspect import Inspection, Values, contact_sheet, describe, inspect
 from onefold.data.listing import Unreadable
-from onefold.data.loader import Loader, read_all
-from onefold.data.order import indices
-from onefold.data.sheet import contact_sheet
-from onefold.data.source import as_dataset, open_dataset
+from onefold.data.loader import Loader, indices, read_all
+from onefold.data.source import as_dataset, open_dataset, register_reader
 from onefold.pixels import to_float, to_uint8
 
 __all__ = [
@@ -27,6 +25,7 @@ __all__ = [
     "inspect",
     "open_dataset",
     "read_all",
+    "register_reader",
     "to_float",
     "to_uint8",
 ]

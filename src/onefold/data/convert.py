@@ -15,14 +15,12 @@ from typing import Literal, TypeVar
 
 from PIL import Image, ImageOps
 
-from onefold.data.advice import LARGEST
+from onefold.data.classes import natural_key
 from onefold.data.decode import Shape, over_white, to_image
-from onefold.data.layout import natural
 from onefold.data.listing import Listing, Unreadable
-from onefold.data.parallel import CHUNK, Progress, each
-from onefold.data.source import list_source
-from onefold.data.target import check_target
-from onefold.data.text import channels_text
+from onefold.data.messages import LARGEST, channels_text
+from onefold.data.parallel import CHUNK, Progress, map_indices
+from onefold.data.source import check_output, list_source
 from onefold.errors import UserError, writing
 
 Result = TypeVar("Result")
@@ -35,15 +33,15 @@ _PIXELS = 1 << 20
 class Conversion:
     """What `convert` wrote.
 
-    written: images in the zip, each of `image_shape` (H, W, C).
-    enlarged: how many of them were smaller than that, and so are blurred.
+    written_count: images in the zip, each of `image_shape` (H, W, C).
+    enlarged_count: how many of them were smaller than that, and so are blurred.
     skipped: names of the images that could not be read.
     """
 
     path: Path
     image_shape: Shape
-    written: int
-    enlarged: int
+    written_count: int
+    enlarged_count: int
     skipped: tuple[str, ...]
 
 
@@ -71,7 +69,7 @@ def convert(
     height, width = (size, size) if isinstance(size, int) else size
     if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
         raise UserError(f"--size {height}×{width}: a side must have 1 to {LARGEST:,} pixels; choose another size")
-    check_target(out, ".zip", source)
+    check_output(out, ".zip", source)
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another name, or replace it with --overwrite")
     listing = list_source(source)
@@ -86,7 +84,7 @@ def convert(
             raise
 
     everything = range(len(listing))
-    shapes = list(each(lambda index: attempt(listing.shape, index), everything))
+    shapes = list(map_indices(lambda index: attempt(listing.shape, index), everything))
     channels = {shape[2] for shape in shapes if shape is not None}
     for other in channels - {1, 3, 4}:
         raise UserError(f"{listing.source}: images have {channels_text(other)}; only grey, RGB and RGBA convert")
@@ -99,9 +97,9 @@ def convert(
     readable = [index for index in everything if shapes[index] is not None]
     written, enlarged = 0, 0
     skipped = [listing.names[index] for index in everything if shapes[index] is None]
-    with _complete(out) as archive:
+    with _whole_zip(out) as archive:
         chunk = min(CHUNK, max(1, _PIXELS // (height * width)))
-        for index, result in zip(readable, each(render, readable, progress, chunk=chunk), strict=True):
+        for index, result in zip(readable, map_indices(render, readable, progress, chunk=chunk), strict=True):
             if result is None:
                 skipped.append(listing.names[index])
                 continue
@@ -124,7 +122,7 @@ def class_folders(class_names: tuple[str, ...]) -> list[str]:
     """
     folders = [name.replace("/", "_").replace("\\", "_").strip() for name in class_names]
     folders = [f"_{name}" if name.startswith((".", "__MACOSX")) or not name else name for name in folders]
-    if len(set(folders)) == len(folders) and sorted(folders, key=natural) == folders:
+    if len(set(folders)) == len(folders) and sorted(folders, key=natural_key) == folders:
         return folders
     return [f"{number:05d} {name}" for number, name in enumerate(folders)]
 
@@ -145,7 +143,7 @@ def _png(listing: Listing, index: int, mode: str, width: int, height: int) -> tu
 
 
 @contextmanager
-def _complete(out: Path) -> Generator[zipfile.ZipFile]:
+def _whole_zip(out: Path) -> Generator[zipfile.ZipFile]:
     """Open a zip that takes its name only when all went well. Raises UserError when it cannot be written."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with writing(out):

@@ -1,18 +1,23 @@
 """What a data set is: numbered images of one shape, each with a class.
 
-`Dataset` is all that training and evaluation know of data; a new kind of data is a new subclass. `Subset` is
-a view of chosen images, and `holdout` cuts a data set into two such views.
+`Dataset` is all that training and evaluation know of data. `ListingDataset` is one that keeps this promise about the
+images of a source, which may not: one shape, and no image that was found to be broken. `Subset` is a view of
+chosen images, and `holdout` cuts a data set into two such views.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onefold.data.decode import Pixels, Shape
-from onefold.data.text import counted
+from onefold.data.listing import HEADERS, Listing, Unreadable, spread_indices
+from onefold.data.messages import count_text, shape_text
+from onefold.data.parallel import map_indices
 from onefold.errors import UserError
 
 
@@ -22,7 +27,6 @@ class Dataset(ABC):
     source: what was opened, as it was given.
     image_shape: (H, W, C) of every image.
     class_names: K names; none when the images have no classes.
-    labels: int64 (n,), in 0…K−1; all 0 when K = 0.
     skipped: names of images that were left out because they cannot be read.
     """
 
@@ -30,13 +34,11 @@ class Dataset(ABC):
         self,
         source: str,
         image_shape: Shape,
-        labels: NDArray[np.int64],
         class_names: tuple[str, ...] = (),
         skipped: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self.image_shape = image_shape
-        self.labels = labels
         self.class_names = class_names
         self.skipped = skipped
         self._digest: str | None = None
@@ -46,8 +48,13 @@ class Dataset(ABC):
         """K, the number of classes; 0 when the images have none."""
         return len(self.class_names)
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, int64 (n,), in 0…K−1; all 0 when K = 0."""
+        return self._read_labels()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
@@ -56,6 +63,10 @@ class Dataset(ABC):
         Safe to call from many threads. Raises UserError when the image cannot be read, and IndexError past
         the end.
         """
+
+    @abstractmethod
+    def _read_labels(self) -> NDArray[np.int64]:
+        """Give what `labels` gives; asked once, and only if somebody wants to know."""
 
     @abstractmethod
     def _hash(self) -> str:
@@ -68,17 +79,75 @@ class Dataset(ABC):
         return self._digest
 
 
+class ListingDataset(Dataset):
+    """The readable images of a listing, all of one shape.
+
+    Raises UserError when shapes differ, when nothing can be read, or (`unreadable` = "refuse") when an image
+    cannot be.
+    """
+
+    def __init__(self, listing: Listing, unreadable: Literal["refuse", "skip"] = "refuse") -> None:
+        self._listing = listing
+        everything = np.arange(len(listing), dtype=np.int64)
+        if unreadable == "skip":
+            shapes = _readable_shapes(listing)
+            kept = np.array(list(shapes), dtype=np.int64)
+        else:
+            # All of a small set; of a large one enough to find out early that it is mixed, while opening stays
+            # quick. Whatever slips through is found when it is read.
+            shapes = {index: listing.shape(index) for index in spread_indices(len(listing), HEADERS)}
+            kept = everything
+        if len(kept) == 0:
+            raise UserError(f"{listing.source}: none of its images can be read; check the files")
+        self._kept = kept
+        self._first, shape = next(iter(shapes.items()))
+        skipped = tuple(listing.names[int(k)] for k in np.setdiff1d(everything, kept))
+        super().__init__(listing.source, shape, listing.class_names, skipped)
+        for index, other in shapes.items():
+            self._check(index, other)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> tuple[Pixels, int]:
+        place = int(self._kept[index])
+        pixels, label = self._listing.item(place)
+        height, width, channels = pixels.shape
+        self._check(place, (height, width, channels))
+        return pixels, label
+
+    def _read_labels(self) -> NDArray[np.int64]:
+        return self._listing.labels[self._kept]
+
+    def _hash(self) -> str:
+        return self._listing.digest(self._kept.tolist())
+
+    def _check(self, index: int, shape: Shape) -> None:
+        if shape == self.image_shape:
+            return
+        names = self._listing.names
+        raise UserError(
+            f"{self.source}: {names[index]} is {shape_text(shape)} but {names[self._first]} is "
+            f"{shape_text(self.image_shape)}; make them alike: {self._listing.convert_command(skip=bool(self.skipped))}"
+        )
+
+
 class Subset(Dataset):
     """The images `indices` of a data set, in that order, as a data set of the same classes."""
 
     def __init__(self, dataset: Dataset, indices: Sequence[int] | NDArray[np.int64]) -> None:
         self._dataset = dataset
-        self._indices = np.asarray(indices, dtype=np.int64)
-        labels = dataset.labels[self._indices]
-        super().__init__(dataset.source, dataset.image_shape, labels, dataset.class_names, dataset.skipped)
+        self._indices = np.arange(len(dataset), dtype=np.int64)[np.asarray(indices, dtype=np.int64)]
+        super().__init__(dataset.source, dataset.image_shape, dataset.class_names, dataset.skipped)
+
+    def __len__(self) -> int:
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
         return self._dataset[int(self._indices[index])]
+
+    def _read_labels(self) -> NDArray[np.int64]:
+        return self._dataset.labels[self._indices]
 
     def _hash(self) -> str:
         # Little-endian on every machine, so that the digest is the same too.
@@ -97,7 +166,7 @@ def holdout(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, S
     held = round(count * fraction)
     if count < 2:
         raise UserError(
-            f"{dataset.source}: holds {counted(count)}, but at least 2 are needed to hold one out for evaluation; "
+            f"{dataset.source}: holds {count_text(count)}, but at least 2 are needed to hold one out for evaluation; "
             "add some, or give others with --test-data"
         )
     if not 0 < held < count:
@@ -105,6 +174,20 @@ def holdout(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, S
             f"{dataset.source}: holding out a fraction {fraction} of {count:,} images leaves one part empty; "
             f"hold out one with --data.holdout {1 / count:.2g}, or more, or give other images with --test-data"
         )
-    # The second number keeps this permutation apart from those of the epochs (see order.py).
+    # The second number keeps this permutation apart from those of the epochs (see loader.py).
     permutation = np.random.Generator(np.random.PCG64([seed, 0, 1])).permutation(count)
     return Subset(dataset, permutation[held:]), Subset(dataset, permutation[:held])
+
+
+def _readable_shapes(listing: Listing) -> dict[int, Shape]:
+    """Decode every image: the shapes of those that can be read, in order."""
+
+    def shape(index: int) -> Shape | None:
+        try:
+            height, width, channels = listing.image(index).shape
+        except Unreadable:
+            return None
+        return height, width, channels
+
+    shapes = enumerate(map_indices(shape, range(len(listing))))
+    return {index: found for index, found in shapes if found is not None}

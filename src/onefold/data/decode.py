@@ -49,7 +49,7 @@ def decode(data: bytes) -> Pixels:
     Raises whatever Pillow raises on broken data, and ValueError on pixels deeper than 8 bits; `reason` turns
     any of them into words.
     """
-    with _opened(data) as image:
+    with _open_image(data) as image:
         mode = _mode(image)
         upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
         if upright.mode == "P" and "transparency" in upright.info:
@@ -65,7 +65,7 @@ def header_shape(data: bytes) -> Shape:
 
     Raises like `decode`, also when `data` ends before the header does.
     """
-    with _opened(data) as image:
+    with _open_image(data) as image:
         width, height = image.size
         if "exif" in image.info and image.getexif().get(_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
@@ -90,7 +90,7 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _opened(data: bytes) -> Image.Image:
+def _open_image(data: bytes) -> Image.Image:
     if not data:
         raise ValueError("the file is empty")
     try:

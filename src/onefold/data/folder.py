@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from onefold.data.classes import order_by_class
 from onefold.data.decode import is_image
-from onefold.data.layout import arrange
 from onefold.data.listing import FileListing
 from onefold.errors import UserError
 
@@ -19,7 +19,7 @@ def list_folder(source: str, path: Path) -> FileListing:
         found = list(_images(str(path), "", 3))
     except OSError as error:
         raise UserError(f"{source}: cannot be listed ({error.strerror}); check its permissions") from error
-    order, labels, class_names = arrange(source, found)
+    order, labels, class_names = order_by_class(source, found)
     names = [found[k] for k in order]
 
     def read(index: int, limit: int | None) -> bytes:

@@ -1,21 +1,31 @@
-"""What is in a source, and what to do before training on it.
+"""What is in a source, and what to do before training on it: a report, or a sheet of its images.
 
 `inspect` reports; it does not raise on broken files or mixed sizes, for those are what it is asked about.
 """
 
+import math
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from onefold.data.advice import fitting_size
-from onefold.data.decode import Shape
-from onefold.data.listing import Listing, Unreadable, spread
-from onefold.data.parallel import Progress, each
+from onefold.data.decode import Shape, over_white, to_image
+from onefold.data.listing import Listing, Unreadable, spread_indices
+from onefold.data.messages import best_size, channels_text, count_text, shape_text
+from onefold.data.parallel import Progress, map_indices
 from onefold.data.source import list_source
-from onefold.data.text import channels_text, counted, shape_text
+from onefold.errors import UserError
+
+_MOST_TILES = 100
+_GAP = 2
+
+# Tiles are enlarged or reduced to about these sides: 8×8 digits stay visible, photographs do not fill a wall.
+_SMALLEST, _LARGEST = 64, 256
 
 
 @dataclass(frozen=True)
@@ -34,9 +44,9 @@ class Inspection:
 
     count: images listed, readable or not.
     shapes: how many images have each (H, W, C), the most frequent first.
-    decoded: how many images were decoded: all, or an evenly spread sample.
-    measured: how many of them `values` are over: those with the most frequent number of channels. `values` is None
-        when nothing could be decoded.
+    decoded_count: how many images were decoded: all, or an evenly spread sample.
+    measured_count: how many of them `values` are over: those with the most frequent number of channels. `values` is
+        None when nothing could be decoded.
     classes: how many images each class has, in the order of the labels; empty without classes.
     unreadable: the reason for each image, by name, that cannot be read. Damage beyond the header is found
         only in images that were decoded.
@@ -46,8 +56,8 @@ class Inspection:
     source: str
     count: int
     shapes: dict[Shape, int]
-    decoded: int
-    measured: int
+    decoded_count: int
+    measured_count: int
     values: Values | None
     classes: dict[str, int]
     unreadable: dict[str, str]
@@ -77,14 +87,14 @@ def inspect(source: str | Path, *, sample: int | None = 2000, progress: Progress
         flat = pixels.reshape(-1, pixels.shape[2])
         return np.stack([np.bincount(channel, minlength=256) for channel in flat.T])
 
-    for found in each(shape, range(len(listing)), progress):
+    for found in map_indices(shape, range(len(listing)), progress):
         if isinstance(found, Unreadable):
             unreadable[found.name] = found.reason
         else:
             shapes[found] += 1
     histograms: dict[int, NDArray[np.int64]] = {}
     frequency: Counter[int] = Counter()
-    for found in each(histogram, spread(len(listing), len(listing) if sample is None else sample)):
+    for found in map_indices(histogram, spread_indices(len(listing), len(listing) if sample is None else sample)):
         if isinstance(found, Unreadable):
             unreadable[found.name] = found.reason
         else:
@@ -99,8 +109,8 @@ def inspect(source: str | Path, *, sample: int | None = 2000, progress: Progress
         source=listing.source,
         count=len(listing),
         shapes=dict(shapes.most_common()),
-        decoded=frequency.total(),
-        measured=measured,
+        decoded_count=frequency.total(),
+        measured_count=measured,
         values=values,
         classes=dict(zip(listing.class_names, numbers, strict=False)),
         unreadable=unreadable,
@@ -111,25 +121,73 @@ def inspect(source: str | Path, *, sample: int | None = 2000, progress: Progress
 def describe(inspection: Inspection) -> list[str]:
     """Write an inspection as lines of plain text."""
     found = inspection
-    lines = [f"{found.source}: {counted(found.count)}"]
+    lines = [f"{found.source}: {count_text(found.count)}"]
     sizes = [f"{shape_text(shape)} ({number:,})" for shape, number in found.shapes.items()]
     sizes[:1] = [size.replace(" ", " (height × width) ", 1) for size in sizes[:1]]
-    lines.append("sizes: " + (_some(sizes) or "none can be read"))
+    lines.append("sizes: " + (_joined_text(sizes) or "none can be read"))
     if found.values is not None:
         channels = len(found.values.mean)
-        part = "" if found.measured == found.decoded else f"{found.measured:,} of "
+        part = "" if found.measured_count == found.decoded_count else f"{found.measured_count:,} of "
         which = f"those in {channels_text(channels)}" if part else channels_text(channels)
-        lines.append(f"values over {part}{counted(found.decoded)}, {which}:")
+        lines.append(f"values over {part}{count_text(found.decoded_count)}, {which}:")
         for k in range(channels):
             low, high = found.values.minimum[k], found.values.maximum[k]
             mean, std = found.values.mean[k], found.values.std[k]
             lines.append(f"  channel {k}: {low} to {high}, mean {mean:.1f}, standard deviation {std:.1f}")
     classes = [f"{name} ({number:,})" for name, number in found.classes.items()]
-    lines.append(f"classes: {len(classes)}" + (": " + _some(classes) if classes else ""))
+    lines.append(f"classes: {len(classes)}" + (": " + _joined_text(classes) if classes else ""))
     lines.append(f"unreadable: {len(found.unreadable)}")
     reasons = [f"{name}: {reason}" for name, reason in found.unreadable.items()]
-    lines += [f"  {line}" for line in _first(reasons)]
+    lines += [f"  {line}" for line in _shorten(reasons)]
     return lines + [f"advice: {line}" for line in found.advice]
+
+
+def contact_sheet(source: str | Path, count: int = 64) -> tuple[Image.Image, tuple[str, ...]]:
+    """Draw `count` images (at most 100), evenly spread over a source, on one RGB sheet.
+
+    Each fills its tile as far as its aspect ratio allows. Of images with other channels than grey, RGB or RGBA the
+    first channel is drawn. Also gives the names of those images that cannot be read and so are left out.
+
+    Raises UserError when `count` is less than 1, when the source cannot be opened, and when none can be read.
+    """
+    if count < 1:
+        raise UserError(f"a contact sheet of {count} images: draw at least 1")
+    listing = list_source(source)
+    chosen = spread_indices(len(listing), min(count, _MOST_TILES))
+    sizes: list[tuple[int, int]] = []
+    for index in chosen:
+        with suppress(Unreadable):
+            sizes.append(listing.shape(index)[:2])
+    # Not rounded yet: images of one size then fill their tile to the pixel.
+    tile_height = max((height * _tile_scale(height, width) for height, width in sizes), default=Fraction(1))
+    tile_width = max((width * _tile_scale(height, width) for height, width in sizes), default=Fraction(1))
+
+    def draw(index: int) -> Image.Image | None:
+        try:
+            pixels = listing.image(index)
+        except Unreadable:
+            return None
+        image = to_image(pixels if pixels.shape[2] in (1, 3, 4) else pixels[:, :, :1])
+        image = over_white(image) if image.mode == "RGBA" else image.convert("RGB")
+        scale = min(tile_width / image.width, tile_height / image.height)
+        whole = scale > 1 and scale.denominator == 1
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+
+    drawn = dict(zip(chosen, map_indices(draw, chosen, chunk=1), strict=True))
+    images = [image for image in drawn.values() if image is not None]
+    if not images:
+        raise UserError(f"{listing.source}: none of the images drawn can be read; check the files")
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = max(1, round(tile_width)), max(1, round(tile_height))
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), "white")
+    for place, image in enumerate(images):
+        row, column = divmod(place, columns)
+        left = _GAP + column * (width + _GAP) + (width - image.width) // 2
+        top = _GAP + row * (height + _GAP) + (height - image.height) // 2
+        sheet.paste(image, (left, top))
+    return sheet, tuple(listing.names[index] for index, image in drawn.items() if image is None)
 
 
 def _values(histogram: NDArray[np.int64]) -> Values:
@@ -154,28 +212,36 @@ def _advice(
     if values is None:
         return ["none of the images can be read: check the files"]
     advice: list[str] = []
-    command = listing.conversion(skip=bool(unreadable))
+    command = listing.convert_command(skip=bool(unreadable))
     height, width, channels = shapes[0]
     if len(shapes) > 1:
         advice.append(f"sizes or channels differ: make them alike: {command}")
     elif height % 2 or width % 2:
         if channels not in (1, 3, 4):
-            command = "store arrays of {}×{}".format(*fitting_size(shapes))
+            command = "store arrays of {}×{}".format(*best_size(shapes))
         advice.append(f"{height}×{width}: no recipe takes an odd height or width, for its patches: {command}")
     if unreadable:
         them = "it" if len(unreadable) == 1 else "them"
-        cure = f"; this command leaves {them} out" if advice else f", or {listing.leaving_out()}"
-        advice.append(f"{counted(len(unreadable))} cannot be read: replace {them}{cure}")
+        cure = f"; this command leaves {them} out" if advice else f", or {listing.skip_advice()}"
+        advice.append(f"{count_text(len(unreadable))} cannot be read: replace {them}{cure}")
     if alone and values.minimum == values.maximum:
         advice.append("all images are alike, of one colour: there is nothing to learn from them; check the files")
     return advice
 
 
-def _some(texts: list[str]) -> str:
-    return ", ".join(_first(texts))
+def _joined_text(texts: list[str]) -> str:
+    return ", ".join(_shorten(texts))
 
 
-def _first(texts: list[str], most: int = 20) -> list[str]:
+def _shorten(texts: list[str], most: int = 20) -> list[str]:
     """Cut a long list short, and say so."""
     more = len(texts) - most
     return texts if more <= 0 else [*texts[:most], f"and {more:,} more"]
+
+
+def _tile_scale(height: int, width: int) -> Fraction:
+    """What an image is enlarged by, a whole number, or reduced by, when all images are like it."""
+    longer = max(height, width)
+    if longer < _SMALLEST:
+        return Fraction(math.ceil(_SMALLEST / longer))
+    return min(Fraction(1), Fraction(_LARGEST, longer))

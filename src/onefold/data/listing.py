@@ -9,13 +9,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.advice import conversion, fitting_size
+from onefold.data.classes import number_labels
 from onefold.data.decode import Pixels, Shape, decode, header_shape, reason
+from onefold.data.messages import best_size, convert_command, count_text
 from onefold.errors import UserError
 
 # Enough of a file to know its size: a camera's header with its preview has less than this.
@@ -40,7 +42,7 @@ class Unreadable(UserError):
 
     def __str__(self) -> str:
         # Put together when it is read: the command comes from the other images, and most such errors are caught.
-        cure = self.cure or self._listing.leaving_out()
+        cure = self.cure or self._listing.skip_advice()
         return (
             f"{self._listing.source}: {self.name} cannot be read ({self.reason}); replace it{cure and ', or ' + cure}"
         )
@@ -49,18 +51,28 @@ class Unreadable(UserError):
 class Listing(ABC):
     """The images of a source, in their fixed order.
 
-    `names` tells them apart in messages; `labels` is int64 (n,), all 0 when `class_names` is empty.
+    `names` tells them apart in messages; `labels` is int64 (n,), all 0 when `class_names` is empty, or a function
+    that reads them when they are first asked for.
     """
 
     def __init__(
-        self, source: str, names: Sequence[str], labels: NDArray[np.int64], class_names: tuple[str, ...]
+        self,
+        source: str,
+        names: Sequence[str],
+        labels: NDArray[np.int64] | Callable[[], NDArray[np.int64]],
+        class_names: tuple[str, ...],
     ) -> None:
         if len(names) == 0:
             raise UserError(f"{source}: holds no images; onefold reads JPEG, PNG, WebP and BMP files")
         self.source = source
         self.names = names
-        self.labels = labels
+        self._labels = labels
         self.class_names = class_names
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, int64 (n,), in 0…K−1; all 0 when K = 0."""
+        return self._labels() if callable(self._labels) else self._labels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,6 +80,10 @@ class Listing(ABC):
     @abstractmethod
     def image(self, index: int) -> Pixels:
         """Read image `index` as uint8 (H, W, C), not to be written into. Raises `Unreadable`."""
+
+    def item(self, index: int) -> tuple[Pixels, int]:
+        """Read image `index` and its label. Raises `Unreadable`."""
+        return self.image(index), int(self.labels[index])
 
     @abstractmethod
     def shape(self, index: int) -> Shape:
@@ -77,17 +93,17 @@ class Listing(ABC):
     def content(self, index: int) -> bytes:
         """Give the bytes that image `index` is stored as. Raises `Unreadable`."""
 
-    def conversion(self, *, skip: bool = False) -> str | None:
+    def convert_command(self, *, skip: bool = False) -> str | None:
         """Give the command that makes a data set of these images; None when none of them can be read."""
         shapes: list[Shape] = []
-        for index in spread(len(self), HEADERS):
+        for index in spread_indices(len(self), HEADERS):
             with suppress(Unreadable):
                 shapes.append(self.shape(index))
-        return conversion(self.source, fitting_size(shapes), skip=skip) if shapes else None
+        return convert_command(self.source, best_size(shapes), skip=skip) if shapes else None
 
-    def leaving_out(self) -> str:
+    def skip_advice(self) -> str:
         """Say how images that cannot be read are left out, whatever the command; empty when no other can be read."""
-        command = self.conversion(skip=True)
+        command = self.convert_command(skip=True)
         also = "train and data stats also take --unreadable skip"
         return f"leave such images out: {command} ({also})" if command else ""
 
@@ -166,7 +182,56 @@ class ArrayListing(Listing):
         return str(self.shape(index)).encode() + self._images[index].tobytes()
 
 
-def spread(count: int, most: int) -> list[int]:
+def list_arrays(source: str, images: NDArray[np.generic], values: object = None) -> ArrayListing:
+    """List the images of an array, uint8 (n, H, W, C) or (n, H, W); `values` are n integers or words, or None.
+
+    Raises UserError when they are not uint8, or of shapes that do not fit.
+    """
+    if images.dtype != np.uint8:
+        raise UserError(f"{source}: images are {images.dtype}; store them as uint8 with values from 0 to 255")
+    array = np.asarray(images, dtype=np.uint8)
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or 0 in array.shape[1:]:
+        raise UserError(f"{source}: images have shape {array.shape}; store them as (n, H, W, C)")
+    if len(array) == 0:
+        raise UserError(f"{source}: holds no images, for their array has shape {array.shape}; store at least one")
+    if is_channels_first(array.shape[1:]):
+        raise UserError(f"{source}: images of shape {array.shape} look channels first; store them as (n, H, W, C)")
+    return ArrayListing(source, array, *_classes_of(source, len(array), values))
+
+
+def list_encoded(source: str, files: Sequence[bytes], values: object = None) -> FileListing:
+    """List images that are encoded files in memory; `values` are n integers or words, or None.
+
+    Raises UserError when there are none, or another number of labels.
+    """
+    labels, class_names = _classes_of(source, len(files), values)
+
+    def read(index: int, limit: int | None) -> bytes:
+        return files[index][:limit]
+
+    return FileListing(source, [f"image {k}" for k in range(len(files))], labels, class_names, read)
+
+
+def is_channels_first(shape: Sequence[int]) -> bool:
+    """Whether the shape of an image, given as (H, W, C), is more likely (C, H, W)."""
+    return shape[0] <= 4 < min(shape[1:])
+
+
+def _classes_of(source: str, count: int, values: object) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Number the classes of `count` images. Raises UserError when `values` are not one for each."""
+    if values is None:
+        return np.zeros(count, dtype=np.int64), ()
+    labels, class_names = number_labels(source, values)
+    if len(labels) != count:
+        raise UserError(
+            f"{source}: {count_text(count)} but {count_text(len(labels), 'label')}; store one label per image"
+        )
+    return labels, class_names
+
+
+def spread_indices(count: int, most: int) -> list[int]:
     """Choose `most` of the numbers 0…count−1 (all, if there are fewer), evenly spread, the first included."""
     chosen = min(count, most)
     return [k * count // chosen for k in range(chosen)]

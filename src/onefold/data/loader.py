@@ -1,10 +1,15 @@
-"""Batches for training, without end, in the order that `order.py` defines.
+"""Batches for training, without end, in an order that is a pure function of (seed, images seen).
+
+Position k of the endless sequence lies in epoch e = k // n, at place k % n of that epoch's permutation of the
+n images, which is drawn from PCG64 with the seed (seed, e). There is no state to save: whoever knows how many
+images were seen knows what comes next, however they were cut into batches.
 
 A small data set is read into memory once; a large one is decoded batch by batch, by threads that work ahead.
 Either way, and for any number of threads, the batches are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from functools import lru_cache
 from itertools import count
 from types import TracebackType
 from typing import TypeAlias
@@ -16,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onefold.data.dataset import Dataset
-from onefold.data.order import indices as order
-from onefold.data.parallel import Progress, each, ordered
+from onefold.data.parallel import Progress, map_indices, map_ordered
 from onefold.errors import UserError
 
 Batch: TypeAlias = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, "B"]]
@@ -65,16 +69,18 @@ class Loader:
 
         # It must not hold `self`: then dropping the loader would not end its threads.
         def read(position: int) -> Batch:
-            chosen = order(length, seed, position, batch)
+            chosen = indices(length, seed, position, batch)
             if memory is None:
                 images, labels = _read(dataset, chosen)
-                return _sent(images, to), _sent(labels, to)
+                return _to_device(images, to), _to_device(labels, to)
             images, labels = memory
-            where = _sent(torch.from_numpy(chosen), to)
+            where = _to_device(torch.from_numpy(chosen), to)
             return images[where], labels[where]
 
+        self._read_batch = read
         # Gathering a batch from memory is quicker than handing it from one thread to another.
-        self._batches = ordered(read, count(start, batch), workers=0 if in_memory else workers)
+        self._workers = 0 if in_memory else workers
+        self._batches = self._batches_from(start)
 
     def __iter__(self) -> "Loader":
         return self
@@ -84,9 +90,26 @@ class Loader:
         self.seen += self._batch
         return batch
 
+    def restart(self, start: int) -> None:
+        """Go to image position `start`, forwards or back; images in memory stay there.
+
+        The batches that follow are those of a new loader that begins there. What threads had read ahead is dropped;
+        they end, and others begin. It also goes on after an error, and after `close`.
+
+        Raises UserError when `start` is negative.
+        """
+        if start < 0:
+            raise UserError(f"start {start}: an image position must be at least 0")
+        self._batches.close()
+        self._batches = self._batches_from(start)
+        self.seen = start
+
     def close(self) -> None:
         """End the threads. There are no batches afterwards."""
         self._batches.close()
+
+    def _batches_from(self, start: int) -> Generator[Batch]:
+        return map_ordered(self._read_batch, count(start, self._batch), workers=self._workers)
 
     def __enter__(self) -> "Loader":
         return self
@@ -107,29 +130,56 @@ def read_all(
     Raises UserError with the name of the first image that cannot be read.
     """
     chosen = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
-    images = _room(dataset, len(chosen))
+    images, labels = _empty_batch(dataset, len(chosen))
 
     def fill(place: int) -> None:
-        images[place] = dataset[int(chosen[place])][0].transpose(2, 0, 1)
+        image, labels[place] = dataset[int(chosen[place])]
+        images[place] = image.transpose(2, 0, 1)
 
-    for _ in each(fill, range(len(chosen)), progress):
+    for _ in map_indices(fill, range(len(chosen)), progress):
         pass
-    return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def _read(dataset: Dataset, chosen: NDArray[np.int64]) -> Batch:
     """Read one batch in the thread that calls."""
-    images = _room(dataset, len(chosen))
+    images, labels = _empty_batch(dataset, len(chosen))
     for place, index in enumerate(chosen.tolist()):
-        images[place] = dataset[index][0].transpose(2, 0, 1)
-    return torch.from_numpy(images), torch.from_numpy(dataset.labels[chosen])
+        image, labels[place] = dataset[index]
+        images[place] = image.transpose(2, 0, 1)
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-def _sent(x: Tensor, device: torch.device) -> Tensor:
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
     """On the device; what copies it to a GPU does not keep the caller waiting."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def _room(dataset: Dataset, images: int) -> NDArray[np.uint8]:
+def _empty_batch(dataset: Dataset, images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     height, width, channels = dataset.image_shape
-    return np.empty((images, channels, height, width), dtype=np.uint8)
+    return np.empty((images, channels, height, width), dtype=np.uint8), np.empty(images, dtype=np.int64)
+
+
+def indices(length: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
+    """Give the images at positions start … start + count − 1 of the endless sequence, int64 (count,).
+
+    `length` is the number of images; `seed` is not negative. Raises ValueError on numbers out of range.
+    """
+    if length < 1 or start < 0 or count < 0:
+        raise ValueError(f"no order for length {length}, start {start} and count {count}")
+    parts = [np.empty(0, dtype=np.int64)]
+    while count > 0:
+        epoch, place = divmod(start, length)
+        part = _permutation(length, seed, epoch)[place : place + count]
+        parts.append(part)
+        start += len(part)
+        count -= len(part)
+    return np.concatenate(parts)
+
+
+# A batch needs one epoch, or two where they meet; training and testing may take turns.
+@lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    permutation = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(length)
+    permutation.flags.writeable = False
+    return permutation

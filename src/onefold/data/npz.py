@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.layout import number_labels
-from onefold.data.listing import ArrayListing
-from onefold.data.text import counted
+from onefold.data.listing import ArrayListing, list_arrays
 from onefold.errors import UserError
 
 _IMAGES = ("images", "x", "arr_0")
@@ -22,26 +20,8 @@ _LABELS = ("labels", "y", "arr_1")
 
 def list_npz(source: str, path: Path) -> ArrayListing:
     """Read the arrays. Raises UserError when they are missing, not uint8, or of shapes that do not fit."""
-    array, values = _load(source, path)
-    if array.dtype != np.uint8:
-        raise UserError(f"{source}: images are {array.dtype}; store them as uint8 with values from 0 to 255")
-    images = np.asarray(array, dtype=np.uint8)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        raise UserError(f"{source}: images have shape {images.shape}; store them as (n, H, W, C)")
-    if len(images) == 0:
-        raise UserError(f"{source}: holds no images, for their array has shape {images.shape}; store at least one")
-    if images.shape[1] <= 4 < min(images.shape[2:]):
-        raise UserError(f"{source}: images of shape {images.shape} look channels first; store them as (n, H, W, C)")
-    if values is None:
-        return ArrayListing(source, images, np.zeros(len(images), dtype=np.int64), ())
-    labels, class_names = number_labels(source, values)
-    if len(labels) != len(images):
-        raise UserError(
-            f"{source}: {counted(len(images))} but {counted(len(labels), 'label')}; store one label per image"
-        )
-    return ArrayListing(source, images, labels, class_names)
+    images, values = _load(source, path)
+    return list_arrays(source, images, values)
 
 
 def _load(source: str, path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:

@@ -22,7 +22,7 @@ _THREADS = min(8, os.cpu_count() or 1)
 CHUNK = 32
 
 
-def ordered(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Generator[Result]:
+def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Generator[Result]:
     """Yield `function(item)` for each item, in order; `workers` threads work ahead, 0 means none.
 
     At most twice as many items as workers are under way, so `items` may be infinite. An exception surfaces
@@ -44,7 +44,7 @@ def ordered(function: Callable[[Item], Result], items: Iterable[Item], *, worker
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def each(
+def map_indices(
     function: Callable[[int], Result],
     indices: Sequence[int],
     progress: Progress | None = None,
@@ -57,7 +57,7 @@ def each(
     """
     chunks = [indices[k : k + chunk] for k in range(0, len(indices), chunk)]
     done = 0
-    for results in ordered(lambda some: [function(k) for k in some], chunks, workers=_THREADS):
+    for results in map_ordered(lambda some: [function(k) for k in some], chunks, workers=_THREADS):
         yield from results
         done += len(results)
         if progress is not None:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.layout import number_labels
+from onefold.data.classes import number_labels
 from onefold.data.listing import FileListing
 from onefold.errors import UserError
 

@@ -1,31 +1,58 @@
-"""From what a person writes to a data set: `open_dataset`."""
+"""From what a person writes to a data set: `open_dataset`; and where a result may be written, never in place of it."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, cast
 
-from onefold.data.dataset import Dataset
+import numpy as np
+from torch import Tensor
+
+from onefold.data.dataset import Dataset, ListingDataset
+from onefold.data.decode import is_image
 from onefold.data.digits import DIGITS, list_digits
 from onefold.data.folder import list_folder
-from onefold.data.listing import Listing
+from onefold.data.listing import Listing, list_arrays, list_encoded
 from onefold.data.npz import list_npz
+from onefold.data.objects import ObjectListing, source_name
 from onefold.data.parquet import list_parquet
-from onefold.data.pictures import Pictures
 from onefold.data.zip import list_zip
-from onefold.errors import UserError
+from onefold.errors import UserError, writing
 
-_READERS: dict[str, Callable[[str, Path], Listing]] = {
+Reader: TypeAlias = Callable[[str, Path], object]
+"""Called with (name as it was given, path) of a file; returns its images in a form that `as_dataset` takes."""
+
+# Suffixes and what reads such files. Messages that list the known kinds are made from it.
+_READERS: dict[str, Reader] = {
     ".zip": list_zip,
     ".npz": list_npz,
     ".parquet": list_parquet,
 }
-_KNOWN = "an image folder, a .zip, .npz or .parquet file, or one of the words digits and digits:test"
+_BUILT_IN = frozenset(_READERS)
+
+
+def register_reader(suffix: str, reader: Reader) -> None:
+    """Let `open_dataset`, training and the other functions read a format of your own, by the end of its name.
+
+    `suffix` is such as ".lmdb" or ".tar.gz"; files and folders that end in it, in capitals or not, are given to
+    `reader`, called with (name, path). It returns what `as_dataset` takes: an array, encoded files, either of them
+    in a pair with labels, or an object with `image_shape`, `classes`, `len()` and `[i]`. It raises UserError for
+    files that are no good. Registered again, a suffix has a new reader.
+
+    Raises UserError when the suffix does not begin with a dot, or is one that onefold reads itself.
+    """
+    ending = suffix.lower()
+    if len(ending) < 2 or not ending.startswith("."):
+        raise UserError(f"suffix {suffix!r}: must begin with a dot, as in .lmdb; write the end of the files' names")
+    if ending in _BUILT_IN:
+        raise UserError(f"suffix {suffix}: is read by onefold itself; choose another one for your format")
+    _READERS[ending] = reader
 
 
 def open_dataset(source: str | Path, *, unreadable: Literal["refuse", "skip"] = "refuse") -> Dataset:
-    """Open a data set: "digits", "digits:test", or the path of an image folder, .zip, .npz or .parquet file.
+    """Open a data set: "digits", "digits:test", or the path of an image folder or of a file of a known kind.
 
-    Size, channels and classes are read from the data. A folder named digits is opened as "./digits".
+    A kind is known by the end of its name; `register_reader` adds one. Size, channels and classes are read from the
+    data. A folder named digits is opened as "./digits".
 
     `unreadable` says what becomes of images that cannot be decoded. "refuse" raises UserError with the name
     of the first one that is met, here or when it is read. "skip" decodes every image once, now, and leaves
@@ -33,7 +60,30 @@ def open_dataset(source: str | Path, *, unreadable: Literal["refuse", "skip"] = 
 
     Raises UserError, on one line, when the source is not a data set or its images differ in size or channels.
     """
-    return Pictures(list_source(source), unreadable)
+    return ListingDataset(list_source(source), unreadable)
+
+
+def as_dataset(data: object) -> Dataset:
+    """Make a data set of anything that holds images. A `Dataset` stays what it is.
+
+    - A str or Path is opened by `open_dataset`.
+    - An array, uint8 (n, H, W, C) or (n, H, W), or a list of encoded files (bytes); or a pair of either and labels, n
+      integers or words.
+    - Any object with `image_shape` (H, W, C), `classes` (K), `len()` and `[i]`, see `objects.ObjectListing`.
+
+    Raises UserError, on one line, which says what is missing or wrong.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, str | Path):
+        return open_dataset(data)
+    return ListingDataset(_as_listing(data, source_name(data)))
+
+
+def is_source(source: str | Path) -> bool:
+    """Whether this is the name of an embedded set, a folder or a kind of file that holds a data set."""
+    path = path_of(source)
+    return path is None or path.is_dir() or _suffix_of(path) is not None
 
 
 def list_source(source: str | Path) -> Listing:
@@ -44,12 +94,13 @@ def list_source(source: str | Path) -> Listing:
     if path is None:
         return list_digits(name)
     if not name or not path.exists():
-        raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_KNOWN}")
-    if path.is_dir():
+        raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
+    suffix = _suffix_of(path)
+    if path.is_dir() and (suffix is None or suffix in _BUILT_IN):  # some formats are folders
         return list_folder(name, path)
-    if path.suffix.lower() not in _READERS:
-        raise UserError(f"{name}: not a kind of file that holds a data set; give {_KNOWN}")
-    return _READERS[path.suffix.lower()](name, path)
+    if suffix is None:
+        raise UserError(f"{name}: not a kind of file that holds a data set; give {_known_kinds()}")
+    return _as_listing(_READERS[suffix](name, path), name)
 
 
 def path_of(source: str | Path) -> Path | None:
@@ -57,5 +108,51 @@ def path_of(source: str | Path) -> Path | None:
     return None if isinstance(source, str) and source in DIGITS else Path(source).expanduser()
 
 
-def as_dataset(data: object) -> Dataset:
-    return data if isinstance(data, Dataset) else open_dataset(data)
+def check_output(path: Path, suffix: str, source: str | Path) -> None:
+    """Refuse a file for a result that is made of `source`; nothing is written yet.
+
+    Raises UserError when its name does not end in `suffix`, when it is the source (by whatever name) or would be
+    one of its images, and when its folder is a file.
+    """
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{path}: the result is a {suffix[1:]} file; give it a name that ends in {suffix}")
+    origin = path_of(source)
+    with writing(path):
+        if origin is not None and origin.exists():
+            if path.exists() and path.samefile(origin):
+                raise UserError(f"{path}: is the source itself, which is never changed; choose another name")
+            if _would_be_an_image_of(path, origin):
+                raise UserError(f"{path}: would become one of the images of {source}; choose another place")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise UserError(f"{path}: {parent} is a file, not a folder; choose another place")
+
+
+def _as_listing(data: object, source: str) -> Listing:
+    """List the images of what a reader returned, or of what was given to `as_dataset`."""
+    if isinstance(data, Listing):
+        return data
+    images, labels = cast(tuple[object, object], data) if isinstance(data, tuple) and len(data) == 2 else (data, None)
+    if isinstance(images, Tensor):
+        images = images.numpy(force=True)
+    if isinstance(images, np.ndarray):
+        return list_arrays(source, images, labels)
+    if isinstance(images, list) and all(isinstance(file, bytes) for file in images):
+        return list_encoded(source, cast(list[bytes], images), labels)
+    return ObjectListing(source, data)
+
+
+def _suffix_of(path: Path) -> str | None:
+    """Give the longest registered suffix that a name ends in."""
+    return max((suffix for suffix in _READERS if path.name.lower().endswith(suffix)), key=len, default=None)
+
+
+def _known_kinds() -> str:
+    *others, last = _READERS
+    words = " and ".join(DIGITS)
+    return f"an image folder, a {', '.join(others)} or {last} file, or one of the words {words}"
+
+
+def _would_be_an_image_of(path: Path, folder: Path) -> bool:
+    inside, root = path.resolve(), folder.resolve()
+    return folder.is_dir() and inside.is_relative_to(root) and is_image(inside.relative_to(root).as_posix())

@@ -13,8 +13,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from onefold.data.classes import order_by_class
 from onefold.data.decode import is_image
-from onefold.data.layout import arrange
 from onefold.data.listing import FileListing
 from onefold.errors import UserError
 
@@ -36,7 +36,7 @@ def list_zip(source: str, path: Path) -> FileListing:
         raise UserError(f"{source}: not a whole zip file ({error}); copy or pack it again") from error
     except OSError as error:
         raise UserError(f"{source}: cannot be opened ({error.strerror}); check the file") from error
-    order, labels, class_names = arrange(source, [entry.filename for entry in entries], packed=True)
+    order, labels, class_names = order_by_class(source, [entry.filename for entry in entries], packed=True)
     entries = [entries[k] for k in order]
 
     def read(index: int, limit: int | None) -> bytes:

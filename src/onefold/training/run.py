@@ -10,7 +10,8 @@ from typing import Any
 
 from onefold import __version__, settings
 from onefold.data import Dataset, as_dataset, holdout, open_dataset
-from onefold.data.text import counted, shape_text
+from onefold.data.messages import count_text as counted
+from onefold.data.messages import shape_text
 from onefold.errors import UserError, writing
 from onefold.files import is_unused, sha256_of, write_whole
 from onefold.networks import Network

@@ -1,4 +1,7 @@
-"""The conversion that makes a data set of images that are none: one size, and one command, in all messages."""
+"""What messages share: how shapes and numbers are said, and the command that makes a data set of images that are none.
+
+Height stands before width, as in (H, W, C); one image, two images.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -13,8 +16,25 @@ LARGEST = 8192
 # The smallest patch of a recipe, and one that all the smaller patches divide.
 _PATCH, _LARGER_PATCH = 2, 8
 
+_CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
-def fitting_size(shapes: Sequence[Shape]) -> tuple[int, int]:
+
+def shape_text(shape: Shape) -> str:
+    """Say (H, W, C) as height × width and the kind of channels, such as "480×640 RGB"."""
+    height, width, channels = shape
+    return f"{height}×{width} {channels_text(channels)}"
+
+
+def channels_text(channels: int) -> str:
+    return _CHANNEL_NAMES.get(channels, f"{channels} channels")
+
+
+def count_text(number: int, noun: str = "image") -> str:
+    """Say a number of things, such as "1 image" or "1,437 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def best_size(shapes: Sequence[Shape]) -> tuple[int, int]:
     """Choose the (H, W) that images of these shapes, at least one, are best converted to.
 
     Images of one size keep it, but for an odd row or column. Others become squares: the median of their shorter
@@ -29,7 +49,7 @@ def fitting_size(shapes: Sequence[Shape]) -> tuple[int, int]:
     return side, side
 
 
-def conversion(source: str, size: tuple[int, int], *, skip: bool = False) -> str:
+def convert_command(source: str, size: tuple[int, int], *, skip: bool = False) -> str:
     """Write the command that converts a source to this (H, W); `skip` leaves out what cannot be read."""
     height, width = size
     sides = f"--size {width}" if height == width else f"--size {width} --height {height}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onefold.errors import UserError
 
 
-def natural(text: str) -> tuple[list[str | tuple[int, str]], str]:
+def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
     """Make a sort key in which numbers inside a text count as numbers: "9" < "10" < "a2" < "a10"."""
     parts: list[str | tuple[int, str]] = []
     for position, part in enumerate(re.split("([0-9]+)", text)):
@@ -22,7 +22,7 @@ def natural(text: str) -> tuple[list[str | tuple[int, str]], str]:
     return parts, text
 
 
-def arrange(
+def order_by_class(
     source: str, names: Sequence[str], *, packed: bool = False
 ) -> tuple[list[int], NDArray[np.int64], tuple[str, ...]]:
     """Put files in order and find their classes from the folders that they lie in.
@@ -50,17 +50,15 @@ def arrange(
             "is a class, so move the images at the top into one, or all images to the top"
         )
     if not depths or depths[0] == 1:
-        order = sorted(range(len(names)), key=lambda k: natural(names[k]))
+        order = sorted(range(len(names)), key=lambda k: natural_key(names[k]))
         return order, np.zeros(len(names), dtype=np.int64), ()
-    class_names = tuple(sorted({path[0] for path in paths}, key=natural))
+    class_names = tuple(sorted({path[0] for path in paths}, key=natural_key))
     number = {name: k for k, name in enumerate(class_names)}
-    order = sorted(range(len(names)), key=lambda k: (number[paths[k][0]], natural(paths[k][1])))
+    order = sorted(range(len(names)), key=lambda k: (number[paths[k][0]], natural_key(paths[k][1])))
     return order, np.array([number[paths[k][0]] for k in order], dtype=np.int64), class_names
 
 
-def number_labels(
-    source: str, values: Sequence[object] | NDArray[np.generic]
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def number_labels(source: str, values: object) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Map integers or words, one per image, to 0…K−1 in sorted order; their names are what they were.
 
     Returns labels, int64 (n,), and K names. Raises UserError when the values are neither or not a list.
@@ -79,7 +77,7 @@ def number_labels(
     found, labels = np.unique(array, return_inverse=True)
     names = [str(name) for name in found.tolist()]
     if array.dtype.kind == "U":  # numpy sorts "10" before "9"
-        order = sorted(range(len(names)), key=lambda k: natural(names[k]))
+        order = sorted(range(len(names)), key=lambda k: natural_key(names[k]))
         rank = np.empty(len(names), dtype=np.int64)
         rank[order] = np.arange(len(names))
         labels, names = rank[labels], [names[k] for k in order]
