@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-
 from onefold.flops import training_flops
+
 from onefold.networks.base import build
 from onefold.studies import collapse, run_study
 from onefold.studies.table import trial_numbers

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from onefold.flops import sampling_flops
 
 import onefold
 from onefold.compute import Precision, resolve_device, sampling_context
-from onefold.flops import sampling_flops
 from onefold.networks.base import build
 from onefold.training.config import Config
 from timing import machine, seconds_of, table, taking_turns, write

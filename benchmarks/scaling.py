@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from onefold.flops import training_flops
 
 import onefold
 from onefold.compute import resolve_device
-from onefold.flops import training_flops
 from onefold.training.config import Config
 from onefold.training.engine import resolved
 from onefold.training.loop import training_step

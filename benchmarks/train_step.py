@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from onefold.flops import training_flops
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
@@ -36,7 +37,6 @@ import onefold
 from health import random_images
 from onefold.compute import eager, resolve_device
 from onefold.data import Loader
-from onefold.flops import training_flops
 from onefold.networks.base import Network
 from onefold.objectives.self_distillation import (
     Draws,

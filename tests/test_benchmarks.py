@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onefold.flops import training_flops
 
 import data
 import sampling
@@ -15,7 +16,6 @@ import timing
 import train_step
 from helpers_runs import batch, differing, fresh, tensors, tiny
 from onefold.data import open_dataset, read_all
-from onefold.flops import training_flops
 from onefold.training.config import Config
 from onefold.training.loop import training_step
 from onefold.training.state import TrainingState

@@ -17,11 +17,13 @@ from helpers_runs import batch, differing, fresh, newest, tensors, tiny
 from onefold.cli import run as command
 from onefold.errors import UserError
 from onefold.networks.one_network import OneFold
-from onefold.training import state as states
+from onefold.training import checkpoint
+from onefold.training.checkpoint import checkpoints, restore, save
 from onefold.training.config import Config
-from onefold.training.loop import train, training_step
+from onefold.training.loop import train
 from onefold.training.run import Run
-from onefold.training.state import Counters, Skips, TrainingState, checkpoints, load, save
+from onefold.training.state import Counters, Skips, TrainingState
+from onefold.training.step import training_step
 
 CPU = torch.device("cpu")
 FILES = ["network.safetensors", "average-0.safetensors", "average-1.safetensors", "optimizer.safetensors", "state.json"]
@@ -43,6 +45,13 @@ def stepped(config: Config, steps: int) -> TrainingState:
     state = fresh(config)
     for k in range(steps):
         training_step(state, *batch(start=16 * k), config)
+    return state
+
+
+def loaded_from(config: Config, path: Path) -> TrainingState:
+    """A state of its own with what a checkpoint holds."""
+    state = fresh(config)
+    restore(state, config, path)
     return state
 
 
@@ -72,7 +81,7 @@ def test_there_and_back_to_the_bit(tmp_path: Path, optimizer: str, steps: int):
     state.counters.rollbacks, state.skips = 1, Skips(CPU, 5, 2)
     path = save(state, config, tmp_path)
     assert path == tmp_path / "checkpoints" / f"{16 * steps:09d}"
-    loaded = load(config, path, CPU)
+    loaded = loaded_from(config, path)
     expected = Counters(images=16 * steps, skipped=5, skipped_in_row=2, rollbacks=1)
     assert loaded.counters == state.counters == expected
     assert loaded.read_skips() == 2
@@ -103,7 +112,7 @@ def test_complete_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         written.append(path.name)
         assert not (path.parent / "COMPLETE").exists()
 
-    monkeypatch.setattr(states, "save_file", save_file_and_look)
+    monkeypatch.setattr(checkpoint, "save_file", save_file_and_look)
     save(stepped(config, 1), config, tmp_path)
     assert set(written) == {name for name in FILES if name != "state.json"}
 
@@ -179,7 +188,7 @@ def test_an_incomplete_checkpoint_cannot_be_loaded_by_name(run: Run):
     path = run.folder / "checkpoints" / "000000160"
     missing_file(path)
     with pytest.raises(UserError, match="incomplete"):
-        load(run.config, path, CPU)
+        loaded_from(run.config, path)
 
 
 def test_folders_with_other_names_are_passed_over(run: Run):
@@ -280,7 +289,7 @@ def test_a_foreign_checkpoint_is_refused(run: Run, change: Callable[[Path], None
     change(path)
     signed(path)
     with pytest.raises(UserError) as caught:
-        load(run.config, path, CPU)
+        loaded_from(run.config, path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError):
@@ -292,7 +301,7 @@ def test_the_state_of_another_optimizer_is_refused(run: Run):
     path = run.folder / "checkpoints" / "000000160"
     other = run.config.with_changes({"training.optimizer": "adamw"})
     with pytest.raises(UserError) as caught:
-        load(other, path, CPU)
+        loaded_from(other, path)
     assert "\n" not in str(caught.value)
 
 
@@ -363,13 +372,13 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path: Path, monkeypatc
             save(state, config, tmp_path)
     is_a_help(caught.value, tmp_path)
     assert first in checkpoints(tmp_path)
-    assert differing(tensors(load(config, first, CPU)), before) == []
+    assert differing(tensors(loaded_from(config, first)), before) == []
     assert differing(OneFold.from_pretrained(tmp_path).state_dict(), model) == []
     assert leftovers(tmp_path) == []
 
     second = save(state, config, tmp_path)  # there is room again
     assert checkpoints(tmp_path) == [first, second]
-    assert differing(tensors(load(config, second, CPU)), tensors(state)) == []
+    assert differing(tensors(loaded_from(config, second)), tensors(state)) == []
 
 
 @pytest.mark.parametrize("place", ["onefold.training.log.RunLog.write", "onefold.pictures.grids.save_png"])

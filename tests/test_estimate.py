@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onefold.training.stages import Stage
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +21,6 @@ from onefold.estimate import estimate
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config
 from onefold.training.loop import training_step
-from onefold.training.stages import Stage
 from onefold.training.state import TrainingState
 
 CIFAR = {"width": 96, "depth": 2, "heads": 3}

@@ -13,7 +13,8 @@ from helpers_runs import differing, fresh, newest, tensors, tiny
 from onefold.data import open_dataset
 from onefold.networks.base import Network
 from onefold.objectives.diagnosis import variance_term, velocity_of
-from onefold.objectives.self_distillation import Losses, SelfDistillation, denoising_error, draw, self_distillation
+from onefold.objectives.losses import Losses
+from onefold.objectives.self_distillation import SelfDistillation, denoising_error, draw, self_distillation
 from onefold.paths import Linear, noised, per_token
 from onefold.training import health
 from onefold.training.config import Config
@@ -179,7 +180,7 @@ def test_the_cosine_of_losses_that_agree_and_of_those_that_do_not(monkeypatch: p
     def constructed(network, target, x, y, draws, objective) -> Losses:
         half = sum(p.square().sum() for p in network.trunk.parameters()) / 2
         total = objective.reconstruction_weight * half + objective.denoising_weight * sign * 3 * half
-        return Losses(total, {}, torch.zeros(()))
+        return Losses(total, {})
 
     monkeypatch.setattr(health, "self_distillation", constructed)
     values = gradients(state.network, state.averages[0], fixed, config.objective)

@@ -13,10 +13,11 @@ import pytest
 from helpers_runs import differing, log, newest, tiny
 from onefold.cli import run as command
 from onefold.training import loop
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.loop import Interrupted, train
+from onefold.training.interruption import Interrupted
+from onefold.training.loop import train
 from onefold.training.run import Run, load_run
-from onefold.training.state import checkpoints
 
 TESTS = Path(__file__).parent
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}

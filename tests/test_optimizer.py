@@ -1,27 +1,26 @@
-"""Muon against singular values and PyTorch's own, the schedule, and who optimises what."""
+"""Muon against singular values and PyTorch's own, and who optimises what."""
 
 import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from conftest import randomised
 from onefold.networks import NetworkConfig, OneFold
+from onefold.schedule import Schedule
 from onefold.training import optimizer as optimizer_module
-from onefold.training.config import TrainingConfig
+from onefold.training.config import Config, TrainingConfig
 from onefold.training.optimizer import (
     Muon,
     build_optimizers,
     guarded_step,
     orthogonalised,
-    rate_factor,
     set_rates,
 )
+from onefold.training.phases import phases_of
 
 SHAPES = pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (1, 12), (33, 7)])
 
@@ -135,7 +134,7 @@ def held(network: OneFold, optimizers: list[Optimizer]) -> dict[str, Tensor]:
 def begun(kind: str, steps: int) -> tuple[OneFold, list[Optimizer]]:
     """A network after some guarded steps, and its optimisers."""
     network = randomised(OneFold(NETWORK))
-    optimizers = build_optimizers(network, TrainingConfig(optimizer=kind, weight_decay=0.1))
+    optimizers = build_optimizers(network, Schedule(optimizer=kind, weight_decay=0.1))
     for step in range(steps):
         pull(network, step)
         guarded_step(network, optimizers, clip=1e9)
@@ -235,7 +234,7 @@ def test_where_a_device_s_adamw_does_not_know_of_skips_the_host_asks(monkeypatch
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_every_parameter_is_in_one_group_of_one_optimizer(kind: str):
     network = OneFold(NETWORK)
-    optimizers = build_optimizers(network, TrainingConfig(optimizer=kind))
+    optimizers = build_optimizers(network, Schedule(optimizer=kind))
     assert [type(o).__name__ for o in optimizers] == (["AdamW"] if kind == "adamw" else ["AdamW", "Muon"])
     held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in network.parameters())
@@ -244,7 +243,7 @@ def test_every_parameter_is_in_one_group_of_one_optimizer(kind: str):
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_matrices_decay_and_vectors_embeddings_and_offsets_do_not(kind: str):
     network = OneFold(NETWORK)
-    config = TrainingConfig(optimizer=kind, weight_decay=0.3, learning_rate=0.01, muon_rate=0.2, betas=(0.8, 0.9))
+    config = Schedule(optimizer=kind, weight_decay=0.3, learning_rate=0.01, muon_rate=0.2, betas=(0.8, 0.9))
     names = {id(p): name for name, p in network.named_parameters()}
     for optimizer in build_optimizers(network, config):
         muon = isinstance(optimizer, Muon)
@@ -262,8 +261,8 @@ def test_matrices_decay_and_vectors_embeddings_and_offsets_do_not(kind: str):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_muon_iterates_in_the_precision_of_the_run_and_keeps_float32(precision: str):
     network = randomised(OneFold(NETWORK))
-    config = TrainingConfig(optimizer="muon", precision=precision)
-    _, muon = build_optimizers(network, config)
+    config = Config(training=TrainingConfig(optimizer="muon", precision=precision))
+    _, muon = phases_of(config)[0].optimizers(network)
     assert muon.param_groups[0]["dtype"] == getattr(torch, precision)
     for p in muon.param_groups[0]["params"]:
         p.grad = torch.randn_like(p)
@@ -278,52 +277,19 @@ def test_steps_reach_every_parameter_that_has_a_gradient(kind: str):
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for p in network.parameters():
         p.grad = torch.randn_like(p)
-    for optimizer in build_optimizers(network, TrainingConfig(optimizer=kind)):
+    for optimizer in build_optimizers(network, Schedule(optimizer=kind)):
         optimizer.step()
     assert all((p != before[name]).all() for name, p in network.named_parameters())
 
 
-# --- the schedule ---
-
-PLAN = TrainingConfig(images=10_000, batch=100, warmup=1000, decay=0.4, final_rate=0.1)
-
-
-@pytest.mark.parametrize(
-    ("images", "factor"),
-    [(0, 0.1), (100, 0.2), (900, 1), (1000, 1), (6000, 1), (7000, 0.775), (8000, 0.55), (10_000, 0.1), (11_000, 0.1)],
-)
-def test_rate_by_hand(images: int, factor: float):
-    assert rate_factor(images, PLAN) == pytest.approx(factor)
-
-
-def test_cosine_decay_by_hand():
-    plan = TrainingConfig(images=10_000, batch=100, warmup=0, decay=0.5, decay_shape="cosine")
-    found = [rate_factor(images, plan) for images in (0, 5000, 6250, 7500, 8750, 10_000)]
-    assert found == pytest.approx([1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0], abs=1e-12)
-
-
-def test_without_warmup_and_decay_the_rate_is_constant():
-    plan = TrainingConfig(images=1000, batch=100, warmup=0, decay=0)
-    assert {rate_factor(images, plan) for images in range(0, 1001, 100)} == {1.0}
-
-
-@given(st.integers(0, 10_000), st.sampled_from(["linear", "cosine"]), st.floats(0, 1), st.floats(0, 1))
-def test_rates_lie_between_the_ends_and_fall_after_warmup(images: int, shape: str, decay: float, final: float):
-    plan = TrainingConfig(images=10_000, batch=100, warmup=1000, decay=decay, decay_shape=shape, final_rate=final)
-    assert 0 <= rate_factor(images, plan) <= 1 + 1e-12
-    if images >= 1000:
-        assert final - 1e-12 <= rate_factor(images + 50, plan) <= rate_factor(images, plan) + 1e-12
-    assert rate_factor(images, plan) == rate_factor(images, plan)
+# --- rates ---
 
 
 def test_rates_are_set_without_memory():
     network = OneFold(NETWORK)
-    optimizers = build_optimizers(network, TrainingConfig(optimizer="muon"))
-    for images in (8000, 0, 10_000, 0):
-        config = TrainingConfig(
-            images=10_000, batch=100, warmup=1000, decay=0.4, optimizer="muon", learning_rate=0.01, muon_rate=0.2
-        )
-        factor = set_rates(optimizers, images, config)
-        assert factor == rate_factor(images, config)
+    schedule = Schedule(optimizer="muon", learning_rate=0.01, muon_rate=0.2)
+    optimizers = build_optimizers(network, schedule)
+    for factor in (0.5, 0.1, 0.0, 0.1, 1.0):
+        set_rates(optimizers, factor)
         rates = {type(o): {group["lr"] for group in o.param_groups} for o in optimizers}
         assert rates == {torch.optim.AdamW: {0.01 * factor}, Muon: {0.2 * factor}}

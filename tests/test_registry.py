@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onefold.flops import sampling_flops, training_flops
 from torch import Tensor, nn
 
 import onefold
@@ -13,7 +14,6 @@ from conftest import randomised
 from helpers_runs import differing, log, tiny
 from onefold.cli import run as command
 from onefold.errors import UserError
-from onefold.flops import sampling_flops, training_flops
 from onefold.networks import (
     NETWORKS,
     Network,

@@ -12,13 +12,12 @@ from torch import Tensor
 from conftest import randomised
 from onefold.errors import UserError
 from onefold.networks import NetworkConfig, OneFold
+from onefold.objectives.losses import Span, each_tensor, perceptual_error, reconstruction_error
 from onefold.objectives.self_distillation import (
-    Draws,
+    DenoisingDraws,
     SelfDistillation,
     denoising_error,
     draw,
-    perceptual_error,
-    reconstruction_error,
     self_distillation,
 )
 from onefold.paths import TimeDistribution
@@ -44,7 +43,7 @@ class Case:
             self.network.double()
             self.target.double()
             self.x = self.x.double()
-            self.draws = Draws(*(v.double() if v.is_floating_point() else v for v in self.draws))
+            self.draws = each_tensor(self.draws, lambda v: v.double() if v.is_floating_point() else v)
 
     def change(self, **changes: object) -> "Case":
         self.objective = dataclasses.replace(self.objective, **changes)
@@ -70,7 +69,7 @@ class Case:
             return self.network.encode(mirrored(self.x, self.draws))
 
 
-def mirrored(x: Tensor, draws: Draws) -> Tensor:
+def mirrored(x: Tensor, draws: DenoisingDraws) -> Tensor:
     return torch.stack([image.flip(-1) if flip else image for image, flip in zip(x, draws.mirrored, strict=True)])
 
 
@@ -260,7 +259,7 @@ def test_micro_batches_have_the_gradient_of_the_batch(n: int, sizes: tuple[int, 
         stop = start + size
         case.x, case.y, case.draws = x[start:stop], y[start:stop], draws.part(start, stop)
         for name, g in case.gradient().items():
-            total[name] = total.get(name, 0) + size / 6 * g
+            total[name] = total.get(name, 0) + g
         start = stop
     for name, g in whole.items():
         torch.testing.assert_close(total[name], g, atol=1e-10, rtol=1e-6, msg=name)
@@ -294,8 +293,6 @@ def test_parts_are_unweighted_and_without_gradient():
     expected = 0.25 * losses.parts["reconstruction"] + 3 * losses.parts["denoising"]
     torch.testing.assert_close(losses.total.detach(), expected)
     assert not any(part.requires_grad for part in losses.parts.values())
-    assert not losses.z.requires_grad
-    torch.testing.assert_close(losses.z, case.latents())
 
 
 def test_perceptual_part_is_listed_and_weighted():
@@ -329,14 +326,17 @@ def test_unconditional_networks_ignore_labels():
 # --- draws ---
 
 
-def drawn(batch: int = 20_000, seed: int = 0, **changes: object) -> Draws:
+def drawn(batch: int = 20_000, seed: int = 0, **changes: object) -> DenoisingDraws:
     return draw(SelfDistillation(**changes), batch, (1, 1), torch.Generator().manual_seed(seed))
 
 
 def test_draws_have_the_shapes_of_their_docstring():
-    d = draw(dataclasses.replace(OBJECTIVE, draws=4), 5, (6, 3), torch.Generator())
-    assert [v.shape for v in d] == [(5,), (5, 4), (5, 4, 6, 3), (5, 4), (5,), (5, 6, 3)]
-    assert all(torch.equal(a, b[1:3]) for a, b in zip(d.part(1, 3), d, strict=True))
+    *tensors, span = d = draw(dataclasses.replace(OBJECTIVE, draws=4), 5, (6, 3), torch.Generator())
+    assert [v.shape for v in tensors] == [(5,), (5, 4), (5, 4, 6, 3), (5, 4), (5,), (5, 6, 3)]
+    assert span == Span(0, 5, 5)
+    *cut, part = d.part(1, 3)
+    assert all(torch.equal(a, b[1:3]) for a, b in zip(cut, tensors, strict=True))
+    assert part == Span(1, 3, 5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
@@ -397,7 +397,7 @@ def test_times_of_a_batch_are_stratified_over_images_and_draws():
 
 def test_draws_come_from_the_generator_alone():
     a, b, c = (drawn(batch=4, seed=seed, flip=True, decoder_noise=0.5) for seed in (1, 1, 2))
-    assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True))
+    assert all(torch.equal(u, v) for u, v in zip(a[:-1], b[:-1], strict=True))
     assert not torch.equal(a.eps, c.eps)
     assert abs(a.eps.mean()) < 2
     eps = drawn().eps.flatten()

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import onefold
 from conftest import randomised
-from helpers_runs import batch, differing, log, newest, tensors, tiny
+from helpers_runs import batch, differing, fresh, log, newest, tensors, tiny
 from onefold.cli import run as command
-from onefold.data import open_dataset, read_all
+from onefold.data import Dataset, open_dataset, read_all
 from onefold.errors import UserError
-from onefold.flops import sampling_flops, training_flops
 from onefold.networks import Network, NetworkConfig, OneFold, build, parameter_shares
 from onefold.networks.base import forward_flops
 from onefold.networks.three_networks import Depths, ThreeNetworks, depths
@@ -22,12 +22,16 @@ from onefold.objectives.self_distillation import SelfDistillation, draw
 from onefold.objectives.two_stages import TwoStages, autoencoder, diffusion
 from onefold.pixels import to_float
 from onefold.recipes import RECIPES, recipe
-from onefold.training import loop, stages
+from onefold.training import latent_diffusion, loop
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.loop import training_step
-from onefold.training.optimizer import rate_factor
-from onefold.training.stages import enter, stage_at
-from onefold.training.state import TrainingState, checkpoints
+from onefold.training.interruption import Interruption
+from onefold.training.log import ImageProgress
+from onefold.training.loop import Trainer
+from onefold.training.phases import phase_at, phases_of, training_flops
+from onefold.training.run import Run
+from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 THREE = NetworkConfig(width=32, depth=3, heads=2, architecture="three_networks")
 ENCODER, DECODER = ("encoder.", "norm."), ("decoder.",)
@@ -46,8 +50,16 @@ def three(**changes: object) -> Config:
     return tiny(**changes)
 
 
-def fresh(config: Config) -> TrainingState:
-    return TrainingState.fresh(config, torch.device("cpu"))
+def trainer(state: TrainingState, config: Config, folder: Path) -> Trainer:
+    """What takes the steps of a run on the digits from this state."""
+    run = Run(folder, config, (open_dataset("digits"), open_dataset("digits:test")))
+    return Trainer(run, state, torch.device("cpu"), Interruption(), ImageProgress("", 1, quiet=True))
+
+
+def step(trainer: Trainer, images: int) -> None:
+    """Enter the phase that is due, and take a step on the digits from number `images` on."""
+    trainer.enter_phase()
+    training_step(trainer.state, *batch(start=images), trainer.config)
 
 
 def reached(net: Network, loss: Tensor) -> set[str]:
@@ -85,7 +97,8 @@ def test_or_each_has_the_compute_of_the_one():
     config = dataclasses.replace(THREE, depth=2, equal="compute")
     assert [len(trunk.blocks) for trunk in ThreeNetworks(config).trunks] == [2, 2, 2]
     one = dataclasses.replace(config, architecture="one_network")
-    assert sampling_flops(config, 50) == sampling_flops(one, 50) == 51 * forward_flops(one)
+    both = [each.kind.role_flops(each).sample(50) for each in (config, one)]
+    assert both == [51 * forward_flops(one)] * 2
 
 
 def test_too_few_blocks_are_refused_in_one_line():
@@ -96,9 +109,9 @@ def test_too_few_blocks_are_refused_in_one_line():
 def test_arithmetic_of_the_stages():
     deep = dataclasses.replace(THREE, depth=8, equal="compute")
     one = forward_flops(deep)
-    objective = SelfDistillation(draws=2)
-    assert training_flops(deep, objective, TwoStages(autoencoder=0.25)) == pytest.approx((0.25 * 6 + 0.75 * 7) * one)
-    whole = training_flops(dataclasses.replace(deep, architecture="one_network"), objective, TwoStages())
+    config = tiny(network=deep, objective__draws=2, stages__autoencoder=0.25, training__images=320)
+    assert training_flops(config) == pytest.approx((0.25 * 6 + 0.75 * 7) * one)
+    whole = training_flops(config.with_changes({"network.architecture": "one_network"}))
     assert whole == pytest.approx(13 * one)
 
 
@@ -220,25 +233,25 @@ def test_impossible_stages_are_refused_in_one_line(changes: dict[str, float]):
 
 def test_stages_are_a_function_of_the_images():
     one, config = tiny(), three(stages__autoencoder=0.25)
-    assert {stage_at(images, one) for images in (0, 80, 160)} == {("joint", 0, one.training)}
-    places = [stage_at(images, config) for images in (0, 31, 32, 160)]
-    found = [(stage.name, stage.start, stage.training.images) for stage in places]
+    (joint,) = {phase_at(images, one) for images in (0, 80, 160)}
+    assert (joint.name, joint.start, joint.schedule) == ("self_distillation", 0, one.training)
+    places = [phase_at(images, config) for images in (0, 31, 32, 160)]
+    found = [(phase.name, phase.start, phase.schedule.images) for phase in places]
     assert found == [("autoencoder", 0, 32)] * 2 + [("diffusion", 32, 128)] * 2
 
 
-def test_the_schedule_begins_anew_with_the_stage():
+def test_the_schedule_begins_anew_with_the_stage(tmp_path: Path):
     config = three()
-    state = fresh(config)
-    rates = []
+    run, rates = trainer(fresh(config), config, tmp_path), []
     for k in range(10):
-        enter(state, config, open_dataset("digits"))
-        training_step(state, *batch(start=16 * k), config)
-        rates.append(state.optimizers[0].param_groups[0]["lr"] / config.training.learning_rate)
+        step(run, 16 * k)
+        rates.append(run.state.optimizers["network"][0].param_groups[0]["lr"] / config.training.learning_rate)
     half = dataclasses.replace(config.training, images=80)
-    assert rates == pytest.approx([rate_factor(16 * k, half) for k in range(5)] * 2)
+    assert rates == pytest.approx([half.rate_factor(16 * k, 16) for k in range(5)] * 2)
     # An average of half-life 32 at 16 images: 0.1 · 16 images of ramp, of which a step of 16 leaves 2⁻¹⁰.
     first = fresh(config)
     first.counters.images = 80
+    first.enter(phases_of(config)[1])
     before = first.network.time.weight.clone()
     training_step(first, *batch(), config)
     moved = first.network.time.weight - before
@@ -246,9 +259,10 @@ def test_the_schedule_begins_anew_with_the_stage():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_what_a_stage_does_not_train_stays_as_it_is_to_the_bit(optimizer: str):
-    config, data = three(training__optimizer=optimizer), open_dataset("digits")
+def test_what_a_stage_does_not_train_stays_as_it_is_to_the_bit(optimizer: str, tmp_path: Path):
+    config = three(training__optimizer=optimizer)
     state = fresh(config)
+    run = trainer(state, config, tmp_path)
 
     def moved(steps: int) -> set[str]:
         before = {name: p.clone() for name, p in state.network.named_parameters()}
@@ -257,9 +271,9 @@ def test_what_a_stage_does_not_train_stays_as_it_is_to_the_bit(optimizer: str):
         assert all(p.grad is None for p in state.network.parameters())
         return {name.split(".")[0] for name in differing(before, dict(state.network.named_parameters()))}
 
-    enter(state, config, data)
+    run.enter_phase()
     assert moved(5) == {"encoder", "decoder"}
-    enter(state, config, data)
+    run.enter_phase()
     frozen = {name: value.clone() for name, value in state.network.state_dict().items()}
     assert moved(5) == {name[:-1] for name in DENOISER}
     for net in (state.network, *state.averages):
@@ -267,15 +281,16 @@ def test_what_a_stage_does_not_train_stays_as_it_is_to_the_bit(optimizer: str):
         assert differing({k: frozen[k] for k in kept}, {k: net.state_dict()[k] for k in kept}) == []
 
 
-def test_the_change_takes_over_the_average_and_measures_its_latents():
+def test_the_change_takes_over_the_average_and_measures_its_latents(tmp_path: Path):
     config, data = three(), open_dataset("digits")
     state = fresh(config)
+    run = trainer(state, config, tmp_path)
     for k in range(5):
-        enter(state, config, data)
-        training_step(state, *batch(start=16 * k), config)
+        step(run, 16 * k)
     published = {name: value.clone() for name, value in state.published.state_dict().items()}
     assert differing(published, state.network.state_dict())
-    enter(state, config, data)
+    run.enter_phase()
+    assert all(not optimizer.state for optimizer in state.optimizers["network"]), "moments begin anew"
     for net in (state.network, *state.averages):
         assert differing(published, net.state_dict()) == ["latent_mean", "latent_std"]
     with torch.no_grad():
@@ -285,13 +300,14 @@ def test_the_change_takes_over_the_average_and_measures_its_latents():
 
 
 @pytest.mark.parametrize("images", [0, 64, 96, 160])
-def test_elsewhere_nothing_is_entered(images: int):
+def test_elsewhere_nothing_is_entered(images: int, tmp_path: Path):
     for config in (tiny(), three()):
         state = fresh(config)
+        state.enter(phase_at(images, config))
         training_step(state, *batch(), config)
         state.counters.images = images
         before = tensors(state)
-        enter(state, config, open_dataset("digits"))
+        trainer(state, config, tmp_path).enter_phase()
         assert differing(before, tensors(state)) == []
 
 
@@ -347,15 +363,20 @@ def test_a_run_ends_with_normalised_latents(whole: onefold.Run):
     torch.testing.assert_close(z.std(0), torch.ones(4), atol=1e-4, rtol=0)
 
 
-def test_the_measured_images_are_spread_over_the_data(monkeypatch: pytest.MonkeyPatch):
+def test_the_measured_images_are_spread_over_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen: list[list[int]] = []
-    honest = stages.read_all
-    monkeypatch.setattr(stages, "read_all", lambda data, chosen: seen.append(chosen.tolist()) or honest(data, chosen))
-    monkeypatch.setattr(stages, "MEASURED", 10)
-    config, data = three(), open_dataset("digits")
-    state = fresh(config)
-    state.counters.images = 80
-    enter(state, config, data)
+    honest, data = latent_diffusion.read_all, open_dataset("digits")
+
+    def read(data: Dataset, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        seen.append(chosen.tolist())
+        return honest(data, chosen)
+
+    monkeypatch.setattr(latent_diffusion, "read_all", read)
+    monkeypatch.setattr(latent_diffusion, "MEASURED", 10)
+    config = three()
+    run = trainer(fresh(config), config, tmp_path)
+    run.state.counters.images = 80
+    run.enter_phase()
     assert seen == [[round(k * (len(data) - 1) / 9 - 0.499) for k in range(10)]]
 
 

@@ -16,10 +16,10 @@ from onefold.errors import UserError
 from onefold.pictures import grids
 from onefold.sampling import Sampler
 from onefold.training import loop
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config, DataConfig
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run, open_data
-from onefold.training.state import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,8 @@ def test_the_folder_holds_what_the_contract_says(run: Run):
 
 def test_config_json_holds_the_whole_configuration(run: Run):
     described = json.loads((run.folder / "config.json").read_text())
-    assert described.keys() == {"onefold", "commit", "config"}
+    assert described.keys() == {"onefold", "commit", "config", "extensions"}
+    assert described["extensions"] == []
     assert described["onefold"] == onefold.__version__
     assert described["commit"] is None or len(described["commit"]) == 40
     assert described["config"] == json.loads(settings.to_json(run.config))
