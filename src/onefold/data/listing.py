@@ -7,16 +7,18 @@ files may be broken. `open_dataset` builds a data set on it, `inspect` reports o
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.classes import number_labels
-from onefold.data.decode import Pixels, Shape, decode, header_shape, reason
+from onefold.data.classes import natural_key, number_labels
+from onefold.data.decode import FORMATS_TEXT, Pixels, Shape, decode, read_header, reason
 from onefold.data.messages import best_size, convert_command, count_text
 from onefold.errors import UserError
 
@@ -52,7 +54,8 @@ class Listing(ABC):
     """The images of a source, in their fixed order.
 
     `names` tells them apart in messages; `labels` is int64 (n,), all 0 when `class_names` is empty, or a function
-    that reads them when they are first asked for.
+    that reads them when they are first asked for. `rest` are the names of files that lie
+    there and are no images, and of folders, which end in a slash.
     """
 
     def __init__(
@@ -61,13 +64,17 @@ class Listing(ABC):
         names: Sequence[str],
         labels: NDArray[np.int64] | Callable[[], NDArray[np.int64]],
         class_names: tuple[str, ...],
+        rest: Sequence[str] = (),
     ) -> None:
         if len(names) == 0:
-            raise UserError(f"{source}: holds no images; onefold reads JPEG, PNG, WebP and BMP files")
+            files = [name for name in rest if not name.endswith("/")]
+            others = f", and there are only others ({suffix_counts(files)})" if files else ""
+            raise UserError(f"{source}: holds no images; onefold reads {FORMATS_TEXT} files{others}")
         self.source = source
         self.names = names
         self._labels = labels
         self.class_names = class_names
+        self._rest = rest
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -80,6 +87,21 @@ class Listing(ABC):
     @abstractmethod
     def image(self, index: int) -> Pixels:
         """Read image `index` as uint8 (H, W, C), not to be written into. Raises `Unreadable`."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What should be said about a source before it is used, a line each: files left out, and classes with them."""
+        files = [name for name in self._rest if not name.endswith("/")]
+        lines: list[str] = []
+        if files:
+            number = count_text(len(files), "file")
+            lines.append(f"{number} left out, for onefold does not read such files as images: {suffix_counts(files)}")
+        used = {name.rpartition("/")[0] for name in self.names}
+        depth = self.names[0].count("/")
+        folders = {name.rpartition("/")[0] for name in self._rest if name.count("/") == depth}
+        if empty := sorted(folders - used, key=natural_key):
+            lines.append(f"no class is made of {_shortened(empty)}, where there are no images that onefold reads")
+        return lines
 
     def item(self, index: int) -> tuple[Pixels, int]:
         """Read image `index` and its label. Raises `Unreadable`."""
@@ -133,9 +155,16 @@ class FileListing(Listing):
         labels: NDArray[np.int64],
         class_names: tuple[str, ...],
         read: ReadBytes,
+        rest: Sequence[str] = (),
     ) -> None:
-        super().__init__(source, names, labels, class_names)
+        super().__init__(source, names, labels, class_names, rest)
         self._read = read
+        self._is_deep = False
+
+    @property
+    def notes(self) -> list[str]:
+        deep = ["images with 16 bits per channel are read with 8"] if self._is_deep else []
+        return super().notes + deep
 
     def image(self, index: int) -> Pixels:
         # Decoders fail in many ways on broken data; for whoever reads the message they are all one.
@@ -147,12 +176,15 @@ class FileListing(Listing):
             raise Unreadable(self, self.names[index], reason(error)) from error
 
     def shape(self, index: int) -> Shape:
-        with suppress(Exception):  # broken, or a header longer than the head: the whole file will tell
-            return header_shape(self._read(index, _HEAD))
         try:
-            return header_shape(self._read(index, None))
+            try:
+                header = read_header(self._read(index, _HEAD))
+            except Exception:  # broken, or a header longer than the head: the whole file will tell
+                header = read_header(self._read(index, None))
         except Exception as error:
             raise Unreadable(self, self.names[index], reason(error)) from error
+        self._is_deep |= header.is_deep
+        return header.shape
 
     def content(self, index: int) -> bytes:
         try:
@@ -229,6 +261,16 @@ def _classes_of(source: str, count: int, values: object) -> tuple[NDArray[np.int
             f"{source}: {count_text(count)} but {count_text(len(labels), 'label')}; store one label per image"
         )
     return labels, class_names
+
+
+def suffix_counts(names: Sequence[str]) -> str:
+    """Say how many files have which suffix, such as ".heic (20), .txt (1), no suffix (3)"."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
+    return _shortened([f"{suffix} ({number:,})" for suffix, number in counts.most_common()])
+
+
+def _shortened(words: Sequence[str], most: int = 10) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
 
 
 def spread_indices(count: int, most: int) -> list[int]:
