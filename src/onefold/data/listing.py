@@ -25,6 +25,9 @@ from onefold.errors import UserError
 # Enough of a file to know its size: a camera's header with its preview has less than this.
 _HEAD = 1 << 17
 
+PARTS = ("train", "test", "val")
+"""Parts that a source may hold, by the names that choose one: mnist.npz:test."""
+
 HEADERS = 1000
 """Images whose headers tell, without reading all of a large set, what sizes there are."""
 
@@ -197,25 +200,39 @@ class ArrayListing(Listing):
     """Images that are an array already: uint8 (n, H, W, C)."""
 
     def __init__(
-        self, source: str, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]
+        self,
+        source: str,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        class_names: tuple[str, ...],
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__(source, [f"image {k}" for k in range(len(images))], labels, class_names)
-        self._images = images
+        self.images = images
+        self._notes = notes
+
+    @property
+    def notes(self) -> list[str]:
+        return list(self._notes)
 
     def image(self, index: int) -> Pixels:
-        return self._images[index]
+        return self.images[index]
 
     def shape(self, index: int) -> Shape:
-        height, width, channels = self._images.shape[1:]
+        height, width, channels = self.images.shape[1:]
         return height, width, channels
 
     def content(self, index: int) -> bytes:
         # The shape is part of it: 2×8 pixels are not 4×4 pixels.
-        return str(self.shape(index)).encode() + self._images[index].tobytes()
+        return str(self.shape(index)).encode() + self.images[index].tobytes()
 
 
-def list_arrays(source: str, images: NDArray[np.generic], values: object = None) -> ArrayListing:
+def list_arrays(
+    source: str, images: NDArray[np.generic], values: object = None, notes: Sequence[str] = ()
+) -> ArrayListing:
     """List the images of an array, uint8 (n, H, W, C) or (n, H, W); `values` are n integers or words, or None.
+
+    They may also be (n, 1), or one-hot: (n, K) with a single 1 in each row.
 
     Raises UserError when they are not uint8, or of shapes that do not fit.
     """
@@ -229,8 +246,11 @@ def list_arrays(source: str, images: NDArray[np.generic], values: object = None)
     if len(array) == 0:
         raise UserError(f"{source}: holds no images, for their array has shape {array.shape}; store at least one")
     if is_channels_first(array.shape[1:]):
-        raise UserError(f"{source}: images of shape {array.shape} look channels first; store them as (n, H, W, C)")
-    return ArrayListing(source, array, *_classes_of(source, len(array), values))
+        raise UserError(
+            f"{source}: images of shape {array.shape} look channels first; store them as (n, H, W, C), "
+            "by images.transpose(0, 2, 3, 1)"
+        )
+    return ArrayListing(source, array, *_classes_of(source, len(array), values), notes)
 
 
 def list_encoded(source: str, files: Sequence[bytes], values: object = None) -> FileListing:
@@ -248,19 +268,38 @@ def list_encoded(source: str, files: Sequence[bytes], values: object = None) -> 
 
 def is_channels_first(shape: Sequence[int]) -> bool:
     """Whether the shape of an image, given as (H, W, C), is more likely (C, H, W)."""
-    return shape[0] <= 4 < min(shape[1:])
+    first, *sides = shape
+    # Few channels before two sides; or more, as satellites have, before equal and larger ones.
+    return first <= 4 < min(sides) or first < sides[0] == sides[1] > 4
 
 
 def _classes_of(source: str, count: int, values: object) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Number the classes of `count` images. Raises UserError when `values` are not one for each."""
     if values is None:
         return np.zeros(count, dtype=np.int64), ()
-    labels, class_names = number_labels(source, values)
+    array = np.asarray(values) if isinstance(values, np.ndarray) else None
+    if array is not None and array.ndim == 2 and array.shape[1] == 1:
+        values = array[:, 0]
+    if array is not None and array.ndim == 2 and array.shape[1] > 1 and _is_one_hot(array):
+        labels, class_names = array.argmax(axis=1).astype(np.int64), tuple(map(str, range(array.shape[1])))
+    else:
+        labels, class_names = number_labels(source, values)
     if len(labels) != count:
         raise UserError(
             f"{source}: {count_text(count)} but {count_text(len(labels), 'label')}; store one label per image"
         )
     return labels, class_names
+
+
+def _is_one_hot(array: NDArray[np.generic]) -> bool:
+    numbers = array.dtype.kind in "biuf"
+    return numbers and bool(((array == 0) | (array == 1)).all() and (array.sum(axis=1, dtype=np.float64) == 1).all())
+
+
+def part_of(source: str) -> str | None:
+    """Give the part of a source that is named after a colon, such as test in mnist.npz:test."""
+    _, colon, part = source.rpartition(":")
+    return part if colon and part in PARTS else None
 
 
 def suffix_counts(names: Sequence[str]) -> str:
