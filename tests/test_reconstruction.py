@@ -93,7 +93,7 @@ def test_any_number_of_images_fits_the_sheet(run: Run, tmp_path: Path, count: in
 
 
 def test_files_are_read_as_data_sets_read_them(coloured: Run, tmp_path: Path):
-    """A photo lies on its side in the file and says so; transparency is laid on white; 16 bits are refused."""
+    """A photo lies on its side in the file and says so; transparency is laid on white; 16 bits become 8."""
     upright = noise(4, 6, 3)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
@@ -102,11 +102,14 @@ def test_files_are_read_as_data_sets_read_them(coloured: Run, tmp_path: Path):
     assert (cells(tmp_path / "out.png", 4, 6)[0, 0] == upright).all()
 
 
-def test_sixteen_bits_are_refused(run: Run, tmp_path: Path):
+def test_sixteen_bits_become_eight_and_more_are_refused(run: Run, tmp_path: Path):
     deep = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match=r"deep\.png"):
-        write_reconstructions(run.folder, [tmp_path / "deep.png"], tmp_path / "out.png")
+    write_reconstructions(run.folder, [tmp_path / "deep.png"], tmp_path / "out.png")
+    assert (cells(tmp_path / "out.png", 8, 8)[0, 0].squeeze() == np.round(deep / 257)).all()
+    Image.fromarray(deep.astype(np.int32)).save(tmp_path / "deeper.tif")
+    with pytest.raises(UserError, match=r"deeper\.tif: cannot be read as an image \(more than 16 bits"):
+        write_reconstructions(run.folder, [tmp_path / "deeper.tif"], tmp_path / "out.png")
 
 
 def test_a_saved_network_will_do(run: Run, tmp_path: Path):

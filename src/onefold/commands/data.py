@@ -69,7 +69,7 @@ def convert(
     console.print(f"{done.path}: {count_text(done.written_count)} of {shape_text(done.image_shape)} (height × width)")
     if done.enlarged_count:
         console.print(f"{done.enlarged_count:,} of them were smaller and have been enlarged")
-    _report_skipped(done.skipped)
+    _report_skipped(done.skipped, done.notes)
 
 
 def stats(
@@ -104,7 +104,7 @@ def stats(
         out.parent.mkdir(parents=True, exist_ok=True)
         metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)
     console.print(f"{out}: mean and covariance of {extractor.width} features of {count_text(len(dataset))}")
-    _report_skipped(dataset.skipped)
+    _report_skipped(dataset.skipped, dataset.notes)
 
 
 def _check_statistics(path: Path) -> None:
@@ -115,6 +115,8 @@ def _check_statistics(path: Path) -> None:
         raise UserError(f"{path}: exists already and holds no statistics; choose another --out") from error
 
 
-def _report_skipped(names: Sequence[str]) -> None:
+def _report_skipped(names: Sequence[str], notes: Sequence[str] = ()) -> None:
+    for note in notes:
+        console.print(f"note: {note}")
     if names:
         console.print(f"{count_text(len(names), 'unreadable image')} left out: {', '.join(names)}")
