@@ -95,8 +95,9 @@ def train(
     with locked(folder):
         if not resume:
             create_folder(run)
-        for note in () if quiet else data_notes(run):
-            print(note)
+        notes = data_notes(run)
+        if notes and not quiet:
+            print("\n".join(notes))
         state = _begin(run, device, network)
         with (
             writing(folder),
