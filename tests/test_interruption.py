@@ -12,10 +12,10 @@ import pytest
 
 from helpers_runs import differing, log, newest, tiny
 from onefold.cli import run as command
+from onefold.errors import Interrupted
 from onefold.training import loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.interruption import Interrupted
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run
 

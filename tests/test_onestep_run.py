@@ -26,11 +26,10 @@ from data_images import noise
 from helpers_onestep import newest_of, one_step_from
 from helpers_runs import differing, log, tiny
 from onefold import cli, metrics
-from onefold.errors import TrainingAborted, UserError
+from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.metrics import Record
 from onefold.training import loop, onestep_watch
 from onefold.training.config import Config
-from onefold.training.loop import Interrupted
 from onefold.training.run import Run, load_run
 from onefold.training.state import Counters, TrainingState, checkpoints
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from onefold import cli
-from onefold.errors import TrainingAborted, UserError
+from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.files import locked
 from onefold.metrics import Record
 from onefold.networks.base import NetworkConfig
@@ -26,7 +26,6 @@ from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
 from onefold.studies.study import Trial, begin, check
 from onefold.training import loop
 from onefold.training.log import RunLog
-from onefold.training.loop import Interrupted
 from onefold.training.run import load_run
 
 TWO = ("naive", "ema")

@@ -1,7 +1,8 @@
 """The errors that reach a person.
 
 A `UserError` is wrong input: the command prints its single line and exits with 2. Its text names the file or
-option, says what is wrong and how to mend it. `TrainingAborted` is a training that cannot go on (exit code 3).
+option, says what is wrong and how to mend it. `TrainingAborted` is a training that cannot go on (exit code 3), and
+`Interrupted` one that a signal has ended (143 for SIGTERM, 130 for Ctrl-C).
 """
 
 import errno
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["TrainingAborted", "UserError", "reason", "writing"]
+__all__ = ["Interrupted", "TrainingAborted", "UserError", "reason", "writing"]
 
 
 class UserError(ValueError):
@@ -20,6 +21,14 @@ class UserError(ValueError):
 
 class TrainingAborted(RuntimeError):
     """Training met non-finite numbers or a collapse that it cannot leave. Exit code 3."""
+
+
+class Interrupted(Exception):
+    """A signal ended the training; what there was to save is saved. `signal` is its number."""
+
+    def __init__(self, signal: int, line: str) -> None:
+        super().__init__(line)
+        self.signal = signal
 
 
 def reason(error: BaseException) -> str:

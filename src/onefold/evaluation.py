@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from onefold import __version__, sampling
-from onefold.compute import Precision, sampling_context
+from onefold.compute import sampling_context
 from onefold.data import read_all
 from onefold.errors import UserError
 from onefold.extractor import extractor_for
@@ -43,6 +43,7 @@ from onefold.networks.base import Network
 from onefold.pictures.grids import encode_decode
 from onefold.pixels import to_float
 from onefold.sampling import Sampler
+from onefold.settings import Precision
 from onefold.training.run import Run, open_data
 from onefold.verifier import Verifier
 

@@ -1,21 +1,16 @@
-"""`onefold data inspect`, `convert` and `stats`."""
+"""`onefold data inspect`, `convert` and `stats`.
+
+What needs torch is imported where it is used, so that `--help` does without it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from tyro.conf import Positional
 
-from onefold import data, metrics
 from onefold.commands.terminal import console
-from onefold.data.messages import count_text, shape_text
-from onefold.data.source import check_output
 from onefold.errors import UserError, writing
-from onefold.extractor import extractor_for
-from onefold.pictures.grids import save_png
-from onefold.training.log import ImageProgress
-from onefold.training.run import load_run, open_data
 
 __all__ = ["convert", "inspect", "stats"]
 
@@ -30,6 +25,12 @@ def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = 
         all: Decode every image, not a sample of 2,000.
         sheet: Also write a contact sheet of 64 images to this PNG file.
     """
+    import numpy as np
+
+    from onefold import data
+    from onefold.data.source import check_output
+    from onefold.pictures.grids import save_png
+
     if sheet is not None:
         check_output(sheet, ".png", source)
     console.print("\n".join(data.describe(data.inspect(source, sample=None if all else 2000))))
@@ -63,6 +64,10 @@ def convert(
         overwrite: Replace an existing zip.
         quiet: No progress bar.
     """
+    from onefold import data
+    from onefold.data.messages import count_text, shape_text
+    from onefold.training.progress import ImageProgress
+
     with ImageProgress("converting", 1, quiet=quiet) as bar:
         wanted = size if height is None else (height, size)
         done = data.convert(source, out, wanted, unreadable=unreadable, overwrite=overwrite, progress=bar.of)
@@ -91,6 +96,12 @@ def stats(
         run: Take the features that `onefold evaluate` measures this run in: a small classifier of its training images.
         unreadable: Stop at an image that cannot be read, or leave it out.
     """
+    from onefold import data, metrics
+    from onefold.data.messages import count_text
+    from onefold.data.source import check_output
+    from onefold.extractor import extractor_for
+    from onefold.training.run import load_run, open_data
+
     if features is not None and run is not None:
         raise UserError("--run: cannot go with --features; choose one")
     check_output(out, ".safetensors", source)
@@ -109,6 +120,8 @@ def stats(
 
 def _check_statistics(path: Path) -> None:
     """Refuse to replace what is none: weights and feature extractors are .safetensors too."""
+    from onefold import metrics
+
     try:
         metrics.Moments.load(path)
     except UserError as error:
@@ -116,6 +129,8 @@ def _check_statistics(path: Path) -> None:
 
 
 def _report_skipped(names: Sequence[str], notes: Sequence[str] = ()) -> None:
+    from onefold.data.messages import count_text
+
     for note in notes:
         console.print(f"note: {note}")
     if names:

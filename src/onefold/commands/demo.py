@@ -6,7 +6,7 @@ from pathlib import Path
 from onefold.commands import tables
 from onefold.commands.terminal import console
 from onefold.data import open_dataset
-from onefold.errors import UserError
+from onefold.errors import Interrupted, UserError
 from onefold.evaluation import evaluate
 from onefold.metrics import Record
 from onefold.pictures import panels
@@ -15,7 +15,6 @@ from onefold.recipes import recipe
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.conversion import converted
-from onefold.training.interruption import Interrupted
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run
 
