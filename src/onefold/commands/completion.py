@@ -39,7 +39,9 @@ def check_shell(arguments: Sequence[str]) -> str:
 
 def options_in(help_text: str) -> list[str]:
     """The options that a command's `--help` lists, each at the start of a line, in their order."""
-    return list(dict.fromkeys(re.findall(r"^[│|]?\s*(?:-\w, )*(--[a-z][\w.-]*)", help_text, flags=re.MULTILINE)))
+    return list(
+        dict.fromkeys(re.findall(r"^[│|]?\s*(?:-\w(?: [A-Z]+)?, )*(--[a-z][\w.-]*)", help_text, flags=re.MULTILINE))
+    )
 
 
 def script(shell: str, options: Mapping[str, Sequence[str]]) -> str:
@@ -48,10 +50,7 @@ def script(shell: str, options: Mapping[str, Sequence[str]]) -> str:
         return _fish(options)
     start = "autoload -Uz bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     second = _second_words(options)
-    words = {
-        **{name: " ".join(names) for name, names in second.items()},
-        **{n: " ".join(o) for n, o in options.items()},
-    }
+    words = {name: " ".join(found) for name, found in {**second, **options}.items()}
     cases = "\n".join(f'            "{name}") words="{found}" ;;' for name, found in words.items())
     first = " ".join(dict.fromkeys(name.split()[0] for name in options))
     return start + BASH.format(first=first, groups=" | ".join(second), cases=cases)
