@@ -39,9 +39,8 @@ def check_shell(arguments: Sequence[str]) -> str:
 
 def options_in(help_text: str) -> list[str]:
     """The options that a command's `--help` lists, each at the start of a line, in their order."""
-    return list(
-        dict.fromkeys(re.findall(r"^[│|]?\s*(?:-\w(?: [A-Z]+)?, )*(--[a-z][\w.-]*)", help_text, flags=re.MULTILINE))
-    )
+    line = r"^[│|]?\s*(?:-\w(?: [A-Z]+)?, )*(--[a-z][\w.-]*)"
+    return list(dict.fromkeys(re.findall(line, help_text, flags=re.MULTILINE)))
 
 
 def script(shell: str, options: Mapping[str, Sequence[str]]) -> str:
