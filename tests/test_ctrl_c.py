@@ -34,8 +34,9 @@ class Command:
             start_new_session=True,
         )
 
-    def press(self) -> None:
-        os.killpg(self.process.pid, signal.SIGINT)
+    def press(self, *, alone: bool = False) -> None:
+        """Ctrl-C, or with `alone` a signal to the command itself and none of the processes that it has started."""
+        (os.kill if alone else os.killpg)(self.process.pid, signal.SIGINT)
 
     def end(self, code: int = 130) -> str:
         """Its last words: a single line."""
@@ -61,6 +62,22 @@ def test_in_the_first_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
     command.end()
 
 
+def test_while_a_module_loads_that_cannot_bear_it(tmp_path: Path):
+    """Some turn an exception amid their import into one of their own."""
+    touchy = (
+        "import time, pathlib, onefold.cli as cli\n"
+        "def load(name):\n"
+        f"    pathlib.Path({str(tmp_path / 'loads')!r}).touch()\n"
+        "    try: time.sleep(60)\n"
+        "    except BaseException: raise ImportError('broken')\n"
+        "cli.importlib.import_module = load"
+    )
+    command = Command("train", "digits", before=touchy)
+    command.wait_for(tmp_path / "loads")
+    command.press()
+    assert command.end() == "onefold: interrupted\n"
+
+
 def test_while_data_are_read(tmp_path: Path):
     slow = (
         "import time, pathlib, onefold.training.run as run\n"
@@ -75,7 +92,8 @@ def test_while_data_are_read(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules
-def test_while_it_compiles(tmp_path: Path):
+@pytest.mark.parametrize("alone", [False, True])
+def test_while_it_compiles(tmp_path: Path, alone: bool):
     """Nothing is trained yet: it ends at once, and the run can be begun again by --resume."""
     if not can_compile(resolve_device("cpu")):
         pytest.skip("nothing can be compiled here")
@@ -84,7 +102,7 @@ def test_while_it_compiles(tmp_path: Path):
     command.wait_for(tmp_path / "run" / "log.jsonl")
     time.sleep(3)
     start = time.perf_counter()
-    command.press()
+    command.press(alone=alone)
     assert command.end().endswith("run: stopped before its first checkpoint; go on with --resume\n")
     assert time.perf_counter() - start < 20  # it takes a second, on a machine that has nothing else to do
     assert not checkpoints(tmp_path / "run")

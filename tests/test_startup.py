@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from onefold import cli
+from onefold import cli, compute
 from onefold.commands.completion import options_in, script
 
 HEAVY = {"torch", "numpy", "matplotlib", "PIL", "huggingface_hub"}
@@ -103,3 +105,28 @@ def test_every_command_is_in_the_script(shell: str, capsys: pytest.CaptureFixtur
 def test_another_shell_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
     assert cli.run(["--print-completion", *words]) == 2
     assert capsys.readouterr().err == "onefold: --print-completion: give one of bash, zsh, fish\n"
+
+
+# --- what is chosen at the start --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("busy", [range(0), range(0, 8), range(10, 18)], ids=["idle", "busy at first", "busy later"])
+def test_a_busy_moment_does_not_choose_the_precision(monkeypatch: pytest.MonkeyPatch, busy: range):
+    """bf16 is three times as fast; of 18 products, in turns, eight in a row take up to 40 times as long."""
+    count = iter(range(100))
+
+    def seconds(a: torch.Tensor) -> float:
+        k = next(count)
+        return (1.0 if a.dtype == torch.bfloat16 else 3.0) * (5 * (k % 8 + 1) if k in busy else 1)
+
+    monkeypatch.setattr(compute, "_seconds_of_products", seconds)
+    assert compute.speed_up(torch.device("cpu")) == 3
+
+
+def test_a_run_before_its_first_checkpoint_has_no_model_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = json.dumps({"onefold": "0", "commit": None, "config": {}, "extensions": []})
+    (tmp_path / "config.json").write_text(config)
+    assert cli.run(["sample", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"onefold: {tmp_path}: no model yet")
+    assert said.count("\n") == 1
