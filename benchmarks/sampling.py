@@ -21,7 +21,6 @@ import tyro
 
 import onefold
 from onefold.compute import Precision, computing, resolve_device
-from onefold.flops import sampling_flops
 from onefold.networks.base import build
 from onefold.training.config import Config
 from timing import machine, seconds_of, table, taking_turns, write
@@ -54,7 +53,7 @@ def measured(
             "seconds_of_batch": many,
             "latency": median(one),
             "images_per_second": batch / median(many),
-            "flops_per_image": sampling_flops(config.network, k),
+            "flops_per_image": network.role_flops(config.network).sample(k),
         }
 
     settings = {"recipe": config.recipe, "precision": taken, "compiled": compiled, "batch": batch, "rounds": rounds}

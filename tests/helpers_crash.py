@@ -19,9 +19,9 @@ import numpy as np
 from data_images import noise
 from helpers_runs import log, tiny
 from onefold.networks.one_network import OneFold
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.loop import train
-from onefold.training.checkpoint import checkpoints
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.truncate"}
 

@@ -12,8 +12,8 @@ from onefold.data import open_dataset, read_all
 from onefold.pixels import to_float
 from onefold.recipes import recipe
 from onefold.training import ema
-from onefold.training.config import Config
 from onefold.training.checkpoint import checkpoints
+from onefold.training.config import Config
 from onefold.training.state import TrainingState
 
 TIMES = {"images_per_second", "peak_memory"}

@@ -219,7 +219,7 @@ def test_optional_and_variadic_values():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"training": {"bacth": 8}}', "training: unknown setting 'bacth'; TrainingConfig has images, batch"),
+        ('{"training": {"bacth": 8}}', "training: unknown setting 'bacth'; TrainingConfig has images, optimizer"),
         ('{"training": {"batch": "8"}}', "training: batch: '8' is not of type int"),
         ('{"objective": {"time": {"kind": "beta"}}}', "objective: time: kind: 'beta' is not one of 'uniform'"),
     ],
@@ -256,7 +256,7 @@ def test_a_group_may_be_changed_as_a_whole():
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"training.bacth": 8}, "training.bacth: no such setting; TrainingConfig has images, batch"),
+        ({"training.bacth": 8}, "training.bacth: no such setting; TrainingConfig has images, optimizer"),
         ({"trainin.batch": 8}, "trainin.batch: no such setting; Config has recipe, network"),
         ({"training.batch.size": 8}, "training.batch.size: batch is a single value and has no part 'size'"),
         ({"training.batch": "8"}, "training.batch: '8' is not of type int"),

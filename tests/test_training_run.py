@@ -13,8 +13,8 @@ from helpers_runs import differing, log, newest, tiny
 from onefold import settings
 from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
-from onefold.sampling import Sampler
 from onefold.pictures import grids
+from onefold.sampling import Sampler
 from onefold.training import loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config, DataConfig

@@ -81,7 +81,8 @@ def train(
         run = load_run(folder, data=data, test_data=test_data)
         run = replace(run, datasets=run.open_data())
         _check_fit(run)
-        run = run if images is None else extend(run, images)
+    elif images is not None:
+        raise UserError("images: makes a run longer that is resumed; a new one has training.images")
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
     else:
@@ -95,6 +96,8 @@ def train(
     with locked(folder):
         if not resume:
             create_folder(run)
+        elif images is not None:
+            run = extend(run, images)
         left_out = note_skipped(run)
         if left_out and not quiet:
             print(left_out)
