@@ -434,7 +434,9 @@ def test_resume_goes_on(run: Path, trained: Run, capsys: pytest.CaptureFixture[s
 
 def test_resume_of_a_finished_run_says_so(run: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
     assert call("train", "--resume", "--out", run) == 0
-    assert "run: already finished, at 160 images; --images with a larger number makes it longer" in capsys.readouterr().out
+    assert (
+        "run: already finished, at 160 images; --images with a larger number makes it longer" in capsys.readouterr().out
+    )
     assert differing(newest(run), newest(trained.folder)) == []
     assert call("train", "--resume", "--out", run, "--quiet") == 0
     assert capsys.readouterr().out == ""

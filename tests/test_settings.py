@@ -16,6 +16,7 @@ from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.paths import TimeDistribution
 from onefold.sampling import Sampler
+from onefold.schedule import Schedule
 from onefold.settings import from_json, override, to_json
 from onefold.training.config import Config, DataConfig, TrainingConfig
 
@@ -251,6 +252,13 @@ def test_a_group_may_be_changed_as_a_whole():
     training = TrainingConfig(batch=8)
     assert override(Config(), {"training": training}).training is training
     assert override(Config(), {"training": training, "training.seed": 3}).training == TrainingConfig(batch=8, seed=3)
+    schedule = Schedule(images=96)
+    own = override(Config(), {"onestep.schedule": schedule})  # a group that need not be there
+    assert own.onestep.schedule is schedule
+    assert override(own, {"onestep.schedule": None}) == Config()
+    assert from_json(Config, to_json(own), "config.json") == own
+    with pytest.raises(UserError, match=r"^onestep\.schedule: .* where a group of settings belongs"):
+        override(Config(), {"onestep.schedule": SelfDistillation()})
 
 
 @pytest.mark.parametrize(

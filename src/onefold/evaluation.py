@@ -26,7 +26,7 @@ from onefold.extractor import extractor_for
 from onefold.networks.base import Network
 from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
-from onefold.training.run import Run, open_data
+from onefold.training.run import Run
 from onefold.verifier import Verifier
 
 __all__ = ["SPLITS", "evaluate"]
@@ -78,7 +78,7 @@ def evaluate(
     sampler = sampler or run.config.sampler
     network = run.network.to(device)
     sampling.check_guidance(sampler.guidance, network.config.classes)
-    train, test = open_data(run.config.data)
+    train, test = run.open_data()
     extractor = extractor or extractor_for(train, say)
     count = min(images, len(train))
     if count < 4:
