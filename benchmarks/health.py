@@ -23,7 +23,7 @@ import torch
 import tyro
 
 import onefold
-from onefold.commands.terminal import hush
+from onefold.commands.terminal import discard
 from onefold.compute import resolve_device
 from onefold.data import Dataset, read_all
 from onefold.pixels import to_float
@@ -68,11 +68,11 @@ def measured(config: onefold.Config, steps: int, looks: int, folder: Path) -> di
 
     watch = HealthMonitor(Run(folder, config), data, device, warmup=training.warmup)
     line = {"images": training.batch, "peak_memory": 0}
-    looked = {**line, **watch.look(state, line, hush)}
+    looked = {**line, **watch.look(state, line, discard)}
     log = RunLog(folder / "log.jsonl", images=0)
     for images in range(training.log_every, training.images // 2, training.log_every):
         log.write(looked if images % training.health_every < training.log_every else line)
-    look_seconds = timed(lambda: watch.look(state, line, hush), looks)
+    look_seconds = timed(lambda: watch.look(state, line, discard), looks)
 
     step, look = median(step_seconds), median(look_seconds)
     return {

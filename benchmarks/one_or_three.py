@@ -17,7 +17,7 @@ import tyro
 
 from onefold.networks.base import build
 from onefold.studies import collapse, run_study
-from onefold.studies.table import numbers_of
+from onefold.studies.table import trial_numbers
 from onefold.training.phases import training_flops
 
 ARMS = ("ema", "three-networks", "three-networks-compute")
@@ -52,7 +52,7 @@ def main(
     study = collapse(data, budget=budget, seeds=seeds, arms=arms, draws=2, name="cifar10", images=images, changes=SMALL)
     rows: list[dict[str, Any]] = []
     for trial in run_study(study, out, jobs=jobs, say=print):
-        config, numbers = trial.config, numbers_of(trial)
+        config, numbers = trial.config, trial_numbers(trial)
         row: dict[str, Any] = {"arm": trial.arm.name, "seed": trial.seed}
         row["parameters"] = sum(p.numel() for p in build(config.network).parameters())
         row["training_flops_per_image"] = training_flops(config)

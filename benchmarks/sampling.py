@@ -20,7 +20,7 @@ import torch
 import tyro
 
 import onefold
-from onefold.compute import Precision, computing, resolve_device
+from onefold.compute import Precision, resolve_device, sampling_context
 from onefold.networks.base import build
 from onefold.training.config import Config
 from timing import machine, seconds_of, table, taking_turns, write
@@ -43,7 +43,7 @@ def measured(
         return lambda: seconds_of(lambda: network.sample(count, steps=steps, batch=count), device)
 
     turns = {f"{count} by {k}": sampled(count, k) for k in steps for count in (1, batch)}
-    with computing(network, device, precision=precision, compiled=compiled) as taken:
+    with sampling_context(network, device, precision=precision, compiled=compiled) as taken:
         times = taking_turns(turns, rounds)
 
     def found(k: int) -> dict[str, Any]:

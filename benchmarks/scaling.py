@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from onefold.flops import training_flops
 
 import onefold
 from onefold.compute import resolve_device

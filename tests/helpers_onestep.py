@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from onefold.training.critic import Duel
+from onefold.training.onestep import converted, onestep_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -12,8 +14,6 @@ from conftest import randomised
 from helpers_runs import batch, newest, tensors, tiny
 from onefold.networks.base import Network, build
 from onefold.training.config import Config
-from onefold.training.critic import Duel
-from onefold.training.onestep import converted, onestep_of
 from onefold.training.state import TrainingState
 
 SMALL = {

@@ -20,8 +20,8 @@ from onefold.networks.one_network import OneFold
 from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints, restore, save
 from onefold.training.config import Config
+from onefold.training.conversion import one_step_config
 from onefold.training.loop import train
-from onefold.training.one_step import one_step_config
 from onefold.training.phases import phases_of
 from onefold.training.run import Run
 from onefold.training.state import Counters, Skips, TrainingState

@@ -205,7 +205,7 @@ WRONG: list[tuple[str, str]] = [
     ("sample run --shift 0", "shift"),
     ("sample run --guidance nan", "guidance"),
     ("sample unconditional --guidance 2", "guidance: 2 needs classes"),
-    ("sample run --solver rk4", "--solver"),
+    ("sample run --solver rk4", "solver: 'rk4' is not one of 'euler', 'heun', 'renoise'"),
     ("sample run --n 2 --out file/x.png", "file/x.png"),
     ("sample run --n 2 --out folder", "folder"),
     ("sample run --n 2 --out x.xyz", "x.xyz"),

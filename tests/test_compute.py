@@ -9,7 +9,7 @@ import torch
 from conftest import randomised
 from helpers_runs import tiny
 from onefold import compute
-from onefold.compute import chosen, computing, preferred, speed_up
+from onefold.compute import precision_for_speed_up, resolve_precision, sampling_context, speed_up
 from onefold.errors import UserError
 from onefold.networks import NetworkConfig, OneFold
 from onefold.sampling import Sampler
@@ -25,7 +25,7 @@ def network() -> OneFold:
 
 
 def samples(network: OneFold, count: int = 5, **changes: object) -> np.ndarray:
-    with computing(network, CPU, **changes):
+    with sampling_context(network, CPU, **changes):
         return network.sample(count, steps=STEPS).astype(int)
 
 
@@ -37,10 +37,10 @@ def graphs() -> int:
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_compiled_samples_are_the_plain_ones(network: OneFold):
     """Within one level of 256, for any number of images without compiling again, and plain again afterwards."""
-    if not compute.try_compiled(CPU):
+    if not compute.can_compile(CPU):
         pytest.skip("nothing can be compiled here")
     plain, before = samples(network), graphs()
-    with computing(network, CPU, compiled=True):
+    with sampling_context(network, CPU, compiled=True):
         fast, compiled = network.sample(5, steps=STEPS).astype(int), graphs()
         few, more = network.sample(3, steps=STEPS), network.sample(9, steps=STEPS)
         assert graphs() == compiled > before
@@ -56,7 +56,7 @@ def test_compiled_samples_are_the_plain_ones(network: OneFold):
 @pytest.mark.parametrize(("precision", "depths"), [("float32", (2, 4)), ("bfloat16", (1, 3))])
 def test_a_deeper_network_compiles_no_more(precision: str, depths: tuple[int, int]):
     """All blocks are the same code, under autocast the first one too; in float32 its input is a view, another kind."""
-    if not compute.try_compiled(CPU):
+    if not compute.can_compile(CPU):
         pytest.skip("nothing can be compiled here")
     numbers: list[int] = []
     for depth in depths:
@@ -84,19 +84,19 @@ def test_bf16_samples_are_close(network: OneFold):
 def test_the_context_tells_the_precision(network: OneFold, monkeypatch: pytest.MonkeyPatch):
     for times, expected in ((0.0, "float32"), (1.9, "float32"), (2.0, "bfloat16")):
         monkeypatch.setattr(compute, "speed_up", lambda device, times=times: times)
-        with computing(network, CPU, precision="auto") as taken:
-            assert taken == chosen("auto", CPU) == expected
+        with sampling_context(network, CPU, precision="auto") as taken:
+            assert taken == resolve_precision("auto", CPU) == expected
             product = torch.ones(2, 2) @ torch.ones(2, 2)
             assert product.dtype == getattr(torch, expected)
 
 
 def test_products_are_measured():
     assert speed_up(CPU) > 0
-    assert preferred(0.0) == "float32"
+    assert precision_for_speed_up(0.0) == "float32"
 
 
 def test_long_trainings_are_compiled(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compute, "try_compiled", lambda device: True)
+    monkeypatch.setattr(compute, "can_compile", lambda device: True)
     found = [decide(tiny(training__images=n), CPU).training.compile for n in (160, 10**9)]
     assert found == ["no", "yes"]
 
@@ -111,7 +111,7 @@ def test_a_busy_machine_is_told_of(monkeypatch: pytest.MonkeyPatch, load: float,
 
 
 def test_where_nothing_compiles(network: OneFold, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compute, "try_compiled", lambda device: False)
+    monkeypatch.setattr(compute, "can_compile", lambda device: False)
     assert decide(tiny(training__images=10**9), CPU).training.compile == "no"
     with pytest.raises(UserError, match=r"^training\.compile: torch\.compile does not work here"):
         decide(tiny(training__compile="yes"), CPU)

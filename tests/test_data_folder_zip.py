@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_images import cut, encode, noise, png, write_folder, write_zip
-from onefold.data import inspect, open_dataset
+from onefold.data import convert, describe, holdout, inspect, open_dataset
 from onefold.data.listing import Unreadable
 from onefold.errors import UserError
 
@@ -64,7 +64,7 @@ def test_images_at_the_top_have_no_classes(write):
 
 def test_what_is_not_an_image_is_passed_over(write):
     litter = dict.fromkeys(
-        ["notes.txt", ".hidden.png", ".git/a.png", "__MACOSX/a/b/._0.png", "more/list.csv", "0.gif"], b"?"
+        ["notes.txt", ".hidden.png", ".git/a.png", "__MACOSX/a/b/._0.png", "more/list.csv", "0.heic"], b"?"
     )
     assert len(open_dataset(write(FLAT | litter))) == 12
 
@@ -131,10 +131,10 @@ def test_a_different_shape_beyond_the_headers_is_found_when_read(write, monkeypa
 BROKEN = {
     "cut.png": (cut(png(40, 40)), "truncated"),
     "empty.png": (b"", "empty"),
-    "text.png": (b"this is no image", "not a JPEG, PNG, WebP or BMP image"),
+    "text.png": (b"this is no image", "not a JPEG, PNG, "),
     "empty.jpg": (b"", "the file is empty"),
-    "eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG, PNG, WebP or BMP image"),
-    "deep.png": (encode(noise(40, 40).astype(np.uint16)), "more than 8 bits"),
+    "eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG, PNG, "),
+    "deep.png": (encode(noise(40, 40).astype(np.int32), "TIFF"), "more than 16 bits"),
 }
 
 
@@ -278,3 +278,61 @@ def test_cifar10():
     assert np.bincount(ds.labels).tolist() == [1000] * 10
     assert ds.class_names[:2] == ("airplane", "automobile")
     assert ds[9_999][0].shape == (32, 32, 3)
+
+
+def test_files_that_are_not_read_are_counted_and_lost_classes_named(write, tmp_path: Path):
+    files = {"cats/1.jpg": png(), "cats/2.heic": b"?", "cats/Thumbs.db": b"?", "dogs/1.heic": b"?", "dogs/2": b"?"}
+    files |= {"readme.TXT": b"?", ".hidden/1.heic": b"?", "cats/2.png": png()}
+    ds = open_dataset(write(files))
+    assert ds.class_names == () if ds.source.endswith(".zip") else ("cats",)
+    assert ds.notes == (
+        "4 files left out, for onefold does not read such files as images: .heic (2), no suffix (1), .txt (1)",
+        "no class is made of dogs, where there are no images that onefold reads",
+    )
+    assert holdout(ds, 0.5)[1].notes == ds.notes
+    assert inspect(ds.source).notes == ds.notes
+    assert f"note: {ds.notes[1]}" in describe(inspect(ds.source))
+    assert convert(ds.source, tmp_path / "new.zip", 4).notes == ds.notes
+    assert open_dataset(tmp_path / "new.zip").notes == ()
+
+
+def test_one_file_that_is_not_read(write):
+    ds = open_dataset(write(FLAT | {"list.csv": b"?"}))
+    assert ds.notes == ("1 file left out, for onefold does not read such files as images: .csv (1)",)
+
+
+def test_an_empty_folder_is_no_class_and_said(tmp_path: Path):
+    (tmp_path / "set/class11").mkdir(parents=True)
+    ds = open_dataset(write_folder(tmp_path / "set", CLASSES))
+    assert ds.classes == 2
+    assert ds.notes == ("no class is made of class11, where there are no images that onefold reads",)
+
+
+def test_what_there_is_instead_of_images_is_said(write):
+    with pytest.raises(UserError, match=r"reads JPEG.*, and there are only others \(\.heic \(1\), no suffix \(1\)\)"):
+        open_dataset(write({"1.heic": b"?", "2": b"?"}))
+
+
+def test_sixteen_bits_are_said_once(write):
+    deep = encode(noise(6, 5).astype(np.uint16) * 257)
+    ds = open_dataset(write({"1.png": deep, "2.png": deep}))
+    assert ds.notes == ("images with 16 bits per channel are read with 8",) == inspect(ds.source).notes
+    assert np.array_equal(ds[0][0][..., 0], noise(6, 5))
+    assert open_dataset(write({"1.png": encode(noise(6, 5)), "2.png": encode(noise(6, 5))})).notes == ()
+
+
+def test_a_zip_with_backslashes_has_classes(tmp_path: Path):
+    path = write_zip(tmp_path / "set.zip", {})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (CLASSES | {"class9/Thumbs.db": b"?", "__MACOSX/class9/1.png": b"?"}).items():
+            info = zipfile.ZipInfo()
+            info.filename = name.replace("/", "\\")
+            archive.writestr(info, data)
+    ds, same = open_dataset(path), open_dataset(write_zip(tmp_path / "same.zip", CLASSES))
+    assert (ds.class_names, ds.digest()) == (same.class_names, same.digest())
+    assert inspect(path).notes == ()
+
+
+def test_a_backslash_among_slashes_is_a_letter(tmp_path: Path):
+    ds = open_dataset(write_zip(tmp_path / "set.zip", {"a/1.png": png(), "b\\c/1.png": png()}))
+    assert ds.class_names == ("a", "b\\c")

@@ -1,4 +1,6 @@
+import gzip
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -64,6 +66,137 @@ def test_npz_errors(tmp_path: Path, arrays: dict[str, np.ndarray], text: str):
         open_dataset(source)
     assert str(error.value).startswith(f"{source}: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("keras", [True, False])
+def test_npz_with_parts(tmp_path: Path, keras: bool):
+    parts = ("train", "test") if keras else ("train", "val", "test")
+    arrays = {}
+    for k, part in enumerate(parts):
+        arrays[f"x_{part}" if keras else f"{part}_images"] = noise(5, 6, 6, seed=k)
+        labels = np.arange(5, dtype=np.uint8) % 3 + k
+        arrays[f"y_{part}" if keras else f"{part}_labels"] = labels if keras else labels[:, None]
+    source = str(npz(tmp_path, **arrays))
+    ds = open_dataset(source)
+    assert ds.notes == (f"of the parts {'train, test' if keras else 'train, test, val'}, train is read",)
+    assert (ds.class_names, ds.labels.tolist()) == (("0", "1", "2"), [0, 1, 2, 0, 1])
+    for k, part in enumerate(parts):
+        ds = open_dataset(f"{source}:{part}")
+        assert (ds.source, ds.notes) == (f"{source}:{part}", ())
+        assert np.array_equal(ds[4][0][..., 0], noise(5, 6, 6, seed=k)[4])
+        assert ds.class_names[0] == str(k)
+    if keras:
+        with pytest.raises(UserError, match=r"set\.npz:val: has no images of the part val \(found: x_train"):
+            open_dataset(f"{source}:val")
+
+
+def test_npz_with_images_beside_its_parts(tmp_path: Path):
+    ds = open_dataset(npz(tmp_path, images=noise(3, 4, 4), x_train=noise(2, 4, 4), x_test=noise(2, 4, 4)))
+    assert (len(ds), ds.notes) == (3, ())
+
+
+@pytest.mark.parametrize("images", ["images", "data"])
+@pytest.mark.parametrize("labels", ["labels", "label", "targets"])
+def test_npz_with_labels_by_other_names(tmp_path: Path, images: str, labels: str):
+    ds = open_dataset(npz(tmp_path, **{images: noise(3, 4, 4), labels: np.array([5, 2, 5])}))
+    assert (ds.class_names, ds.labels.tolist(), ds.notes) == (("2", "5"), [1, 0, 1], ())
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, bool])
+def test_npz_with_one_hot_labels(tmp_path: Path, kind: type):
+    ds = open_dataset(npz(tmp_path, images=noise(3, 4, 4), labels=np.eye(5)[[4, 0, 2]].astype(kind)))
+    assert (ds.classes, ds.labels.tolist()) == (5, [4, 0, 2])
+
+
+@pytest.mark.parametrize("labels", [np.full((3, 2), 1), np.full((3, 2), 0.5), np.zeros((3, 2), dtype=int)])
+def test_npz_with_labels_that_are_not_one_hot(tmp_path: Path, labels: np.ndarray):
+    with pytest.raises(UserError, match="labels must be one integer or word per image"):
+        open_dataset(npz(tmp_path, images=noise(3, 4, 4), labels=labels))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 1, 9, 8), (2, 12, 64, 64), (2, 13, 16, 16)])
+def test_channels_first_are_refused_with_the_cure(tmp_path: Path, shape: tuple[int, ...]):
+    with pytest.raises(UserError, match=r"look channels first; .* by images\.transpose\(0, 2, 3, 1\)$"):
+        open_dataset(npz(tmp_path, images=noise(*shape)))
+    assert open_dataset(npz(tmp_path, images=noise(*shape).transpose(0, 2, 3, 1))).image_shape[2] == shape[1]
+
+
+def test_npy(tmp_path: Path):
+    np.save(tmp_path / "set.npy", noise(3, 4, 5, 3))
+    ds = open_dataset(tmp_path / "set.npy")
+    assert (len(ds), ds.image_shape, ds.classes) == (3, (4, 5, 3), 0)
+    assert np.array_equal(ds[2][0], noise(3, 4, 5, 3)[2])
+
+
+@pytest.mark.parametrize("kind", ["text", "objects", "archive"])
+def test_npy_that_is_none(tmp_path: Path, kind: str):
+    path = tmp_path / "set.npy"
+    if kind == "text":
+        path.write_bytes(b"no npy")
+    elif kind == "objects":
+        np.save(path, np.array([{}, {}]))
+    else:
+        np.savez(tmp_path / "set.npz", images=noise(3, 4, 4))
+        (tmp_path / "set.npz").rename(path)
+    with pytest.raises(UserError, match=r"set\.npy: not a \.npy file of a plain array; write it with numpy\.save"):
+        open_dataset(path)
+
+
+def idx(values: np.ndarray, kind: int = 8) -> bytes:
+    return struct.pack(f">HBB{values.ndim}I", 0, kind, values.ndim, *values.shape) + values.tobytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_and_their_folder(tmp_path: Path, packed: bool):
+    pack, end = (gzip.compress, ".gz") if packed else (bytes, "")
+    for k, part in enumerate(("train", "t10k")):
+        labels = np.arange(5, dtype=np.uint8) % (3 - k)
+        (tmp_path / f"{part}-images-idx3-ubyte{end}").write_bytes(pack(idx(noise(5, 6, 7, seed=k))))
+        (tmp_path / f"{part}-labels-idx1-ubyte{end}").write_bytes(pack(idx(labels)))
+    whole, train, test = (open_dataset(str(tmp_path) + part) for part in ("", ":train", ":test"))
+    file = open_dataset(tmp_path / f"train-images-idx3-ubyte{end}")
+    assert whole.notes == ("of the parts train and test, train is read",)
+    assert whole.digest() == train.digest() == file.digest()
+    assert train.notes == test.notes == file.notes == ()
+    assert (train.image_shape, train.classes, test.classes, test.source) == ((6, 7, 1), 3, 2, f"{tmp_path}:test")
+    assert np.array_equal(test[3][0][..., 0], noise(5, 6, 7, seed=1)[3])
+    assert test.labels.tolist() == [0, 1, 0, 1, 0]
+    with pytest.raises(UserError, match="has no images of the part val; name another one"):
+        open_dataset(f"{tmp_path}:val")
+    with pytest.raises(UserError, match=r"holds no images, but values of shape \(5,\); give the file of the images"):
+        open_dataset(tmp_path / f"train-labels-idx1-ubyte{end}")
+    (tmp_path / f"train-labels-idx1-ubyte{end}").unlink()
+    alone = open_dataset(tmp_path / f"train-images-idx3-ubyte{end}")
+    assert (alone.classes, alone.notes) == (
+        0,
+        (f"there are no labels, for there is no file train-labels-idx1-ubyte{end} beside it",),
+    )
+
+
+@pytest.mark.parametrize(("end", "other"), [("", ".gz"), (".gz", "")])
+def test_idx_labels_may_be_packed_otherwise(tmp_path: Path, end: str, other: str):
+    pack = {"": bytes, ".gz": gzip.compress}
+    (tmp_path / f"images-ubyte{end}").write_bytes(pack[end](idx(noise(2, 3, 4))))
+    (tmp_path / f"labels-ubyte{other}").write_bytes(pack[other](idx(np.array([7, 5], dtype=np.uint8))))
+    ds = open_dataset(tmp_path / f"images-ubyte{end}")
+    assert (ds.class_names, ds.labels.tolist()) == (("5", "7"), [1, 0])
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0", idx(noise(2, 3, 4))[:-1], idx(noise(2, 3, 4), kind=9), b"PNG" * 9])
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_idx_that_is_none(tmp_path: Path, data: bytes, end: str):
+    for content in (data, gzip.compress(data)) if end else (data,):
+        (tmp_path / f"a-ubyte{end}").write_bytes(content)
+        with pytest.raises(UserError, match=r"a-ubyte.*: not a whole IDX file of bytes; copy or pack it again"):
+            open_dataset(tmp_path / f"a-ubyte{end}")
+
+
+def test_a_part_of_what_has_none(tmp_path: Path):
+    np.save(tmp_path / "set.npy", noise(3, 4, 4))
+    with pytest.raises(UserError, match=r"set\.npy has no part named test; give it without :test"):
+        open_dataset(f"{tmp_path / 'set.npy'}:test")
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_dataset(f"{tmp_path / 'none.npz'}:test")
 
 
 @pytest.mark.parametrize("data", [b"", b"no npz", b"PK\x03\x04 broken"])

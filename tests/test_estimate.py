@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers_runs import differing, fresh, tensors, tiny
 from onefold import estimate as estimates
 from onefold.commands import tables
-from onefold.compute import try_compiled
+from onefold.compute import can_compile
 from onefold.estimate import estimate
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config
@@ -191,7 +191,7 @@ def test_every_stage_of_three_networks_takes_real_steps(monkeypatch: pytest.Monk
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's own modules
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_a_compiled_measurement_says_so():
-    if not try_compiled(torch.device("cpu")):
+    if not can_compile(torch.device("cpu")):
         pytest.skip("nothing can be compiled here")
     cost = estimate(tiny(network__depth=1, training__compile="yes"), seconds=0.01)
     assert cost.measured is not None

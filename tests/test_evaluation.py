@@ -192,8 +192,8 @@ def generated_by(monkeypatch: pytest.MonkeyPatch, images: Tensor) -> None:
 
 def reference(run: Run, count: int, seed: int = 0) -> Tensor:
     training, _ = open_data(run.config.data)
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(training))[:count]
-    return read_all(training, chosen)[0]
+    indices = np.random.Generator(np.random.PCG64(seed)).permutation(len(training))[:count]
+    return read_all(training, indices)[0]
 
 
 def test_copies_of_training_images_are_found_out(run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -222,6 +222,13 @@ def test_noise_is_far_from_everything(run: Run, monkeypatch: pytest.MonkeyPatch,
     assert far["frechet"]["ratio"] > 5
 
 
+def test_one_real_image_again_and_again_is_precise_and_recalls_nothing(run: Run, monkeypatch: pytest.MonkeyPatch):
+    generated_by(monkeypatch, reference(run, 200)[:1].expand(200, -1, -1, -1))
+    repeated = evaluate(run, images=200)
+    assert repeated["precision"] == 1
+    assert repeated["recall"] < 0.05
+
+
 def test_data_full_of_copies_can_be_evaluated(tmp_path: Path):
     """Where training and test images are alike there is no scale of memorisation, but the rest can be measured."""
     np.savez(tmp_path / "images.npz", images=noise(40, 4, 4, 1), labels=np.arange(40) % 2)
@@ -230,6 +237,56 @@ def test_data_full_of_copies_can_be_evaluated(tmp_path: Path):
     assert command(["evaluate", str(tmp_path / "run")]) == 0
     (written,) = (tmp_path / "run" / "evaluation").glob("*.json")
     assert np.isfinite(metrics.Record.read(written)["frechet_distance"])
+
+
+# --- metrics of one's own ---
+
+
+def brightness(real: Tensor, generated: Tensor) -> Tensor:
+    """By how much generated images are brighter than real ones, of 255."""
+    return generated.float().mean() - real.float().mean()
+
+
+def test_a_metric_of_ones_own_enters_the_record(run: Run, tmp_path: Path):
+    """As in a user's script: one number of images, one of features."""
+    features = metrics.digits_classifier().features
+
+    def shift_of_means(real: Tensor, generated: Tensor) -> float:
+        return (features(real).mean(0) - features(generated).mean(0)).norm().item()
+
+    record = evaluate(run, images=50, metrics={"brightness": brightness, "shift_of_means": shift_of_means})
+    record.write(tmp_path / "record.json")
+    read = metrics.Record.read(tmp_path / "record.json")
+    real = reference(run, 50)
+    _, labels = read_all(open_dataset("digits"))
+    place = {
+        image.numpy().tobytes(): int(y) for image, y in zip(read_all(open_dataset("digits"))[0], labels, strict=True)
+    }
+    wanted = [place[image.numpy().tobytes()] for image in real]
+    made = torch.from_numpy(run.network.sample(50, labels=wanted, steps=2)).permute(0, 3, 1, 2)
+    assert read["brightness"] == pytest.approx(brightness(real, made).item(), abs=0.1)
+    assert read["shift_of_means"] == pytest.approx(shift_of_means(real, made), rel=0.02)
+    without = evaluate(run, images=50)
+    assert {**record, "images_per_second": 0} == {
+        **without,
+        "images_per_second": 0,
+        **{name: record[name] for name in ("brightness", "shift_of_means")},
+    }
+
+
+def test_the_names_of_a_record_are_taken(run: Run, record: metrics.Record):
+    statistics = metrics.Moments.from_features(metrics.digits_classifier().features(reference(run, 80)))
+    assert set(evaluate(run, images=20, reference=statistics)) == set(evaluation.KEYS)
+    for name in evaluation.KEYS:
+        with pytest.raises(UserError, match=rf"^metrics: '{name}' is in every record; choose another name$"):
+            evaluate(run, images=20, metrics={name: brightness})
+
+
+@pytest.mark.parametrize("value", [None, "much", float("nan"), float("inf"), torch.zeros(2), np.zeros(3)], ids=str)
+def test_a_metric_that_gives_no_number_is_named(run: Run, value: object):
+    with pytest.raises(UserError, match=r"^metrics: 'odd' gave .*, not one finite number; return a float$") as caught:
+        evaluate(run, images=20, metrics={"odd": lambda real, generated: value})
+    assert "\n" not in str(caught.value)
 
 
 # --- data without classes, extractors, statistics ---------------------------------------------------------------------
@@ -349,8 +406,8 @@ def test_large_images_are_compared_reduced():
     """To means over areas, so that nearness of copies survives; small ones number by number."""
     small, large = torch.from_numpy(noise(3, 64, 64, 3)), torch.from_numpy(noise(3, 130, 96, 3))
     small, large = small.permute(0, 3, 1, 2), large.permute(0, 3, 1, 2)
-    assert torch.equal(evaluation._reduced(small), small.flatten(1))
-    found = evaluation._reduced(large)
+    assert torch.equal(evaluation._shrink(small), small.flatten(1))
+    found = evaluation._shrink(large)
     assert found.shape == (3, 3 * 64 * 64)
     assert found[0, 0] == pytest.approx(large[0, 0, :3, :2].float().mean().item())
 

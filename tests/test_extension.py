@@ -14,9 +14,9 @@ from onefold.errors import UserError
 from onefold.files import locked
 from onefold.schedule import Schedule
 from onefold.training.checkpoint import checkpoints
+from onefold.training.conversion import one_step_config
 from onefold.training.interruption import Interrupted
 from onefold.training.loop import train
-from onefold.training.one_step import one_step_config
 from onefold.training.run import load_run
 from test_interruption import interrupt
 

@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,29 +11,64 @@ import pytest
 import onefold
 
 ROOT = Path(onefold.__file__).parent
+REPOSITORY = Path(__file__).parent.parent
 LONGEST = 500
 
 
+def imported(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """What a file imports from the package, be it inside a function: (module, names); not what only the types need."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    branches = [
+        branch for branch in ast.walk(tree) if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+    ]
+    typed = {statement for branch in branches for statement in ast.walk(branch)}
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.Import) and statement not in typed:
+            yield from ((alias.name, []) for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom) and statement not in typed:
+            assert statement.level == 0, f"{path}: imports are absolute"
+            yield str(statement.module), [alias.name for alias in statement.names]
+
+
 def rooms() -> dict[str, set[str]]:
-    """Each file or folder directly below the package, and the others that it imports when it is imported itself."""
+    """Each file or folder directly below the package, and the others that it imports."""
     found: dict[str, set[str]] = {}
     for path in ROOT.rglob("*.py"):
         if path.parent == ROOT and path.stem.startswith("__"):
             continue
         room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(statement, ast.ImportFrom) and statement.module == "onefold":
-                names = {alias.name for alias in statement.names}
-            elif isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("onefold."):
-                names = {str(statement.module).split(".")[1]}
-            else:
-                continue
-            found.setdefault(room, set()).update(names - {room, "__version__"})
+        for module, names in imported(path):
+            others = (
+                set(names) if module == "onefold" else {module.split(".")[1]} if module[:8] == "onefold." else set()
+            )
+            found.setdefault(room, set()).update(others - {room, "__version__"})
     return found
 
 
-def test_imports_run_downwards():
-    graphlib.TopologicalSorter(rooms()).prepare()  # raises where they run in a circle
+def floors(text: str, start: str, end: str, between: str) -> list[list[str]]:
+    """The rooms that a text names in backticks between two marks, floor by floor."""
+    part = text[text.index(start) + len(start) :]
+    return [re.findall(r"`(\w+)/?`", floor) for floor in part[: part.index(end)].split(between)]
+
+
+def test_imports_run_down_the_floors_that_contributing_names():
+    """Each import leads to a lower floor, so that there is no circle either; every room is on one floor."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    built = floors(text, "within a floor:", ". Inside a folder", "→")
+    level = {room: number for number, floor in enumerate(built) for room in floor}
+    assert sorted(room for floor in built for room in floor) == sorted(rooms()), "every room, once"
+    for room, others in rooms().items():
+        for other in others:
+            assert level[room] < level[other], f"{room} imports {other}"
+
+
+def test_the_table_of_rooms_names_them_in_such_an_order():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = floors(text, "| room | what is in it |\n|---|---|\n", "\n\n", "\n")
+    place = {room: number for number, row in enumerate(rows) for room in row}
+    assert sorted(room for row in rows for room in row) == sorted(rooms())
+    for room, others in rooms().items():
+        assert all(place[room] <= place[other] for other in others), room
 
 
 def modules(room: str) -> dict[str, set[str]]:
@@ -40,12 +77,12 @@ def modules(room: str) -> dict[str, set[str]]:
     inside = f"onefold.{room}"
     for path in (ROOT / room).glob("*.py"):
         names = found.setdefault(path.stem, set())
-        for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(statement, ast.ImportFrom) and statement.module == inside:
-                files = {alias.name for alias in statement.names if (ROOT / room / f"{alias.name}.py").exists()}
+        for module, wanted in imported(path):
+            if module == inside:
+                files = {name for name in wanted if (ROOT / room / f"{name}.py").exists()}
                 names |= files or {"__init__"}
-            elif isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith(f"{inside}."):
-                names.add(str(statement.module).split(".")[2])
+            elif module.startswith(f"{inside}."):
+                names.add(module.split(".")[2])
     return found
 
 

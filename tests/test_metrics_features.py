@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onefold.errors import UserError
 from onefold.metrics import class_accuracy, digits_classifier, frechet_distance, from_file
-from onefold.metrics.foreign import ForeignNetwork
+from onefold.metrics.external import ExternalExtractor
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_normalisation_by_channel_and_grey_images(tmp_path):
 @pytest.mark.parametrize("size", [12, 50])
 def test_resize_is_pillows_antialiased_bicubic(size):
     x = pictures(1, 1, 32, 24)
-    network = ForeignNetwork("", "", nn.Identity(), size, torch.tensor(0.0), torch.tensor(1 / 255))
+    network = ExternalExtractor("", "", nn.Identity(), size, torch.tensor(0.0), torch.tensor(1 / 255))
     picture = Image.fromarray(x[0, 0].numpy().astype(np.float32))
     expected = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255)
     np.testing.assert_allclose(network.prepare(x)[0, 0], expected, atol=0.02)

@@ -122,8 +122,8 @@ def test_moments_are_numpys_and_float32_input_is_summed_in_float64():
 
 
 def test_few_rows_are_flagged():
-    assert Moments.from_features(rows(0, 11, 6)).few
-    assert not Moments.from_features(rows(0, 12, 6)).few
+    assert Moments.from_features(rows(0, 11, 6)).too_few
+    assert not Moments.from_features(rows(0, 12, 6)).too_few
 
 
 def test_features_are_left_as_they_were():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onefold.errors import UserError
-from onefold.metrics import rows as rows_module
+from onefold.metrics import arrays
 from onefold.metrics.memorisation import memorisation, nearest_distance
 from onefold.metrics.precision_recall import precision_recall
 
@@ -31,7 +31,7 @@ def test_equal_to_the_definition(monkeypatch):
     expected = by_definition(real, generated, 3)
     assert expected[0] != expected[1]
     assert precision_recall(real, generated) == pytest.approx(expected)
-    monkeypatch.setattr(rows_module, "AT_ONCE", 100)  # several chunks
+    monkeypatch.setattr(arrays, "AT_ONCE", 100)  # several chunks
     assert precision_recall(real, generated) == pytest.approx(expected)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from onefold.errors import UserError
-from onefold.metrics import Protocol, Record, comparable
+from onefold.metrics import Protocol, Record, protocol_differences
 
 PROTOCOL = Protocol(
     data="digits",
@@ -59,16 +59,16 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_like_records_compare_and_unlike_ones_name_their_differences():
-    assert comparable(record(), record()) == []
+    assert protocol_differences(record(), record()) == []
     other = record(replace(PROTOCOL, extractor_sha256="ef", steps=1))
-    assert comparable(record(), other) == ["extractor_sha256", "steps"]
-    assert comparable(record(), other, free={"steps"}) == ["extractor_sha256"]
+    assert protocol_differences(record(), other) == ["extractor_sha256", "steps"]
+    assert protocol_differences(record(), other, free={"steps"}) == ["extractor_sha256"]
 
 
 def test_a_field_that_only_one_record_has_differs():
     newer = record()
     newer["protocol"]["crop"] = None
-    assert comparable(record(), newer) == comparable(newer, record()) == ["crop"]
+    assert protocol_differences(record(), newer) == protocol_differences(newer, record()) == ["crop"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), object()])

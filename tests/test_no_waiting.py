@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from onefold.training.onestep import onestep_step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,7 +15,6 @@ from helpers_runs import batch, tiny
 from onefold.training.config import Config
 from onefold.training.log import Window
 from onefold.training.loop import training_step
-from onefold.training.onestep import onestep_step
 from onefold.training.state import TrainingState
 
 aten = torch.ops.aten

@@ -6,15 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from helpers_onestep import begun, digits, duel_of, everything, one_step, teacher_for
-from helpers_runs import differing, on_towards
-from onefold.networks.pixel_network import PixelNetwork
-from onefold.networks.three_networks import ThreeNetworks
-from onefold.objectives.density_ratio import DIVERGENCES
-from onefold.pixels import mirrored
-from onefold.training.config import Config
 from onefold.training.critic import CriticDraws
 from onefold.training.onestep import (
     GeneratorDraws,
@@ -24,6 +15,15 @@ from onefold.training.onestep import (
     generator_inputs,
     onestep_step,
 )
+from torch import Tensor, nn
+
+from helpers_onestep import begun, digits, duel_of, everything, one_step, teacher_for
+from helpers_runs import differing, on_towards
+from onefold.networks.pixel_network import PixelNetwork
+from onefold.networks.three_networks import ThreeNetworks
+from onefold.objectives.density_ratio import DIVERGENCES
+from onefold.pixels import mirrored
+from onefold.training.config import Config
 from onefold.training.state import TrainingState
 
 METHODS = {

@@ -14,6 +14,9 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from onefold.training.critic import Critic
+from onefold.training.onestep import converted, onestep_step
+from onefold.training.onestep_watch import OneStepWatch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,10 +30,7 @@ from onefold.errors import TrainingAborted, UserError
 from onefold.metrics import Record
 from onefold.training import loop, onestep_watch
 from onefold.training.config import Config
-from onefold.training.critic import Critic
 from onefold.training.loop import Interrupted
-from onefold.training.onestep import converted, onestep_step
-from onefold.training.onestep_watch import OneStepWatch
 from onefold.training.run import Run, load_run
 from onefold.training.state import Counters, TrainingState, checkpoints
 

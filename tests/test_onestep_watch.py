@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from onefold.training.onestep import onestep_step
+from onefold.training.onestep_watch import LEVELS, PROBE, OneStepWatch, auc, calibration
 from torch import Tensor
 
 import onefold
@@ -22,8 +24,6 @@ from onefold.networks.base import Network
 from onefold.pixels import to_uint8
 from onefold.training import loop, onestep_watch
 from onefold.training.config import Config
-from onefold.training.onestep import onestep_step
-from onefold.training.onestep_watch import LEVELS, PROBE, OneStepWatch, auc, calibration
 from onefold.training.run import Run, open_data
 from onefold.training.state import TrainingState
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from PIL import Image
 
-from onefold.pixels import grid, save_png, to_float, to_uint8
+from onefold.pictures.grids import grid, save_png
+from onefold.pixels import to_float, to_uint8
 
 
 def test_all_values_survive():

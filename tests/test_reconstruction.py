@@ -13,7 +13,7 @@ from onefold.cli import run as command
 from onefold.data import open_dataset, read_all
 from onefold.errors import UserError
 from onefold.pixels import to_float, to_uint8
-from onefold.reconstruction import reconstruct_files
+from onefold.reconstruction import reconstruct, write_reconstructions
 from onefold.training.loop import train
 from onefold.training.run import Run
 
@@ -48,7 +48,7 @@ def expected(run: Run, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_originals_stand_above_their_reconstructions(run: Run, tmp_path: Path):
-    psnr, count = reconstruct_files(run.folder, [Path("digits:test")], tmp_path / "out.png")
+    psnr, count = write_reconstructions(run.folder, [Path("digits:test")], tmp_path / "out.png")
     x, _ = read_all(open_dataset("digits:test"), range(30))
     made = expected(run, x)
     assert count == 30
@@ -64,7 +64,7 @@ def test_image_files_keep_their_order(coloured: Run, tmp_path: Path):
     for k, pixels in enumerate(pictures):
         (tmp_path / f"{2 - k}.png").write_bytes(encode(pixels))
     paths = [tmp_path / f"{2 - k}.png" for k in range(3)]
-    _, count = reconstruct_files(coloured.folder, paths, tmp_path / "out.png")
+    _, count = write_reconstructions(coloured.folder, paths, tmp_path / "out.png")
     assert count == 3
     found = cells(tmp_path / "out.png", 4, 6)
     assert found.shape == (2, 3, 4, 6, 3)
@@ -81,38 +81,92 @@ def test_data_sources_are_taken(coloured: Run, tmp_path: Path, kind: str):
     else:
         source = tmp_path / "images.npz"
         np.savez(source, images=noise(4, 4, 6, 3))
-    assert reconstruct_files(coloured.folder, [source], tmp_path / "out.png")[1] == 4
+    assert write_reconstructions(coloured.folder, [source], tmp_path / "out.png")[1] == 4
 
 
 @pytest.mark.parametrize("count", [1, 9, 10, 11])
 def test_any_number_of_images_fits_the_sheet(run: Run, tmp_path: Path, count: int):
     np.savez(tmp_path / "images.npz", images=noise(count, 8, 8, 1))
-    assert reconstruct_files(run.folder, [tmp_path / "images.npz"], tmp_path / "out.png")[1] == count
+    assert write_reconstructions(run.folder, [tmp_path / "images.npz"], tmp_path / "out.png")[1] == count
     rows, columns = cells(tmp_path / "out.png", 8, 8).shape[:2]
     assert (rows, columns) == (2 * -(-count // 10), min(10, count))
 
 
 def test_files_are_read_as_data_sets_read_them(coloured: Run, tmp_path: Path):
-    """A photo lies on its side in the file and says so; transparency is laid on white; 16 bits are refused."""
+    """A photo lies on its side in the file and says so; transparency is laid on white; 16 bits become 8."""
     upright = noise(4, 6, 3)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     (tmp_path / "sideways.png").write_bytes(encode(np.rot90(upright).copy(), exif=exif))
-    reconstruct_files(coloured.folder, [tmp_path / "sideways.png"], tmp_path / "out.png")
+    write_reconstructions(coloured.folder, [tmp_path / "sideways.png"], tmp_path / "out.png")
     assert (cells(tmp_path / "out.png", 4, 6)[0, 0] == upright).all()
 
 
-def test_sixteen_bits_are_refused(run: Run, tmp_path: Path):
+def test_sixteen_bits_become_eight_and_more_are_refused(run: Run, tmp_path: Path):
     deep = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match=r"deep\.png"):
-        reconstruct_files(run.folder, [tmp_path / "deep.png"], tmp_path / "out.png")
+    write_reconstructions(run.folder, [tmp_path / "deep.png"], tmp_path / "out.png")
+    assert (cells(tmp_path / "out.png", 8, 8)[0, 0].squeeze() == np.round(deep / 257)).all()
+    Image.fromarray(deep.astype(np.int32)).save(tmp_path / "deeper.tif")
+    with pytest.raises(UserError, match=r"deeper\.tif: cannot be read as an image \(more than 16 bits"):
+        write_reconstructions(run.folder, [tmp_path / "deeper.tif"], tmp_path / "out.png")
 
 
 def test_a_saved_network_will_do(run: Run, tmp_path: Path):
     shutil.copytree(run.folder / "model", tmp_path / "network")
-    with_run = reconstruct_files(run.folder, [Path("digits:test")], tmp_path / "one.png")
-    assert reconstruct_files(tmp_path / "network", [Path("digits:test")], tmp_path / "two.png") == with_run
+    with_run = write_reconstructions(run.folder, [Path("digits:test")], tmp_path / "one.png")
+    assert write_reconstructions(tmp_path / "network", [Path("digits:test")], tmp_path / "two.png") == with_run
+
+
+# --- from Python ---
+
+
+def test_arrays_tensors_and_files_give_what_encoding_and_decoding_makes_of_them(run: Run, tmp_path: Path):
+    x, _ = read_all(open_dataset("digits:test"), range(12))
+    arrays = x.permute(0, 2, 3, 1).numpy()
+    wanted = expected(run, x).permute(0, 2, 3, 1).numpy()
+    paths = [tmp_path / f"{k}.png" for k in range(12)]
+    for path, image in zip(paths, arrays, strict=True):
+        path.write_bytes(encode(image[..., 0]))
+    for source in (run, run.network, run.folder, str(run.folder / "model")):
+        for images in (arrays, np.asfortranarray(arrays), x.permute(0, 2, 3, 1), paths, list(map(str, paths))):
+            found = reconstruct(source, images)
+            assert found.dtype == np.uint8
+            assert (found == wanted).all()
+    reversed_view = arrays[::-1]
+    reversed_view.flags.writeable = False
+    assert (reconstruct(run, reversed_view) == wanted[::-1]).all()
+    assert (reconstruct(run, paths[3]) == wanted[3:4]).all()
+    assert reconstruct(run, "digits:test").shape == (360, 8, 8, 1)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_batch_has_no_part_in_a_reconstruction(run: Run, batch: int):
+    images = noise(12, 8, 8, 1)
+    assert (np.abs(reconstruct(run, images, batch=batch).astype(int) - reconstruct(run, images)) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (noise(8, 8, 1), r"images: shape \(8, 8, 1\) is not \(n, 8, 8, 1\), .* images\[None\]$"),
+        (noise(4, 1, 8, 8), r"images: shape \(4, 1, 8, 8\) is not \(n, 8, 8, 1\), .*put the channels last$"),
+        (noise(4, 8, 9, 1), r"images: shape \(4, 8, 9, 1\) is not .*give at least one image of "),
+        (noise(0, 8, 8, 1), r"images: shape \(0, 8, 8, 1\) is not .*give at least one image"),
+        (noise(4, 8, 8), r"images: shape \(4, 8, 8\) is not"),
+        (np.full((4, 8, 8, 1), 0.5), r"images: float64 from 0\.5 to 0\.5, not uint8; scale to 0…255"),
+        (torch.full((4, 8, 8, 1), -1.0), r"images: float32 from -1 to -1, not uint8"),
+        (np.full((4, 8, 8, 1), 300), r"images: int64 from 300 to 300, not uint8"),
+        ([noise(8, 8, 1)], r"images: ndarray is neither an array nor a path; stack"),
+        ([], "images: none were given"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_in_one_line(run: Run, images: object, text: str):
+    with pytest.raises(UserError, match=text) as caught:
+        reconstruct(run, images)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="batch: 0 is not positive"):
+        reconstruct(run, noise(4, 8, 8, 1), batch=0)
 
 
 # --- what cannot be reconstructed -------------------------------------------------------------------------------------
@@ -145,12 +199,12 @@ def test_wrong_images_are_named(coloured: Run, tmp_path: Path, capsys: pytest.Ca
 def test_data_of_another_shape_are_refused(run: Run, tmp_path: Path, pixels: np.ndarray):
     np.savez(tmp_path / "images.npz", images=pixels)
     with pytest.raises(UserError, match=r"images\.npz.*the network takes"):
-        reconstruct_files(run.folder, [tmp_path / "images.npz"], tmp_path / "out.png")
+        write_reconstructions(run.folder, [tmp_path / "images.npz"], tmp_path / "out.png")
 
 
 def test_no_images_are_an_error(run: Run, tmp_path: Path):
     with pytest.raises(UserError, match="none were given"):
-        reconstruct_files(run.folder, [], tmp_path / "out.png")
+        write_reconstructions(run.folder, [], tmp_path / "out.png")
 
 
 def test_two_channels_come_from_arrays(tmp_path: Path):
@@ -159,5 +213,5 @@ def test_two_channels_come_from_arrays(tmp_path: Path):
     train(config, tmp_path / "run", quiet=True)
     (tmp_path / "one.png").write_bytes(encode(noise(4, 4)))
     with pytest.raises(UserError, match=r"2 channels.*\.npz"):
-        reconstruct_files(tmp_path / "run", [tmp_path / "one.png"], tmp_path / "out.png")
-    assert reconstruct_files(tmp_path / "run", [tmp_path / "images.npz"], tmp_path / "out.png")[1] == 30
+        write_reconstructions(tmp_path / "run", [tmp_path / "one.png"], tmp_path / "out.png")
+    assert write_reconstructions(tmp_path / "run", [tmp_path / "images.npz"], tmp_path / "out.png")[1] == 30

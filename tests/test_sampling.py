@@ -1,14 +1,30 @@
 """Solvers, guidance, seeds and labels; the truth is a Gaussian, whose flow from noise to data is m + √S ε."""
 
 import itertools
+import pathlib
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from onefold.cli import run as command
 from onefold.errors import UserError
-from onefold.paths import Linear, Path, VariancePreserving, per_token
-from onefold.sampling import Denoiser, Sampler, generate, guided, noises, resolve_labels, solve, time_grid
+from onefold.networks.base import Network, NetworkConfig
+from onefold.networks.one_network import OneFold
+from onefold.paths import Linear, Path, VariancePreserving, per_token, velocity
+from onefold.sampling import (
+    SOLVERS,
+    Denoiser,
+    Sampler,
+    generate,
+    noises,
+    resolve_labels,
+    solve,
+    time_grid,
+    with_guidance,
+)
 
 SHAPE = (2, 2)
 MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
@@ -89,6 +105,25 @@ def test_network_is_called_as_often_as_said(solver: str, calls: int):
     assert set(times) == set(time_grid(Sampler(5))[:-1].tolist())
 
 
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance": 3.0}, {"guidance": 3.0, "guidance_interval": (0.25, 0.5)}], ids=str
+)
+def test_a_sampler_knows_how_often_it_evaluates_the_network(solver: str, options: dict):
+    """At times 0, ¼, ½, ¾: two of them are exactly the ends of the interval."""
+    made: list[int] = []
+    sampler = Sampler(4, solver, **options)
+    list(generate(counted(made), SHAPE, [1], [0], sampler, null_label=9))
+    assert sum(made) == sampler.evaluations
+
+
+@pytest.mark.parametrize(
+    ("interval", "guided_times"), [((0.25, 0.5), 2), ((0.3, 0.5), 1), ((0.5, 0.5), 1), ((0.6, 0.7), 0)]
+)
+def test_evaluations_count_both_ends_of_the_guidance_interval(interval: tuple[float, float], guided_times: int):
+    assert Sampler(4, guidance=2.0, guidance_interval=interval).evaluations == 4 + guided_times
+
+
 def test_euler_on_the_linear_path_is_the_formula():
     z, y, grid = torch.randn(3, *SHAPE, dtype=torch.float64), torch.tensor([0, 1, 2]), [0.0, 0.25, 0.5, 0.75, 1.0]
     end = solve(elementwise, z, y, Sampler(4))
@@ -105,6 +140,68 @@ def test_time_grid_runs_from_noise_to_data(shift: float):
     assert (grid.diff() > 0).all()
     k = torch.arange(7) / 7
     torch.testing.assert_close(grid[:-1] / (1 - grid[:-1]), shift * k / (1 - k))
+
+
+# --- a solver of one's own ---
+
+
+class Midpoint:
+    """Second order: the velocity in the middle of a step; the last step takes ẑ."""
+
+    def evaluation_times(self, times: list[float]) -> list[float]:
+        pairs = list(itertools.pairwise(times[:-1]))
+        return [t for now, then in pairs for t in (now, (now + then) / 2)] + [times[-2]]
+
+    def integrate(self, denoise, z: Tensor, times: list[float], path: Path, noise) -> Tensor:
+        def v(z: Tensor, t: float) -> Tensor:
+            return velocity(path, denoise(z, t), z, per_token(torch.full((len(z),), t)))
+
+        for now, then in itertools.pairwise(times[:-1]):
+            half = z + (then - now) / 2 * v(z, now)
+            z = z + (then - now) * v(half, (now + then) / 2)
+        return denoise(z, times[-2])
+
+
+@pytest.fixture
+def midpoint(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(SOLVERS, "midpoint", Midpoint())
+    return "midpoint"
+
+
+def test_a_solver_of_ones_own_has_its_order_and_its_count(midpoint: str):
+    eps = torch.randn(50, *SHAPE, dtype=torch.float64)
+    coarse, fine = (
+        (solve(gaussian_denoiser(Linear()), eps, None, Sampler(n, midpoint)) - transported(eps)).square().mean().sqrt()
+        for n in (40, 80)
+    )
+    assert torch.log2(coarse / fine).item() == pytest.approx(2, abs=0.2)
+    made: list[int] = []
+    sampler = Sampler(4, midpoint, guidance=2.0, guidance_interval=(0.3, 0.6))
+    list(generate(counted(made), SHAPE, [1], [0], sampler, null_label=9))
+    assert sum(made) == sampler.evaluations == 7 + 2
+
+
+def test_a_solver_of_ones_own_works_in_networks_files_and_commands(
+    midpoint: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    network = OneFold(NetworkConfig(width=32, depth=1, heads=2)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    by_name = network.sample(3, steps=4, solver=midpoint)
+    assert (by_name != network.sample(3, steps=4)).any()
+    network.sampler = Sampler(4, midpoint)
+    network.save_pretrained(tmp_path / "network")
+    assert (Network.from_pretrained(tmp_path / "network").sample(3) == by_name).all()
+
+    words = ["sample", str(tmp_path / "network"), "--n", "3", "--steps", "4", "--solver", midpoint, "--device", "cpu"]
+    assert command([*words, "--out", str(tmp_path / "grid.png")]) == 0
+    with Image.open(tmp_path / "grid.png") as file:
+        assert file.text["solver"] == midpoint
+        assert (np.asarray(file)[1:49:6, 1:49:6] == by_name[0, :, :, 0]).all()
+
+    monkeypatch.delitem(SOLVERS, midpoint)
+    with pytest.raises(UserError, match=r"sampler\.json: solver: 'midpoint' is not one of 'euler'"):
+        Network.from_pretrained(tmp_path / "network")
 
 
 # --- renoising ---
@@ -126,11 +223,11 @@ def test_one_step_of_renoising_is_one_step_of_euler():
 def test_renoising_is_the_formula(shift: float):
     """ẑ at each time, noised to the next with the seed's next noise."""
     for seed, label in ((3, 0), (8, 2)):
-        generator, y = torch.Generator().manual_seed(seed), torch.tensor([label])
+        rng, y = torch.Generator().manual_seed(seed), torch.tensor([label])
         grid = time_grid(Sampler(4, shift=shift))
-        z = torch.randn(1, *SHAPE, generator=generator)
+        z = torch.randn(1, *SHAPE, generator=rng)
         for then in grid[1:-1].tolist():
-            z = then * elementwise(z, grid[grid < then][-1:], y) + (1 - then) * torch.randn(SHAPE, generator=generator)
+            z = then * elementwise(z, grid[grid < then][-1:], y) + (1 - then) * torch.randn(SHAPE, generator=rng)
         torch.testing.assert_close(renoised(4, [seed], [label], shift=shift), elementwise(z, grid[-2:-1], y))
 
 
@@ -176,9 +273,9 @@ def test_renoising_with_the_exact_denoiser_of_a_point_ends_there():
 def test_noises_of_a_seed_are_one_stream():
     ours = list(itertools.islice(noises([3, 5], (4, 2)), 3))
     for row, seed in enumerate((3, 5)):
-        generator = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         for drawn in ours:
-            assert torch.equal(drawn[row], torch.randn(4, 2, generator=generator))
+            assert torch.equal(drawn[row], torch.randn(4, 2, generator=rng))
     assert torch.equal(ours[0], next(noises([3, 5], (4, 2))))
 
 
@@ -194,7 +291,7 @@ def counted(calls: list[int]) -> Denoiser:
 
 
 def test_guidance_of_one_is_the_denoiser_itself():
-    assert guided(elementwise, 1.0, 9) is elementwise
+    assert with_guidance(elementwise, 1.0, 9) is elementwise
 
 
 @pytest.mark.parametrize("w", [0.0, 0.5, 2.5, -1.0])
@@ -203,7 +300,7 @@ def test_guidance_extrapolates_linearly_from_no_class(w: float):
     z, t, y = torch.randn(3, *SHAPE), torch.full((3,), 0.5), torch.tensor([0, 1, 2])
     without = elementwise(z, t, torch.full((3,), 9))
     expected = without + w * (elementwise(z, t, y) - without)
-    torch.testing.assert_close(guided(counted(calls), w, 9)(z, t, y), expected)
+    torch.testing.assert_close(with_guidance(counted(calls), w, 9)(z, t, y), expected)
     assert calls == [6]
 
 
@@ -213,14 +310,14 @@ def test_guidance_acts_within_its_interval_and_at_its_ends(solver: str, calls: l
     made: list[int] = []
     sampler = Sampler(4, solver, guidance=3, guidance_interval=(0.25, 0.75))
     eps, y, denoise = torch.randn(3, *SHAPE), torch.tensor([0, 1, 2]), counted(made)
-    solve(denoise, eps, y, sampler, guide=guided(denoise, 3, 9))
+    solve(denoise, eps, y, sampler, guide=with_guidance(denoise, 3, 9))
     assert made == calls
 
 
 def test_no_step_reads_a_number_from_the_device():
     """It would have to wait there; on a device that computes nothing it cannot."""
     eps, y = torch.empty(3, *SHAPE, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
-    end = solve(elementwise, eps, y, Sampler(4, "heun", guidance=2), guide=guided(elementwise, 2, 9))
+    end = solve(elementwise, eps, y, Sampler(4, "heun", guidance=2), guide=with_guidance(elementwise, 2, 9))
     assert end.shape == eps.shape
 
 
@@ -237,7 +334,7 @@ def test_guidance_without_classes_is_refused(labels: list[int] | None, null_labe
 
 def test_a_guided_denoiser_needs_labels():
     with pytest.raises(UserError, match=r"^guidance: 3 needs labels; give them, or leave it at 1$"):
-        guided(elementwise, 3, 9)(torch.randn(3, *SHAPE), torch.full((3,), 0.5), None)
+        with_guidance(elementwise, 3, 9)(torch.randn(3, *SHAPE), torch.full((3,), 0.5), None)
 
 
 def test_guidance_acts_in_generation_within_its_interval_only():
@@ -326,7 +423,7 @@ def test_labels_that_make_no_sense_are_one_line(arguments: tuple, text: str):
         ({"shift": float("inf")}, "shift: inf is not"),
         ({"guidance": float("nan")}, "guidance: nan is not"),
         ({"guidance": float("-inf")}, "guidance: -inf is not"),
-        ({"solver": "huen"}, "sampler.solver: 'huen' is not one of 'euler', 'heun'"),
+        ({"solver": "huen"}, "solver: 'huen' is not one of 'euler', 'heun', 'renoise'; choose one"),
         ({"guidance_interval": (0.6, 0.4)}, "guidance_interval: (0.6, 0.4) is not within 0 ≤ low ≤ high ≤ 1"),
         ({"guidance_interval": (-0.1, 0.4)}, "guidance_interval: (-0.1, 0.4) is not within"),
         ({"guidance_interval": (0.1, 1.4)}, "guidance_interval: (0.1, 1.4) is not within"),

@@ -15,7 +15,7 @@ from onefold.errors import UserError
 from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.paths import TimeDistribution
-from onefold.sampling import Sampler
+from onefold.sampling import SOLVERS, Sampler
 from onefold.schedule import Schedule
 from onefold.settings import from_json, override, to_json
 from onefold.training.config import Config, DataConfig, TrainingConfig
@@ -102,7 +102,7 @@ trainings = st.builds(
 samplers = st.builds(
     Sampler,
     steps=positive,
-    solver=literals(Sampler, "solver"),
+    solver=st.sampled_from(sorted(SOLVERS)),
     guidance=rate,
     guidance_interval=st.tuples(share, share).map(lambda pair: (min(pair), max(pair))),
     shift=rate,

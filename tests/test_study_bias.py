@@ -14,27 +14,36 @@ from torch import Tensor
 from onefold.errors import UserError
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws
 from onefold.studies import bias
-from onefold.studies.bias import BANDS, LATEST, Evaluation, errors, laws, pull_of_ratio, pull_of_scores, run_bias
+from onefold.studies.bias import (
+    BANDS,
+    LATEST,
+    EvaluationPoints,
+    distributions,
+    errors,
+    ratio_pull,
+    run_bias,
+    score_pull,
+)
+from onefold.studies.ensemble import Ensemble, select, train
 from onefold.studies.mixture import Mixture
-from onefold.studies.stack import Stack, chosen, train
 
 
 def double(mixture: Mixture) -> Mixture:
     return Mixture(mixture.weights.double(), mixture.means.double(), mixture.factors.double())
 
 
-def drawn(d: int = 3, count: int = 4, seed: int = 0) -> Mixture:
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.rand(count, generator=generator, dtype=torch.float64) + 0.2
-    means = torch.randn(count, d, generator=generator, dtype=torch.float64)
-    return Mixture(weights / weights.sum(), means, torch.randn(count, d, d, generator=generator, dtype=torch.float64))
+def random_mixture(d: int = 3, count: int = 4, seed: int = 0) -> Mixture:
+    rng = torch.Generator().manual_seed(seed)
+    weights = torch.rand(count, generator=rng, dtype=torch.float64) + 0.2
+    means = torch.randn(count, d, generator=rng, dtype=torch.float64)
+    return Mixture(weights / weights.sum(), means, torch.randn(count, d, d, generator=rng, dtype=torch.float64))
 
 
 # --- mixtures ---
 
 
 def test_mixture_has_the_density_of_its_noised_components():
-    mixture, x_t, t = drawn(), torch.randn(7, 3, dtype=torch.float64), torch.rand(7, dtype=torch.float64)
+    mixture, x_t, t = random_mixture(), torch.randn(7, 3, dtype=torch.float64), torch.rand(7, dtype=torch.float64)
     for k in range(7):
         covariance = t[k] ** 2 * mixture.factors @ mixture.factors.mT + (1 - t[k]) ** 2 * torch.eye(3)
         parts = torch.distributions.MultivariateNormal(t[k] * mixture.means, covariance).log_prob(x_t[k])
@@ -43,18 +52,20 @@ def test_mixture_has_the_density_of_its_noised_components():
 
 
 def test_score_and_clean_prediction_are_those_of_the_density():
-    mixture, t = drawn(), torch.linspace(0, 0.95, 7, dtype=torch.float64)
+    mixture, t = random_mixture(), torch.linspace(0, 0.95, 7, dtype=torch.float64)
     x_t = torch.randn(7, 3, dtype=torch.float64).requires_grad_()
     (score,) = torch.autograd.grad(mixture.log_density(x_t, t).sum(), x_t)
     x_t = x_t.detach()
     torch.testing.assert_close(mixture.score(x_t, t), score)
     tweedie = ((1 - t).square()[:, None] * score + x_t) / t[:, None]
-    torch.testing.assert_close(mixture.clean(x_t, t)[1:], tweedie[1:])
-    torch.testing.assert_close(mixture.clean(x_t, t)[0], mixture.weights @ mixture.means)  # nothing is known at t = 0
+    torch.testing.assert_close(mixture.posterior_mean(x_t, t)[1:], tweedie[1:])
+    torch.testing.assert_close(
+        mixture.posterior_mean(x_t, t)[0], mixture.weights @ mixture.means
+    )  # nothing is known at t = 0
 
 
 def test_samples_have_the_mixtures_moments_and_parts():
-    mixture = drawn(d=2)
+    mixture = random_mixture(d=2)
     x, k, eps = mixture.draw(50_000, torch.Generator().manual_seed(0))
     for j in range(5):
         torch.testing.assert_close(x[j], mixture.means[k[j]] + mixture.factors[k[j]] @ eps[j])
@@ -76,7 +87,7 @@ def test_exact_gradient_is_that_of_the_divergence_by_integration():
     stds = torch.tensor([0.4, 0.6], dtype=torch.float64).requires_grad_()
     x = torch.linspace(-6, 6, 2001, dtype=torch.float64)
     weights = {"uniform": lambda t: 1.0, "noise": lambda t: (1 - t) ** 2 / t}
-    at = Evaluation.of(
+    at = EvaluationPoints.draw(
         Mixture(p.weights.float(), p.means.float(), p.factors.float()),
         Mixture.round(means.detach().float(), stds.detach().float()),
         points=200_000,
@@ -97,16 +108,16 @@ def test_exact_gradient_is_that_of_the_divergence_by_integration():
 
 
 def test_exact_networks_have_no_error():
-    p, q = laws()
-    at = Evaluation.of(p, q, points=2000)
+    p, q = distributions()
+    at = EvaluationPoints.draw(p, q, points=2000)
 
     def ratio(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         return p.log_density(x_t, t) - q.log_density(x_t, t)
 
     def clean(of: Mixture):
-        return lambda x_t, t, y: of.clean(x_t.double(), t.double())
+        return lambda x_t, t, y: of.posterior_mean(x_t.double(), t.double())
 
-    pulls = (pull_of_scores(clean(double(p)), clean(double(q)), at, 2), pull_of_ratio(ratio, at, 2))
+    pulls = (score_pull(clean(double(p)), clean(double(q)), at, 2), ratio_pull(ratio, at, 2))
     for pull in pulls:
         assert pull.shape == (2000, 2, 2)
         found = errors(pull, at)
@@ -117,8 +128,8 @@ def test_exact_networks_have_no_error():
 
 def test_errors_are_split_into_bias_and_variance():
     """Estimates that are exact but for a factor: their bias and variance are those of the factor."""
-    p, q = laws()
-    at = Evaluation.of(p, q, points=500)
+    p, q = distributions()
+    at = EvaluationPoints.draw(p, q, points=500)
     factors = torch.tensor([1.2, 1.5, 0.9])
     found = errors(at.exact[:, None] * factors[:, None], at)
     for name in at.weights():
@@ -128,7 +139,7 @@ def test_errors_are_split_into_bias_and_variance():
 
 
 def test_bands_and_weightings_are_of_all_points():
-    at = Evaluation.of(*laws(), points=700)
+    at = EvaluationPoints.draw(*distributions(), points=700)
     weights = at.weights()
     bands = torch.stack([weights[f"band{k}"] for k in range(BANDS)])
     assert (bands.sum(0) == 1).all()
@@ -140,16 +151,16 @@ def test_bands_and_weightings_are_of_all_points():
 # --- networks ---
 
 
-def generators(count: int, first: int = 0) -> list[torch.Generator]:
+def rngs(count: int, first: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(first + k) for k in range(count)]
 
 
-def test_stacked_networks_are_those_of_each_seed():
-    stack, alone = Stack.drawn(2, 5, 3, generators(4)), Stack.drawn(2, 5, 3, generators(1, first=2))
-    assert sum(p[0].numel() for p in (*stack.weights, *stack.biases)) == Stack.parameters_of(2, 5, 3)
+def test_the_networks_of_an_ensemble_are_those_of_each_seed():
+    ensemble, alone = Ensemble.random(2, 5, 3, rngs(4)), Ensemble.random(2, 5, 3, rngs(1, first=2))
+    assert sum(p[0].numel() for p in (*ensemble.weights, *ensemble.biases)) == Ensemble.parameter_count(2, 5, 3)
     x_t, t = torch.randn(24, 2), torch.rand(24) * 0.9
-    torch.testing.assert_close(stack(x_t, t)[2::4], alone(x_t[2::4], t[2::4]))
-    torch.testing.assert_close(stack.part(slice(2, 4))(x_t[:4], t[:4])[::2], alone(x_t[:4:2], t[:4:2]))
+    torch.testing.assert_close(ensemble(x_t, t)[2::4], alone(x_t[2::4], t[2::4]))
+    torch.testing.assert_close(ensemble.members(slice(2, 4))(x_t[:4], t[:4])[::2], alone(x_t[:4:2], t[:4:2]))
 
 
 def test_training_of_a_seed_does_not_depend_on_the_others():
@@ -157,36 +168,36 @@ def test_training_of_a_seed_does_not_depend_on_the_others():
 
     def trained(own: slice) -> Tensor:
         count = len(data[own])
-        stack = Stack.drawn(2, 4, 2, generators(count, own.start))
+        ensemble = Ensemble.random(2, 4, 2, rngs(count, own.start))
 
-        def loss(numbers: Tensor, draws: NoiseDraws) -> Tensor:
-            return stack.denoising_loss(chosen(data[own], numbers[0]), draws)
+        def loss(indices: Tensor, draws: NoiseDraws) -> Tensor:
+            return ensemble.denoising_loss(select(data[own], indices[0]), draws)
 
-        train(stack, loss, 50, 8, 3, LATEST, generators(count, 10 + own.start))
-        return stack.weights[0][-1]
+        train(ensemble, loss, 50, 8, 3, LATEST, rngs(count, 10 + own.start))
+        return ensemble.weights[0][-1]
 
     torch.testing.assert_close(trained(slice(0, 3)), trained(slice(2, 3)), rtol=1e-3, atol=1e-5)
 
 
 def test_denoising_loss_is_least_at_the_clean_prediction():
     """By its preconditioning, a network of zeros is the best denoiser of normal data."""
-    stack = Stack.drawn(2, 4, 2, generators(1))
+    ensemble = Ensemble.random(2, 4, 2, rngs(1))
     x, t, eps = torch.randn(40_000, 2), LATEST * torch.rand(40_000), torch.randn(40_000, 2)
     normal = Mixture.round(torch.zeros(1, 2), torch.ones(1))
     with torch.no_grad():
-        for weight in (*stack.weights, *stack.biases):
+        for weight in (*ensemble.weights, *ensemble.biases):
             weight.zero_()
         x_t = t[:, None] * x + (1 - t[:, None]) * eps
-        torch.testing.assert_close(stack.clean(x_t, t), normal.clean(x_t, t))
-        least = stack.denoising_loss(x, NoiseDraws(t, eps, eps))
+        torch.testing.assert_close(ensemble.denoise(x_t, t), normal.posterior_mean(x_t, t))
+        least = ensemble.denoising_loss(x, NoiseDraws(t, eps, eps))
         assert least.item() == pytest.approx(1, abs=0.02)  # all levels weigh the same
-        stack.biases[-1].fill_(0.1)
-        assert stack.denoising_loss(x, NoiseDraws(t, eps, eps)) > least + 0.005
+        ensemble.biases[-1].fill_(0.1)
+        assert ensemble.denoising_loss(x, NoiseDraws(t, eps, eps)) > least + 0.005
 
 
-def test_samples_are_chosen_from_each_networks_own_data():
+def test_samples_are_selected_from_each_networks_own_data():
     data = torch.arange(2 * 5 * 1).view(2, 5, 1).float()
-    assert chosen(data, torch.tensor([0, 0, 4, 1])).flatten().tolist() == [0, 5, 4, 6]
+    assert select(data, torch.tensor([0, 0, 4, 1])).flatten().tolist() == [0, 5, 4, 6]
 
 
 # --- the study ---

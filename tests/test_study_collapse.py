@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import pytest
 from PIL import Image
 
@@ -19,6 +20,7 @@ from onefold.errors import TrainingAborted, UserError
 from onefold.files import locked
 from onefold.metrics import Record
 from onefold.networks.base import NetworkConfig
+from onefold.pictures.style import STYLE
 from onefold.studies import Study, collapse, figures, run_study, trials
 from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
 from onefold.studies.study import Trial, begin, check
@@ -145,7 +147,7 @@ def test_numbers_of_the_tables_are_those_of_the_records(done: Done):
 def test_arms_differ_from_the_configuration_in_what_they_name_alone():
     config = collapse(budget=640).config
     for arm in (*ARMS, *FURTHER_ARMS):
-        changed = collapse(budget=640, arms=[arm.name]).config_of(arm, seed=3)
+        changed = collapse(budget=640, arms=[arm.name]).arm_config(arm, seed=3)
         restored = changed.with_changes({name: _get(config, name) for name in (*arm.changes, "training.seed")})
         assert restored == config
         assert changed.training.seed == 3
@@ -176,7 +178,8 @@ def test_a_panel_may_divide_one_quantity_by_another():
 
 def test_the_pictures_show_means_and_spreads(done: Done):
     out = done.out
-    figure = figures._curves(done.study, done.trials, figures.PANELS)
+    with mpl.rc_context(STYLE):
+        figure = figures._curves(done.study, done.trials, figures.PANELS)
     by_title = {ax.get_title("left"): ax for ax in figure.axes}
     ax = by_title["reconstruction loss"]
     histories = [load_run(out / "runs" / f"ema-seed{k}").history for k in (0, 1)]
@@ -267,7 +270,7 @@ def test_several_jobs_train_the_same_arms_and_stop_cleanly(done: Done, tmp_path:
     with pytest.raises(Interrupted):
         run_study(study, out, jobs=2, say=stop)
     assert [process.returncode for process in started if process.returncode not in (0, 143, -15)] == []
-    finished = [trial.folder for trial in study.trials(out) if trial.settled]
+    finished = [trial.folder for trial in study.trials(out) if trial.is_settled]
     assert 1 <= len(finished) <= 2
     before = {folder: bytes_and_times(folder) for folder in finished}
     run_study(study, out, jobs=2)
@@ -407,7 +410,7 @@ def test_what_was_measured_at_the_beginning_holds_for_the_whole_study(tmp_path: 
     study = begin(tiny(changes=automatic), tmp_path)
     assert study.config.training.precision != "auto"
     described = json.loads((tmp_path / "study.json").read_text())
-    described["chosen"]["training.precision"] = "bfloat16"
+    described["resolved"]["training.precision"] = "bfloat16"
     (tmp_path / "study.json").write_text(json.dumps(described))
     check(tiny(changes=automatic), tmp_path)
     assert begin(tiny(changes=automatic), tmp_path).config.training.precision == "bfloat16"

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import pytest
+from onefold.training.onestep import onestep_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,12 +19,12 @@ from helpers_runs import differing
 from onefold import cli
 from onefold.errors import TrainingAborted, UserError
 from onefold.metrics import Record
+from onefold.pictures.style import STYLE
 from onefold.studies import Study, figures, initialisation, run_study, trials, worker
 from onefold.studies.initialisation import ARMS
 from onefold.studies.study import Arm, Trial, begin, check
 from onefold.training import loop
 from onefold.training.config import Config
-from onefold.training.onestep import onestep_of
 from onefold.training.run import Run, load_run
 from onefold.training.state import checkpoints
 
@@ -99,7 +101,7 @@ def test_the_numbers_are_those_of_the_records(done: Done):
         for key, value in record.numbers().items():
             assert arms[name]["seeds"][0]["numbers"][key] == arms[name]["mean"][key] == value
             assert float(rows[name][key]) == value
-        assert record["protocol"]["steps"] == (1 if trial.arm.after else 2)
+        assert record["protocol"]["steps"] == (1 if trial.arm.teacher else 2)
         assert f"| {trial.arm.title} | " in markdown
         assert f" {record['frechet_distance']:,.2f} |" in markdown
     assert len({arms[name]["mean"]["frechet_distance"] for name in ALL}) == 4
@@ -128,8 +130,9 @@ def test_each_generator_begins_from_its_own_teacher(done: Done):
 
 
 def test_the_curves_are_those_of_the_generators(done: Done):
-    begun = [trial for trial in done.trials if trial.arm.after]
-    figure = figures._curves(done.study, begun, figures.ONESTEP_PANELS)
+    begun = [trial for trial in done.trials if trial.arm.teacher]
+    with mpl.rc_context(STYLE):
+        figure = figures._curves(done.study, begun, figures.ONESTEP_PANELS)
     by_title = {ax.get_title("left"): ax for ax in figure.axes}
     (ax,) = [ax for title, ax in by_title.items() if title.startswith("Fréchet distance")]
     lines = {line.get_label(): line for line in ax.lines}
@@ -178,7 +181,7 @@ def test_teachers_are_added_before_what_begins_from_them(
     for trial in found:
         assert trial.teacher is None or trial.teacher in before
         if trial.teacher:
-            assert trial.teacher.name == f"{trial.arm.after}-seed{trial.seed}"
+            assert trial.teacher.name == f"{trial.arm.teacher}-seed{trial.seed}"
         before.add(trial.folder)
 
 
@@ -186,15 +189,15 @@ def test_generators_differ_in_what_their_arms_name_alone():
     study = tiny(None)
     base = onestep_of(study.config)
     for arm in study.arms:
-        config = study.config_of(arm, 3, Path("there"))
-        changed = {*arm.changes, "training.seed", *(["onestep.teacher"] if arm.after else [])}
-        whole = base if arm.after else study.config
+        config = study.arm_config(arm, 3, Path("there"))
+        changed = {*arm.changes, "training.seed", *(["onestep.teacher"] if arm.teacher else [])}
+        whole = base if arm.teacher else study.config
         assert config.with_changes({name: value_of(whole, name) for name in changed}) == whole
         assert config.training.seed == 3
     assert len({str(arm.changes) for arm in study.arms}) == len(study.arms) - 1, (
         "but for one-level: its teacher differs"
     )
-    assert all(arm.after in {other.name for other in ARMS} for arm in ARMS if arm.after)
+    assert all(arm.teacher in {other.name for other in ARMS} for arm in ARMS if arm.teacher)
 
 
 def value_of(config: Config, name: str) -> Any:
@@ -206,7 +209,7 @@ def value_of(config: Config, name: str) -> Any:
 
 def test_an_arm_without_its_teacher_is_refused():
     with pytest.raises(UserError, match=r"^--arms: b begins from a; name it too$"):
-        Study("made-up", {}, tiny().config, (Arm("b", "B", {}, after="a"),), 1)
+        Study("made-up", {}, tiny().config, (Arm("b", "B", {}, teacher="a"),), 1)
 
 
 # --- several at once --------------------------------------------------------------------------------------------------

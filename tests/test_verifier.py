@@ -159,7 +159,7 @@ def test_resampling_draws_in_proportion_to_the_ratio():
 
 
 def test_the_draw_does_not_depend_on_the_noise_of_the_candidates():
-    """Where the ratio knows nothing, what is kept has the law of what was made."""
+    """Where the ratio knows nothing, what is kept has the distribution of what was made."""
     samples = Samples(noise_itself)
     verifier = Verifier(samples, lambda x_t, t, y: torch.zeros(len(x_t)), 2, "resample")
     z = kept(verifier, range(3000))

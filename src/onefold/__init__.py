@@ -1,14 +1,34 @@
-"""onefold: image generators as one network, trained in one run, sampled in one step."""
+"""onefold: image generators as one network, trained in one run, sampled in one step.
+
+    import onefold
+
+    run = onefold.train(onefold.recipe("digits"), "runs/digits")    # or data=…, any object with images and labels
+    images = run.network.sample(16, labels=[3] * 16, seed=0)        # uint8 (n, H, W, C)
+    record = onefold.evaluate(run)                                  # every number with its protocol
+    fast = onefold.onestep(run)                                     # the same network, in one step
+    z = run.network.encode(x)                                       # (B, C, H, W) in [-1, 1] -> (B, N, D)
+
+`recipe`, `train`, `onestep`, `evaluate`, `reconstruct`, `load_run` and `OneFold.from_pretrained` are where to begin.
+Wrong input raises a `UserError` of one line, which says what is wrong and how to mend it. What is not named here may
+change. The documentation is in `docs/`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from onefold import data, metrics, networks, objectives
-from onefold.errors import TrainingAborted, UserError
-from onefold.networks import NetworkConfig, OneFold, RatioNet
-from onefold.recipes import recipe
-from onefold.training.config import Config
-from onefold.training.loop import train
-from onefold.training.run import Run, load_run
+if TYPE_CHECKING:
+    from onefold import data, metrics, networks, objectives
+    from onefold.errors import TrainingAborted, UserError
+    from onefold.evaluation import evaluate
+    from onefold.networks import NetworkConfig, OneFold, RatioNet
+    from onefold.recipes import recipe
+    from onefold.reconstruction import reconstruct
+    from onefold.training.config import Config
+    from onefold.training.conversion import onestep
+    from onefold.training.loop import train
+    from onefold.training.run import Run, load_run
 
 __all__ = [
     "Config",
@@ -20,10 +40,41 @@ __all__ = [
     "UserError",
     "__version__",
     "data",
+    "evaluate",
     "load_run",
     "metrics",
     "networks",
     "objectives",
+    "onestep",
     "recipe",
+    "reconstruct",
     "train",
 ]
+
+_ROOMS = {
+    "errors": ("TrainingAborted", "UserError"),
+    "evaluation": ("evaluate",),
+    "networks": ("NetworkConfig", "OneFold", "RatioNet"),
+    "recipes": ("recipe",),
+    "reconstruction": ("reconstruct",),
+    "training.config": ("Config",),
+    "training.conversion": ("onestep",),
+    "training.loop": ("train",),
+    "training.run": ("Run", "load_run"),
+}
+"""Where the public names are. They are imported when they are first used, so that `import onefold` takes no time."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("data", "metrics", "networks", "objectives"):
+        return importlib.import_module(f"onefold.{name}")
+    for room, names in _ROOMS.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"onefold.{room}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'onefold' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

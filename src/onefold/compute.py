@@ -19,15 +19,15 @@ from onefold.networks.trunk import Block
 
 __all__ = [
     "Precision",
-    "chosen",
+    "can_compile",
     "compile_blocks",
-    "computing",
     "eager",
-    "preferred",
+    "precision_for_speed_up",
     "require_compiler",
     "resolve_device",
+    "resolve_precision",
+    "sampling_context",
     "speed_up",
-    "try_compiled",
 ]
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -54,10 +54,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def computing(
+def sampling_context(
     network: Network, device: torch.device, *, precision: Precision = "float32", compiled: bool = False
 ) -> Generator[str]:
-    """The context in which a network samples on a device, to which it is moved; gives the precision chosen.
+    """The context in which a network samples on a device, to which it is moved; gives the resolved precision.
 
     With `compiled` its blocks are compiled, once for all batch sizes, and run uncompiled again afterwards.
 
@@ -68,7 +68,7 @@ def computing(
     if compiled:
         require_compiler("--compile", device)
         compile_blocks(network, dynamic=True)
-    taken = chosen(precision, device)
+    taken = resolve_precision(precision, device)
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=taken == "bfloat16"):
             yield taken
@@ -80,12 +80,12 @@ def computing(
 # --- precision --------------------------------------------------------------------------------------------------------
 
 
-def chosen(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
     """A precision, "auto" decided."""
-    return preferred(speed_up(device)) if precision == "auto" else precision
+    return precision_for_speed_up(speed_up(device)) if precision == "auto" else precision
 
 
-def preferred(times: float) -> Literal["float32", "bfloat16"]:
+def precision_for_speed_up(times: float) -> Literal["float32", "bfloat16"]:
     """bf16 where its matrix products are at least twice as fast as float32's."""
     return "bfloat16" if times >= 2 else "float32"
 
@@ -124,7 +124,7 @@ def require_compiler(option: str, device: torch.device) -> None:
     Raises:
         UserError: naming the option.
     """
-    if not try_compiled(device):
+    if not can_compile(device):
         raise UserError(
             f"{option}: torch.compile does not work here (on a CPU it needs a C++ compiler and Python's headers); "
             "install them, or do without"
@@ -147,7 +147,7 @@ def _blocks(module: nn.Module) -> list[Block]:
     return [part for part in module.modules() if isinstance(part, Block)]
 
 
-def try_compiled(device: torch.device) -> bool:
+def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works on this device: a small function is compiled and run."""
     try:
         doubled = torch.compile(_doubled)(torch.ones(8, device=device))

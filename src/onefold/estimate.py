@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from onefold.compute import chosen, eager, require_compiler, resolve_device
+from onefold.compute import eager, require_compiler, resolve_device, resolve_precision
 from onefold.data.loader import IN_MEMORY
 from onefold.errors import UserError
 from onefold.networks.base import build, parameter_shares
@@ -123,7 +123,7 @@ def measure(config: Config, seconds: float) -> Measurement:
     if compiled:
         require_compiler("training.compile", device)
     micro = config.training.micro_batch or min(batch, _default_micro(config, device))
-    precision = chosen(config.training.precision, device)
+    precision = resolve_precision(config.training.precision, device)
     config = replace(config, training=replace(config.training, batch=micro, micro_batch=None, precision=precision))
     state = TrainingState.fresh(config, device)
     size, classes = config.network.image_size, config.network.classes

@@ -9,8 +9,9 @@ mean Fréchet distance between two random halves of the reference, what a perfec
 that between one half and as many generated images.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -18,18 +19,52 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from onefold import __version__, metrics, sampling
-from onefold.compute import Precision, computing
+from onefold import __version__, sampling
+from onefold.compute import Precision, sampling_context
 from onefold.data import read_all
 from onefold.errors import UserError
 from onefold.extractor import extractor_for
+from onefold.metrics import (
+    FeatureExtractor,
+    Moments,
+    Protocol,
+    Record,
+    class_accuracy,
+    effective_rank,
+    frechet_distance,
+    frechet_from_moments,
+    kernel_distance,
+    memorisation,
+    precision_recall,
+    psnr,
+    ssim,
+)
 from onefold.networks.base import Network
-from onefold.pixels import to_float, to_uint8
+from onefold.pictures.grids import encode_decode
+from onefold.pixels import to_float
 from onefold.sampling import Sampler
 from onefold.training.run import Run
 from onefold.verifier import Verifier
 
-__all__ = ["SPLITS", "evaluate"]
+__all__ = ["KEYS", "SPLITS", "Metric", "evaluate"]
+
+KEYS = (
+    "frechet_distance",
+    "frechet",
+    "kid",
+    "kid_error",
+    "precision",
+    "recall",
+    "memorisation",
+    "reconstruction",
+    "latent",
+    "images_per_second",
+    "class_accuracy",
+    "class_accuracy_real",
+    "frechet_to_reference",
+    "protocol",
+)
+"""All that a record may hold, but for metrics of one's own."""
 
 SPLITS = 10
 """Random halvings that the yardsticks are averaged over."""
@@ -37,6 +72,8 @@ NEIGHBOURS = 3
 REDUCED = 64
 """Height and width that larger images are reduced to before they are compared pixel by pixel."""
 
+Metric = Callable[[UInt8[Tensor, "n C H W"], UInt8[Tensor, "n C H W"]], float]
+"""(real, generated) → one finite number. Generated image k has the label of real image k."""
 Say = Callable[[str], None]
 
 
@@ -46,15 +83,16 @@ def evaluate(
     sampler: Sampler | None = None,
     images: int = 5000,
     seed: int = 0,
-    extractor: metrics.FeatureExtractor | None = None,
-    reference: metrics.Moments | None = None,
+    extractor: FeatureExtractor | None = None,
+    reference: Moments | None = None,
     batch: int = 256,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     compiled: bool = False,
     verifier: Callable[[Network], Verifier] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     say: Say = lambda line: None,
-) -> metrics.Record:
+) -> Record:
     """Measure a run's published network.
 
     Args:
@@ -69,12 +107,18 @@ def evaluate(
         precision: Of the matrix products of sampling; all else is measured in float32.
         compiled: Compile the network for sampling; images/s then include that.
         verifier: Makes the verifier that chooses among samples of the network, if one is to.
+        metrics: Further metrics by the name that their numbers have in the record, such as
+            {"brightness": lambda real, generated: generated.float().mean() - real.float().mean()}; for one of features
+            take those of an extractor in it.
         say: Told what is being done, a line each.
 
     Raises:
-        UserError: no model, unreadable data, a sampler that does not suit the network, or statistics of another
-            extractor.
+        UserError: no model, unreadable data, a sampler that does not suit the network, statistics of another extractor,
+            or a metric with the name of another or without a number.
     """
+    for name in metrics or {}:
+        if name in KEYS:
+            raise UserError(f"metrics: {name!r} is in every record; choose another name")
     sampler = sampler or run.config.sampler
     network = run.network.to(device)
     sampling.check_guidance(sampler.guidance, network.config.classes)
@@ -88,44 +132,45 @@ def evaluate(
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(train))[:count]
+    indices = np.random.Generator(np.random.PCG64(seed)).permutation(len(train))[:count]
     say(f"reading {count:,} training and up to {images:,} test images")
-    real, labels = read_all(train, chosen)
+    real, labels = read_all(train, indices)
     held_out, _ = read_all(test, np.arange(min(images, len(test))))
 
     say(f"sampling {count:,} images in {sampler.steps} steps")
     wanted = labels.tolist() if network.config.classes else None
-    chooser = verifier(network) if verifier else None
-    with computing(network, torch.device(device), precision=precision, compiled=compiled) as computed:
+    source = verifier(network) if verifier else network
+    with sampling_context(network, torch.device(device), precision=precision, compiled=compiled) as computed:
         start = time.perf_counter()
-        latents = (chooser or network).sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
+        latents = source.sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
         generated = torch.from_numpy(network.pictures(latents)).permute(0, 3, 1, 2)
         seconds = time.perf_counter() - start
 
     say("measuring")
-    real_features, made_features = extractor.features(real, batch), extractor.features(generated, batch)
-    kid, kid_error = metrics.kernel_distance(real_features, made_features, subset=min(1000, count // 2), seed=seed)
-    near, covered = metrics.precision_recall(real_features, made_features, NEIGHBOURS)
-    halves, matched = _yardsticks(real_features, made_features, seed)
+    real_features, generated_features = extractor.features(real, batch), extractor.features(generated, batch)
+    kid, kid_error = kernel_distance(real_features, generated_features, subset=min(1000, count // 2), seed=seed)
+    precision_, recall = precision_recall(real_features, generated_features, NEIGHBOURS)
+    halves, matched = _yardsticks(real_features, generated_features, seed)
     numbers: dict[str, object] = {
-        "frechet_distance": metrics.frechet_distance(real_features, made_features),
+        "frechet_distance": frechet_distance(real_features, generated_features),
         "frechet": {"halves": halves, "matched": matched, "ratio": matched / halves if halves else None},
         "kid": kid,
         "kid_error": kid_error,
-        "precision": near,
-        "recall": covered,
+        "precision": precision_,
+        "recall": recall,
         "memorisation": _memorisation(generated, real, held_out, say),
         "reconstruction": _reconstruction(network, held_out, extractor, batch),
         "latent": _latent(network, held_out, batch),
         "images_per_second": count / seconds,
     }
     if wanted is not None and extractor.classes == network.config.classes:
-        numbers["class_accuracy"] = metrics.class_accuracy(extractor, generated, labels, batch)
-        numbers["class_accuracy_real"] = metrics.class_accuracy(extractor, *read_all(test, np.arange(len(held_out))))
+        numbers["class_accuracy"] = class_accuracy(extractor, generated, labels, batch)
+        numbers["class_accuracy_real"] = class_accuracy(extractor, *read_all(test, np.arange(len(held_out))))
     if reference is not None:
-        moments = metrics.Moments.from_features(made_features, extractor.sha256)
-        numbers["frechet_to_reference"] = metrics.frechet_from_moments(reference, moments)
-    protocol = metrics.Protocol(
+        moments = Moments.from_features(generated_features, extractor.sha256)
+        numbers["frechet_to_reference"] = frechet_from_moments(reference, moments)
+    numbers |= {name: _number(name, metric(real, generated)) for name, metric in (metrics or {}).items()}
+    protocol = Protocol(
         data=run.config.data.source,
         data_sha256=train.digest(),
         split="train (samples), test (reconstructions, latents)",
@@ -137,7 +182,7 @@ def evaluate(
         few_images=count < 2 * extractor.width,
         kid_subset=min(1000, count // 2),
         neighbours=NEIGHBOURS,
-        sampler=_sampler_text(sampler) + (f", {chooser}" if chooser else ""),
+        sampler=_sampler_text(sampler) + (f", {source}" if verifier else ""),
         steps=sampler.steps,
         guidance=sampler.guidance,
         ema=run.config.training.ema_half_lives[-1],
@@ -147,7 +192,23 @@ def evaluate(
         seed=seed,
         version=__version__,
     )
-    return metrics.Record.of(protocol, **numbers)
+    return Record.of(protocol, **numbers)
+
+
+def _number(name: str, value: object) -> float:
+    """What a metric of the caller gave, which may be a tensor or array of one number.
+
+    Raises:
+        UserError: no single finite number.
+    """
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        found = " ".join(repr(value).split())
+        raise UserError(f"metrics: {name!r} gave {found[:60]}, not one finite number; return a float")
+    return number
 
 
 def _sampler_text(sampler: Sampler) -> str:
@@ -163,14 +224,14 @@ def _sampler_text(sampler: Sampler) -> str:
 def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor, say: Say) -> dict[str, float] | None:
     """In pixels, of images reduced to `REDUCED`, against the reference; None where those are copies of one another."""
     try:
-        found = metrics.memorisation(_reduced(generated), _reduced(real), _reduced(held_out))
+        found = memorisation(_shrink(generated), _shrink(real), _shrink(held_out))
     except UserError as error:
         say(f"memorisation is not measured: {error}")
         return None
     return {"share": found.share, "ratio": found.ratio}
 
 
-def _reduced(images: UInt8[Tensor, "n C H W"]) -> Tensor:
+def _shrink(images: UInt8[Tensor, "n C H W"]) -> Tensor:
     """Pixels in rows (n, d), of means over areas where an image is larger than `REDUCED`."""
     height, width = images.shape[2:]
     if max(height, width) <= REDUCED:
@@ -181,26 +242,24 @@ def _reduced(images: UInt8[Tensor, "n C H W"]) -> Tensor:
 
 def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: int) -> tuple[float, float]:
     """Mean Fréchet distances over random halvings: half against half, and half against as many generated."""
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     half = len(real) // 2
     between, against = [], []
     for _ in range(SPLITS):
-        order = torch.randperm(len(real), generator=generator)
+        order = torch.randperm(len(real), generator=rng)
         first, second = real[order[:half]], real[order[half : 2 * half]]
-        some = made[torch.randperm(len(made), generator=generator)[:half]]
-        between.append(metrics.frechet_distance(first, second))
-        against.append(metrics.frechet_distance(first, some))
+        some = made[torch.randperm(len(made), generator=rng)[:half]]
+        between.append(frechet_distance(first, second))
+        against.append(frechet_distance(first, some))
     return float(np.mean(between)), float(np.mean(against))
 
 
-@torch.no_grad()
 def _reconstruction(
-    network: Network, x: UInt8[Tensor, "n C H W"], extractor: metrics.FeatureExtractor, batch: int
+    network: Network, x: UInt8[Tensor, "n C H W"], extractor: FeatureExtractor, batch: int
 ) -> dict[str, float]:
-    parts = (to_float(part.to(network.device)) for part in x.split(batch))  # one at a time: as floats they are large
-    made = torch.cat([to_uint8(network.decode(network.encode(part))).cpu() for part in parts])
-    distance = metrics.frechet_distance(extractor.features(x, batch), extractor.features(made, batch))
-    return {"psnr": metrics.psnr(made, x), "ssim": metrics.ssim(made, x), "frechet_distance": distance}
+    x_hat = torch.from_numpy(encode_decode(network, x, batch=batch)).permute(0, 3, 1, 2)
+    distance = frechet_distance(extractor.features(x, batch), extractor.features(x_hat, batch))
+    return {"psnr": psnr(x_hat, x), "ssim": ssim(x_hat, x), "frechet_distance": distance}
 
 
 @torch.no_grad()
@@ -209,8 +268,8 @@ def _latent(network: Network, x: UInt8[Tensor, "n C H W"], batch: int) -> dict[s
     z = torch.cat([network.encode(to_float(part.to(network.device))).cpu() for part in x.split(batch)])
     pixels = x[0].numel()
     return {
-        "effective_rank": metrics.effective_rank(z.flatten(0, 1)),
-        "effective_rank_whole": metrics.effective_rank(z.flatten(1)),
+        "effective_rank": effective_rank(z.flatten(0, 1)),
+        "effective_rank_whole": effective_rank(z.flatten(1)),
         "std": z.std(0).mean().item(),
         "numbers_per_pixel_value": z[0].numel() / pixels,
     }

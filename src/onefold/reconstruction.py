@@ -1,10 +1,11 @@
-"""Reconstruction of image files: the originals above, what encoding and decoding makes of them below."""
+"""Reconstruction: images encoded and decoded by a network, as arrays, or as a picture beside the originals."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from onefold import metrics
@@ -14,17 +15,48 @@ from onefold.data.messages import channels_text, convert_command, shape_text
 from onefold.data.source import is_source
 from onefold.errors import UserError, reason
 from onefold.networks.base import Network, NetworkConfig
-from onefold.pictures.grids import reconstructions
-from onefold.pixels import grid, save_png
+from onefold.pictures.grids import encode_decode, pair_grid, save_png
+from onefold.training.run import Run
 
-__all__ = ["reconstruct_files"]
+__all__ = ["reconstruct", "write_reconstructions"]
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MOST = 30
+"""Images of a data source that a picture shows."""
 
 
-def reconstruct_files(run: str | Path, images: Sequence[Path], out: Path) -> tuple[float, int]:
-    """Reconstruct image files, or the first images of one data source, into a picture of pairs of rows.
+def reconstruct(
+    run: Run | Network | str | Path,
+    images: np.ndarray | Tensor | str | Path | Sequence[str | Path],
+    *,
+    batch: int = 256,
+) -> UInt8[np.ndarray, "n H W C"]:
+    """Encode and decode images.
+
+    Args:
+        run: A run, a network, or the folder of either.
+        images: uint8 (n, H, W, C), an array or a tensor; or image files; or one data source (folder, .zip, …).
+        batch: Images per call of the network; does not change the result but for rounding.
+
+    Returns:
+        The reconstructions, in the order of the images.
+
+    Raises:
+        UserError: images of another shape or type than the network's, files that cannot be read, or a batch below 1.
+    """
+    if batch < 1:
+        raise UserError(f"batch: {batch} is not positive; give at least 1")
+    network = run.network if isinstance(run, Run) else run if isinstance(run, Network) else Network.from_pretrained(run)
+    if isinstance(images, np.ndarray | Tensor):
+        x = _checked(images, network.config)
+    else:
+        paths = [images] if isinstance(images, str | Path) else images
+        x = _read([_path(path) for path in paths], network.config)
+    return encode_decode(network, x, batch=batch)
+
+
+def write_reconstructions(run: str | Path, images: Sequence[Path], out: Path) -> tuple[float, int]:
+    """Draw image files, or the first images of one data source, each row above its reconstructions, into a PNG file.
 
     Returns the mean PSNR in dB and the number of images.
 
@@ -32,18 +64,46 @@ def reconstruct_files(run: str | Path, images: Sequence[Path], out: Path) -> tup
         UserError: no images, one that cannot be read, or one of another size than the network's.
     """
     network = Network.from_pretrained(run)
-    given = _read(images, network.config)
-    made = reconstructions(network, given)
-    original = given.permute(0, 2, 3, 1).numpy()
-    columns = min(10, len(given))
-    rows = [part[k : k + columns] for k in range(0, len(given), columns) for part in (original, made)]
-    blank = np.full((columns, *original.shape[1:]), 255, np.uint8)
-    sheet = np.concatenate([np.concatenate([row, blank[len(row) :]]) for row in rows])
-    save_png(out, grid(sheet, columns=columns), {"network": run, "rows": "original, reconstruction, …"})
-    return metrics.psnr(torch.from_numpy(made).permute(0, 3, 1, 2), given), len(given)
+    x = _read(images, network.config, most=MOST)
+    x_hat = encode_decode(network, x)
+    pairs = pair_grid(x.permute(0, 2, 3, 1).numpy(), x_hat, columns=min(10, len(x)))
+    save_png(out, pairs, {"network": run, "rows": "original, reconstruction, …"})
+    return metrics.psnr(torch.from_numpy(x_hat).permute(0, 3, 1, 2), x), len(x)
 
 
-def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
+def _checked(images: np.ndarray | Tensor, config: NetworkConfig) -> UInt8[Tensor, "n C H W"]:
+    """An array or tensor (n, H, W, C) as the network takes it.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    wanted = (*config.image_size, config.channels)
+    found = tuple(images.shape)
+    if len(found) != 4 or found[0] == 0 or found[1:] != wanted:
+        shape = f"(n, {', '.join(map(str, wanted))})"
+        if found == wanted:
+            cure = "put a single image into an array, images[None]"
+        elif len(found) == 4 and (*found[2:], found[1]) == wanted:
+            cure = "put the channels last"
+        else:
+            cure = f"give at least one image of {shape_text(wanted)}"
+        raise UserError(f"images: shape {found} is not {shape}, which the network takes; {cure}")
+    if images.dtype not in (np.uint8, torch.uint8):
+        low, high = (f"{float(value):g}" for value in (images.min(), images.max()))
+        text = str(images.dtype).removeprefix("torch.")
+        raise UserError(f"images: {text} from {low} to {high}, not uint8; scale to 0…255, round, and convert to uint8")
+    x = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
+    return x.permute(0, 3, 1, 2)
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, str | Path):
+        raise UserError(f"images: {type(path).__name__} is neither an array nor a path; stack images into one array")
+    return Path(path)
+
+
+def _read(images: Sequence[Path], config: NetworkConfig, most: int | None = None) -> UInt8[Tensor, "n C H W"]:
+    """Image files, or all images of one data source, or the first `most` of it."""
     if not images:
         raise UserError("images: none were given; name image files or a data source")
     height, width = config.image_size
@@ -56,13 +116,13 @@ def _read(images: Sequence[Path], config: NetworkConfig) -> Tensor:
                 cure = f"give images of {channels_text(config.channels)}"
             found = shape_text(data.image_shape)
             raise UserError(f"{images[0]}: images of {found}, but the network takes {shape_text(wanted)}; {cure}")
-        return read_all(data, np.arange(min(MOST, len(data))))[0]
+        return read_all(data, np.arange(len(data) if most is None else min(most, len(data))))[0]
     if config.channels not in MODES:
         raise UserError(f"{images[0]}: the network takes {config.channels} channels; give an .npz file instead")
-    return torch.stack([_read_one(path, MODES[config.channels], height, width) for path in images])
+    return torch.stack([_read_file(path, MODES[config.channels], height, width) for path in images])
 
 
-def _read_one(path: Path, mode: str, height: int, width: int) -> Tensor:
+def _read_file(path: Path, mode: str, height: int, width: int) -> UInt8[Tensor, "C H W"]:
     try:
         pixels = decode(path.read_bytes())
     except FileNotFoundError as error:

@@ -2,7 +2,7 @@
 
 This file knows no network. A solver integrates the probability-flow ODE dz/dt = v(z, t) from t = 0 (noise) to t = 1
 (data) over a grid of times; on the linear path its last Euler step lands on ẑ itself, and one Euler step is ẑ(ε, 0):
-one-step generation is `steps=1`.
+one-step generation is `steps=1`. Solvers are in `SOLVERS`, by name; one of your own is one more entry (see `Solver`).
 
 Image k owns the seed `seed + k`, and its noise is drawn from that seed alone on the CPU. It is the same image for any
 batch size, order or device, up to the rounding of the network's arithmetic.
@@ -12,32 +12,137 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from onefold import settings
 from onefold.errors import UserError
 from onefold.paths import Linear, Path, noised, per_token, shift_time, velocity
 
 __all__ = [
+    "SOLVERS",
     "Denoiser",
+    "Euler",
+    "Heun",
+    "Renoise",
     "Sampler",
+    "Solver",
     "check_guidance",
     "generate",
-    "generator_of",
-    "guided",
     "noises",
     "resolve_labels",
+    "seeded_rng",
     "solve",
     "time_grid",
+    "with_guidance",
 ]
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(z_t (B, N, D), t (B,), y (B,) or None) → ẑ (B, N, D)."""
+DenoiserAtTime = Callable[[Tensor, float], Tensor]
+"""(z_t (B, N, D), t) → ẑ (B, N, D), with the labels and the guidance of the samples in it."""
+
+
+# --- solvers ----------------------------------------------------------------------------------------------------------
+
+
+class Solver(Protocol):
+    """A way from noise to clean latents over a grid of times.
+
+    To add one, put it into `SOLVERS` before its name is used:
+
+        SOLVERS["midpoint"] = Midpoint()
+        network.sample(16, solver="midpoint")
+
+    A `Sampler`, the command line and a saved `sampler.json` then know it by that name.
+    """
+
+    def evaluation_times(self, times: Sequence[float]) -> list[float]:
+        """The times t at which `integrate` calls the denoiser on this grid, one for each call."""
+        ...
+
+    def integrate(
+        self,
+        denoise: DenoiserAtTime,
+        z: Float[Tensor, "B N D"],
+        times: Sequence[float],
+        path: Path,
+        noise: Iterator[Float[Tensor, "B N D"]] | None,
+    ) -> Float[Tensor, "B N D"]:
+        """Clean latents from z at the first time.
+
+        Args:
+            denoise: (z_t, t) → ẑ.
+            z: Latents at times[0], which is 0: pure noise.
+            times: Increasing, from 0 to 1. The velocity is undefined at 1: end on a ẑ.
+            path: The noise path on which z_t lies.
+            noise: More standard normal noise of the samples' own seeds, on the CPU; for solvers that draw.
+        """
+        ...
+
+
+class Euler:
+    """Euler steps along the velocity; the last step takes ẑ itself."""
+
+    def evaluation_times(self, times: Sequence[float]) -> list[float]:
+        return list(times[:-1])
+
+    def integrate(
+        self, denoise: DenoiserAtTime, z: Tensor, times: Sequence[float], path: Path, noise: Iterator[Tensor] | None
+    ) -> Tensor:
+        for now, then in itertools.pairwise(times[:-1]):
+            z = z + (then - now) * _velocity(denoise, z, now, path)
+        return denoise(z, times[-2])
+
+
+class Heun:
+    """Euler steps, each corrected with the velocity at its end but for the last (Karras et al., 2022)."""
+
+    def evaluation_times(self, times: Sequence[float]) -> list[float]:
+        return [*times[:-1], *times[1:-1]]
+
+    def integrate(
+        self, denoise: DenoiserAtTime, z: Tensor, times: Sequence[float], path: Path, noise: Iterator[Tensor] | None
+    ) -> Tensor:
+        for now, then in itertools.pairwise(times[:-1]):
+            v = _velocity(denoise, z, now, path)
+            ahead = z + (then - now) * v
+            z = z + (then - now) * (v + _velocity(denoise, ahead, then, path)) / 2
+        return denoise(z, times[-2])
+
+
+class Renoise:
+    """No ODE: each ẑ is noised anew to the next time; for one-step generators in a few steps (Song et al., 2023)."""
+
+    def evaluation_times(self, times: Sequence[float]) -> list[float]:
+        return list(times[:-1])
+
+    def integrate(
+        self, denoise: DenoiserAtTime, z: Tensor, times: Sequence[float], path: Path, noise: Iterator[Tensor] | None
+    ) -> Tensor:
+        assert noise is not None, "renoise needs noise"
+        for now, then in itertools.pairwise(times[:-1]):
+            z_hat = denoise(z, now)
+            z = noised(path, z_hat, next(noise).to(z), per_token(_at(then, z)))
+        return denoise(z, times[-2])
+
+
+def _velocity(denoise: DenoiserAtTime, z: Tensor, t: float, path: Path) -> Tensor:
+    return velocity(path, denoise(z, t), z, per_token(_at(t, z)))
+
+
+def _at(t: float, z: Tensor) -> Float[Tensor, " B"]:
+    return torch.full((len(z),), t, device=z.device)
+
+
+SOLVERS: dict[str, Solver] = {"euler": Euler(), "heun": Heun(), "renoise": Renoise()}
+"""By the name that `Sampler.solver`, the command line and `sampler.json` use."""
+
+
+# --- the sampler ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -45,9 +150,9 @@ class Sampler:
     """How to get from noise to latents."""
 
     steps: int = 50
-    """Intervals of the time grid. Euler evaluates the network once in each, Heun twice (but once in the last)."""
-    solver: Literal["euler", "heun", "renoise"] = "euler"
-    """Of the probability-flow ODE; or, for one-step generators, ẑ noised anew to the next time (Song et al., 2023)."""
+    """Intervals of the time grid."""
+    solver: str = "euler"
+    """A name in `SOLVERS`."""
     guidance: float = 1.0
     """w of ẑ = ẑ(no class) + w·(ẑ(y) − ẑ(no class)) (Ho & Salimans, 2022); 1 is unguided and costs half."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -56,7 +161,9 @@ class Sampler:
     """Below 1, more of the grid lies near noise; above 1, near data."""
 
     def __post_init__(self) -> None:
-        settings.check("sampler", self)
+        if self.solver not in SOLVERS:
+            known = ", ".join(map(repr, SOLVERS))
+            raise UserError(f"solver: {self.solver!r} is not one of {known}; choose one, or add it to sampling.SOLVERS")
         if self.steps < 1:
             raise UserError(f"steps: {self.steps} is not positive; give 1 for one-step sampling or more")
         if not math.isfinite(self.guidance):
@@ -70,11 +177,15 @@ class Sampler:
     @property
     def evaluations(self) -> int:
         """Evaluations of the network for one image, without decoding; two at each time within a guidance's interval."""
-        grid, (low, high) = time_grid(self).tolist(), self.guidance_interval
-        times = grid[:-1] + (grid[1:-1] if self.solver == "heun" else [])
-        return len(times) + sum(self.guidance != 1 and low <= t <= high for t in times)
+        times = SOLVERS[self.solver].evaluation_times(time_grid(self).tolist())
+        return len(times) + sum(self.guidance != 1 and self.guides_at(t) for t in times)
 
-    def changed(self, **wanted: Any) -> "Sampler":
+    def guides_at(self, t: float) -> bool:
+        """Whether t lies in the guidance interval, ends included."""
+        low, high = self.guidance_interval
+        return low <= t <= high
+
+    def with_options(self, **wanted: Any) -> "Sampler":
         """A copy with the options that are not None."""
         return replace(self, **{name: value for name, value in wanted.items() if value is not None})
 
@@ -84,8 +195,8 @@ def time_grid(sampler: Sampler) -> Float[Tensor, " steps_plus_one"]:
     return shift_time(torch.linspace(0, 1, sampler.steps + 1, dtype=torch.float64), sampler.shift).float()
 
 
-def generator_of(seed: int) -> torch.Generator:
-    """Random numbers of a seed ≥ 0. torch's generator reads 32 bits of it; larger seeds are hashed into them."""
+def seeded_rng(seed: int) -> torch.Generator:
+    """The random source of a seed ≥ 0. torch reads 32 bits of it; larger seeds are hashed into them."""
     if seed >= 2**32:
         seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     return torch.Generator().manual_seed(seed)
@@ -93,9 +204,9 @@ def generator_of(seed: int) -> torch.Generator:
 
 def noises(seeds: Sequence[int], shape: tuple[int, ...]) -> Iterator[Float[Tensor, "B ..."]]:
     """Standard normal noise (len(seeds), *shape) on the CPU, again and again, each row from its own seed."""
-    generators = [generator_of(seed) for seed in seeds]
+    rngs = [seeded_rng(seed) for seed in seeds]
     while True:
-        yield torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        yield torch.stack([torch.randn(shape, generator=rng) for rng in rngs])
 
 
 def check_guidance(guidance: float, classes: int) -> None:
@@ -108,7 +219,7 @@ def check_guidance(guidance: float, classes: int) -> None:
         raise UserError(f"guidance: {guidance:g} needs classes, and this network knows none; leave it at 1")
 
 
-def guided(denoise: Denoiser, guidance: float, null_label: int) -> Denoiser:
+def with_guidance(denoise: Denoiser, guidance: float, null_label: int) -> Denoiser:
     """Classifier-free guidance around a denoiser; where guidance is 1, the denoiser itself.
 
     Both predictions come from one call on a doubled batch.
@@ -137,40 +248,19 @@ def solve(
     path: Path | None = None,
     *,
     guide: Denoiser | None = None,
-    fresh: Iterator[Float[Tensor, "B N D"]] | None = None,
+    noise: Iterator[Float[Tensor, "B N D"]] | None = None,
 ) -> Float[Tensor, "B N D"]:
-    """Integrate the probability-flow ODE from z at t = 0 (on the linear path: ε) to the clean latents at t = 1.
+    """From z at t = 0 (on the linear path: ε) to the clean latents at t = 1, by the sampler's solver.
 
-    Heun's method corrects each Euler step with the velocity at its end, except the last, which ends where the
-    velocity is undefined (Karras et al., 2022). The last step takes ẑ itself. Within the sampler's guidance interval,
-    `guide` takes the place of `denoise`, if there is one. The solver `renoise` follows no ODE: it noises each ẑ to the
-    next time with noise from `fresh`.
+    Within the sampler's guidance interval, `guide` takes the place of `denoise`, if there is one. `noise` is more noise
+    of the samples' seeds, for solvers that draw.
     """
-    path = path or Linear()
-    low, high = sampler.guidance_interval
     times = time_grid(sampler).tolist()  # Python's numbers: asking a device for one would wait for it at each step
 
-    def denoise_at(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        at = torch.full((len(z),), t, device=z.device)
-        return (guide if guide and low <= t <= high else denoise)(z, at, y), at
+    def denoise_at(z: Tensor, t: float) -> Tensor:
+        return (guide if guide and sampler.guides_at(t) else denoise)(z, _at(t, z), y)
 
-    def velocity_at(z: Tensor, t: float) -> Tensor:
-        z_hat, at = denoise_at(z, t)
-        return velocity(path, z_hat, z, per_token(at))
-
-    z = eps
-    for now, then in itertools.pairwise(times[:-1]):
-        if sampler.solver == "renoise":
-            assert fresh is not None, "renoise needs noise"
-            z_hat, at = denoise_at(z, now)
-            z = noised(path, z_hat, next(fresh).to(z), per_token(torch.full_like(at, then)))
-            continue
-        v = velocity_at(z, now)
-        ahead = z + (then - now) * v
-        if sampler.solver == "heun":
-            ahead = z + (then - now) * (v + velocity_at(ahead, then)) / 2
-        z = ahead
-    return denoise_at(z, times[-2])[0]
+    return SOLVERS[sampler.solver].integrate(denoise_at, eps, times, path or Linear(), noise)
 
 
 def resolve_labels(n: int, labels: Sequence[int] | None, seed: int, classes: int) -> list[int] | None:
@@ -223,13 +313,13 @@ def generate(
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     check_guidance(sampler.guidance, 0 if labels is None else null_label)
-    guide = guided(denoise, sampler.guidance, null_label)
+    guide = with_guidance(denoise, sampler.guidance, null_label)
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
         y = None
         if labels is not None:
             y = torch.tensor(list(labels[start : start + batch]), dtype=torch.int64, device=device)
-        fresh = noises(part, shape)
+        noise = noises(part, shape)
         with torch.no_grad():  # here, since a generator runs in the context of whoever takes from it
-            z = solve(denoise, next(fresh).to(device), y, sampler, guide=guide, fresh=fresh)
+            z = solve(denoise, next(noise).to(device), y, sampler, guide=guide, noise=noise)
         yield z

@@ -4,8 +4,8 @@ A one-step sample costs one evaluation of the network, so several can be had for
 network, which training leaves behind, says of each how much likelier it is under the data than under the generator:
 
     best of N     the sample with the largest ℓ: better samples, less variety
-    resample N    one of them with a probability in proportion to e^ℓ: were ℓ exact, the law of what is kept would tend
-                  to that of the data as N grows (sampling–importance resampling; Rubin, 1987)
+    resample N    one of them with a probability in proportion to e^ℓ: were ℓ exact, the distribution of what is kept
+                  would tend to that of the data as N grows (sampling–importance resampling; Rubin, 1987)
 
 ℓ is that at a low noise level, where it sees what the sample shows. Candidate j of image k has the seed
 `seed + k + j·2³²`; candidate 0 is thus the image that would be sampled without a verifier.
@@ -26,7 +26,7 @@ from onefold.errors import UserError
 from onefold.networks.base import Network
 from onefold.networks.ratio import RatioNet
 from onefold.paths import Linear, noised, per_token
-from onefold.sampling import Sampler, generator_of, noises
+from onefold.sampling import Sampler, noises, seeded_rng
 
 __all__ = ["Verifier"]
 
@@ -66,8 +66,8 @@ class Verifier:
             y = None if labels is None else [label for label in labels[start : start + images] for _ in range(count)]
             z = torch.cat(list(self.network.sample_latents(all_seeds, y, sampler, batch=batch)))
             logits = self._logits(z, all_seeds, y).unflatten(0, (len(own), count))
-            chosen = self._chosen(logits, own)
-            yield z.unflatten(0, (len(own), count))[torch.arange(len(own), device=z.device), chosen]
+            kept = self._choose(logits, own)
+            yield z.unflatten(0, (len(own), count))[torch.arange(len(own), device=z.device), kept]
 
     def _logits(self, z: Float[Tensor, "B N D"], seeds: Sequence[int], labels: list[int] | None) -> Float[Tensor, " B"]:
         """ℓ of each candidate, noised with noise of its own that it was not made from."""
@@ -78,12 +78,12 @@ class Verifier:
         with torch.autocast(z.device.type, enabled=False):  # a choice among like candidates wants all its digits
             return self.ratio(noised(Linear(), z, next(fresh).to(z), per_token(t)), t, y)
 
-    def _chosen(self, logits: Float[Tensor, "images N"], seeds: Sequence[int]) -> Int64[Tensor, " images"]:
+    def _choose(self, logits: Float[Tensor, "images N"], seeds: Sequence[int]) -> Int64[Tensor, " images"]:
         if self.choice == "best":
             return logits.argmax(1)
         # The largest of ℓ + Gumbel noise is drawn with probability in proportion to e^ℓ. It comes from a seed that no
         # candidate has: with one of theirs the choice would depend on the noise that they are made of.
-        generators = [generator_of(seed + self.candidates * STRIDE) for seed in seeds]
-        uniform = [torch.rand(logits.shape[1], generator=generator) for generator in generators]
+        rngs = [seeded_rng(seed + self.candidates * STRIDE) for seed in seeds]
+        uniform = [torch.rand(logits.shape[1], generator=rng) for rng in rngs]
         gumbel = -(-torch.stack(uniform).clamp(min=1e-20).log()).log()
         return (logits + gumbel.to(logits)).argmax(1)

@@ -13,7 +13,7 @@ from onefold.data.messages import count_text, shape_text
 from onefold.data.source import check_output
 from onefold.errors import UserError, writing
 from onefold.extractor import extractor_for
-from onefold.pixels import save_png
+from onefold.pictures.grids import save_png
 from onefold.training.log import ImageProgress
 from onefold.training.run import load_run, open_data
 
@@ -37,7 +37,7 @@ def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = 
         drawn, missing = data.contact_sheet(source)
         save_png(sheet, np.asarray(drawn))
         console.print(f"{sheet}: contact sheet")
-        _left_out(missing)
+        _report_skipped(missing)
 
 
 def convert(
@@ -69,7 +69,7 @@ def convert(
     console.print(f"{done.path}: {count_text(done.written_count)} of {shape_text(done.image_shape)} (height × width)")
     if done.enlarged_count:
         console.print(f"{done.enlarged_count:,} of them were smaller and have been enlarged")
-    _left_out(done.skipped)
+    _report_skipped(done.skipped, done.notes)
 
 
 def stats(
@@ -104,7 +104,7 @@ def stats(
         out.parent.mkdir(parents=True, exist_ok=True)
         metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)
     console.print(f"{out}: mean and covariance of {extractor.width} features of {count_text(len(dataset))}")
-    _left_out(dataset.skipped)
+    _report_skipped(dataset.skipped, dataset.notes)
 
 
 def _check_statistics(path: Path) -> None:
@@ -115,6 +115,8 @@ def _check_statistics(path: Path) -> None:
         raise UserError(f"{path}: exists already and holds no statistics; choose another --out") from error
 
 
-def _left_out(names: Sequence[str]) -> None:
+def _report_skipped(names: Sequence[str], notes: Sequence[str] = ()) -> None:
+    for note in notes:
+        console.print(f"note: {note}")
     if names:
         console.print(f"{count_text(len(names), 'unreadable image')} left out: {', '.join(names)}")

@@ -14,9 +14,9 @@ from onefold.pictures.grids import sample_grid
 from onefold.recipes import recipe
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.conversion import converted
 from onefold.training.interruption import Interrupted
 from onefold.training.loop import train
-from onefold.training.one_step import converted
 from onefold.training.phases import names_of_phases
 from onefold.training.run import Run, load_run
 
@@ -40,8 +40,8 @@ def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
         f"One network of {config.network.depth} blocks learns to encode, denoise and decode "
         f"{len(open_dataset('digits')):,} handwritten digits, from random weights."
     )
-    run = _trained(config, out, quiet=quiet)
-    record = _evaluated(run)
+    run = _train(config, out, quiet=quiet)
+    record = _evaluate(run)
     picture = out / "samples.png"
     sample_grid(run.network, picture, count=SHOWN, columns=10)
     newest = sorted((out / "samples").glob("*-reconstructions.png"))[-1]
@@ -49,8 +49,8 @@ def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
     console.print(f"test images above their reconstructions: {newest}\n")
 
     console.print("The same weights become a one-step generator, taught by the data through a learned density ratio.")
-    fast = _trained(converted(out), out.with_name(f"{out.name}-onestep"), quiet=quiet)
-    fast_record = _evaluated(fast)
+    fast = _train(converted(out), out.with_name(f"{out.name}-onestep"), quiet=quiet)
+    fast_record = _evaluate(fast)
     both = fast.folder / "one-step.png"
     _show(both, run, fast, record, fast_record)
     times = fast_record["images_per_second"] / record["images_per_second"]
@@ -59,7 +59,7 @@ def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
     console.print(f"the runs: {out}, {fast.folder}; the records: evaluation/demo.json in both")
 
 
-def _trained(config: Config, folder: Path, *, quiet: bool) -> Run:
+def _train(config: Config, folder: Path, *, quiet: bool) -> Run:
     """Train, or continue what is in the folder; says how long it took.
 
     Raises:
@@ -85,7 +85,7 @@ def _trained(config: Config, folder: Path, *, quiet: bool) -> Run:
     return run
 
 
-def _evaluated(run: Run) -> Record:
+def _evaluate(run: Run) -> Record:
     record = evaluate(run, say=lambda line: console.print(line, style="dim"))
     record.write(run.folder / "evaluation" / "demo.json")
     tables.show_record(console, record)

@@ -1,15 +1,15 @@
 """`onefold evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from onefold import evaluation, metrics
 from onefold.commands import tables
-from onefold.commands.images import chosen_verifier
-from onefold.commands.terminal import console, hush
+from onefold.commands.images import verifier_factory
+from onefold.commands.terminal import console, discard
 from onefold.compute import Precision, resolve_device
 from onefold.errors import writing
 from onefold.training.run import load_run
@@ -22,7 +22,7 @@ def evaluate(
     /,
     steps: int | None = None,
     guidance: float | None = None,
-    solver: Literal["euler", "heun", "renoise"] | None = None,
+    solver: str | None = None,
     shift: float | None = None,
     best_of: int | None = None,
     resample: int | None = None,
@@ -47,7 +47,7 @@ def evaluate(
         run: A run's folder.
         steps: Steps of the solver. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
-        solver: ODE solver.
+        solver: By name; a wrong one lists all. Default: the run's.
         shift: Time shift of the solver's grid.
         best_of: Of N samples for each image keep the one that the run's ratio network prefers.
         resample: Of N samples for each image draw one by the run's ratio network.
@@ -56,7 +56,7 @@ def evaluate(
         batch: Images per call of the networks; does not change the result.
         features: Feature extractor: .safetensors, .pt (TorchScript) or .onnx. Default: a small classifier of the data.
         features_sha256: Refuse the features' file if it has another SHA-256.
-        features_size: Side to which images are resized for a foreign extractor.
+        features_size: Side to which images are resized for an external extractor.
         reference: Statistics of `onefold data stats` to measure a further Fréchet distance against.
         device: auto, cpu, cuda, …
         precision: Of matrix products while sampling; the record names it. auto: bfloat16 where it is twice as fast.
@@ -65,8 +65,8 @@ def evaluate(
         quiet: Print nothing but the record.
     """
     loaded = load_run(run)
-    sampler = loaded.config.sampler.changed(steps=steps, guidance=guidance, solver=solver, shift=shift)
-    verifier = chosen_verifier(run, best_of=best_of, resample=resample)
+    sampler = loaded.config.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    verifier = verifier_factory(run, best_of=best_of, resample=resample)
     record = evaluation.evaluate(
         loaded,
         sampler=sampler,
@@ -79,7 +79,7 @@ def evaluate(
         precision=precision,
         compiled=compiled,
         verifier=verifier,
-        say=hush if quiet or json else lambda line: console.print(line, style="dim"),
+        say=discard if quiet or json else lambda line: console.print(line, style="dim"),
     )
     name = f"{sampler.solver}-{sampler.steps}-guidance-{sampler.guidance:g}-shift-{sampler.shift:g}-seed-{seed}"
     name += f"-best-of-{best_of}" if best_of else f"-resample-{resample}" if resample else ""

@@ -2,26 +2,26 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from onefold import pixels
 from onefold.commands.terminal import console
-from onefold.compute import Precision, computing, resolve_device
+from onefold.compute import Precision, resolve_device, sampling_context
 from onefold.data.messages import count_text
 from onefold.data.parallel import map_ordered
 from onefold.errors import UserError
 from onefold.networks.base import Network
 from onefold.networks.ratio import RatioNet
-from onefold.reconstruction import reconstruct_files
+from onefold.pictures.grids import grid, save_png
+from onefold.reconstruction import write_reconstructions
 from onefold.sampling import check_guidance, resolve_labels
 from onefold.training.run import load_run
 from onefold.verifier import Verifier
 
-__all__ = ["chosen_verifier", "reconstruct", "sample"]
+__all__ = ["reconstruct", "sample", "verifier_factory"]
 
 WRITERS = 2
 """Threads that write PNG files."""
@@ -35,7 +35,7 @@ def sample(
     labels: tuple[int, ...] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    solver: Literal["euler", "heun", "renoise"] | None = None,
+    solver: str | None = None,
     shift: float | None = None,
     best_of: int | None = None,
     resample: int | None = None,
@@ -58,7 +58,7 @@ def sample(
         labels: One label for all images, or one for each. Default: (seed + k) mod K.
         steps: Steps of the solver; 1 is one-step generation. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
-        solver: Of the ODE; or renoise, for a one-step generator in a few steps.
+        solver: By name; a wrong one lists all. Default: the run's. renoise is for a one-step generator in a few steps.
         shift: Time shift of the solver's grid.
         best_of: Of N samples for each image keep the one that the run's ratio network prefers.
         resample: Of N samples for each image draw one by the run's ratio network, which keeps more variety.
@@ -71,18 +71,18 @@ def sample(
         compiled: Compile the network, which takes some 20 seconds the first time.
     """
     network = load_run(run).network if (run / "checkpoints").is_dir() else Network.from_pretrained(run)
-    sampler = network.sampler.changed(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    sampler = network.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
     if labels is not None and len(labels) == 1:
         labels = labels * n
     y = resolve_labels(n, labels, seed, network.config.classes)
-    chosen = chosen_verifier(run, best_of=best_of, resample=resample)
+    verifier = verifier_factory(run, best_of=best_of, resample=resample)
     check_guidance(sampler.guidance, network.config.classes)
     where = resolve_device(device)
-    with computing(network, where, precision=precision, compiled=compiled) as computed:
-        source = chosen(network) if chosen else network
+    with sampling_context(network, where, precision=precision, compiled=compiled) as computed:
+        source = verifier(network) if verifier else network
         latents = source.sample_latents(range(seed, seed + n), y, sampler, batch=batch)
         origin = {"network": run, "steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
-        origin |= {"choice": str(source)} if chosen else {}
+        origin |= {"choice": str(source)} if verifier else {}
         origin |= {"precision": computed} if computed != "float32" else {}
         if separate:
             folder = out or Path(f"{_name(run)}-samples")
@@ -91,7 +91,7 @@ def sample(
             return
         images = network.pictures(latents)
     path = out or Path(f"{_name(run)}-samples.png")
-    pixels.save_png(path, pixels.grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
+    save_png(path, grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
     console.print(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
 
 
@@ -117,7 +117,7 @@ def _write_each(
         for k, image in enumerate(images, start):
             label = "" if labels is None else f"-class{labels[k]}"
             seeded = {**origin, "seed": seed + k, "label": "none" if labels is None else labels[k]}
-            pixels.save_png(folder / f"seed{seed + k}{label}.png", image, seeded)
+            save_png(folder / f"seed{seed + k}{label}.png", image, seeded)
 
     for _ in map_ordered(write, numbered(), workers=WRITERS):
         pass
@@ -139,11 +139,11 @@ def reconstruct(
         out: PNG file to write. Default: RUN-reconstructions.png, here.
     """
     path = out or Path(f"{_name(run)}-reconstructions.png")
-    psnr, count = reconstruct_files(run, images, path)
+    psnr, count = write_reconstructions(run, images, path)
     console.print(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB")
 
 
-def chosen_verifier(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:
+def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:
     """What makes the verifier of a network with the run's ratio network; None if none is wanted."""
     if best_of is None and resample is None:
         return None

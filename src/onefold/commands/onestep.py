@@ -9,13 +9,13 @@ import tyro
 from onefold import settings
 from onefold.commands import tables
 from onefold.commands.arguments import parse
-from onefold.commands.terminal import check_resumed, console, resumed
+from onefold.commands.terminal import check_resume_options, console, resume_run
 from onefold.errors import UserError
 from onefold.objectives.one_step import OneStep
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import TrainingConfig
-from onefold.training.one_step import converted, one_step_config
+from onefold.training.conversion import converted, one_step_config
 from onefold.training.run import Run, load_run
 
 __all__ = ["onestep"]
@@ -60,9 +60,9 @@ def onestep(arguments: list[str]) -> None:
         name = f"{teacher.resolve().name}-{'onestep' if method == 'ratio' else method}"
         folder = out or beside.with_name(name)
         if resume:
-            check_resumed(given, "--method")  # which names the folder
+            check_resume_options(given, "--method")  # which names the folder
             run = _run_of(folder, teacher)
-            finished = resumed(run, images, quiet=quiet)
+            finished = resume_run(run, images, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
             derived = converted(teacher, images=own.images, batch=own.batch)

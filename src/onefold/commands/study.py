@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onefold.commands.terminal import console, hush
+from onefold.commands.terminal import console, discard
 
 if TYPE_CHECKING:
     from onefold.studies import Study
@@ -125,13 +125,13 @@ def bias(
         seeds: Independent trainings, with seeds 0, 1, …
         steps: Updates of each network.
         widths: Of the denoisers' hidden layers, with the most samples. Default: 4 to 64.
-        samples: Numbers of samples of each law, with the width 32. Default: 100 to 10,000.
+        samples: Numbers of samples of each distribution, with the width 32. Default: 100 to 10,000.
         out: The study's folder.
         quiet: Print nothing.
     """
     from onefold.studies.bias import SAMPLES, WIDTHS, run_bias  # only here, since it loads matplotlib
 
-    say = hush if quiet else console.print
+    say = discard if quiet else console.print
     run_bias(out, seeds=seeds, steps=steps, widths=widths or WIDTHS, samples=samples or SAMPLES, say=say)
     say(f"{out}: bias.md, bias.json, bias.csv, bias.png")
 
@@ -139,6 +139,6 @@ def bias(
 def _run(study: "Study", out: Path, *, jobs: int, quiet: bool) -> None:
     from onefold import studies
 
-    studies.run_study(study, out, jobs=jobs, say=hush if quiet else console.print, quiet=quiet)
+    studies.run_study(study, out, jobs=jobs, say=discard if quiet else console.print, quiet=quiet)
     if not quiet:
         console.print(f"{out}: table.md, table.json, table.csv and pictures")

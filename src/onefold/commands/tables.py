@@ -70,7 +70,7 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
     table.add_row("reconstruction Fréchet", f"{reconstruction['frechet_distance']:.2f}", "0", "")
     table.add_row("latent effective rank", f"{latent['effective_rank']:.2f}", "", "per token")
     table.add_row(
-        "latent std", f"{latent['std']:.2f}", "", f"{latent['numbers_per_pixel_value']:.2f} numbers per pixel"
+        "latent std", f"{latent['std']:.2f}", "", f"{latent['numbers_per_pixel_value']:.2f} values per pixel value"
     )
     table.add_row("sampling", f"{record['images_per_second']:.1f}/s", "", f"{protocol['steps']} steps")
     console.print(table)
@@ -94,7 +94,7 @@ def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -
     shared = f", {100 * cost.share:.1f} % of them serve all three roles" if cost.share else ""
     table.add_row("parameters", f"{cost.parameters / 1e6:,.2f}M{shared}")
     if network.kind.learns_codec:
-        table.add_row("latent", f"{cost.latent_ratio:.3f} numbers per number of the image")
+        table.add_row("latent", f"{cost.latent_ratio:.3f} values per value of the image")
     total = cost.flops_per_image * cost.images / 1e15
     per_image = f"{cost.flops_per_image / 1e9:,.2f} GFLOP per image"
     table.add_row("training", f"{per_image}, {cost.images:,} images, {total:,.2f} PFLOP in all")

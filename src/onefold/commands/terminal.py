@@ -13,11 +13,11 @@ from onefold.training.config import Config
 from onefold.training.run import Run
 
 __all__ = [
-    "check_resumed",
+    "check_resume_options",
     "console",
-    "hush",
+    "discard",
     "recipe_first",
-    "resumed",
+    "resume_run",
     "with_architecture",
 ]
 
@@ -54,7 +54,7 @@ def with_architecture(config: Config, architecture: str | None) -> Config:
     return config.with_changes({"network.architecture": name})
 
 
-def resumed(run: Run, images: int | None = None, *, quiet: bool) -> Run:
+def resume_run(run: Run, images: int | None = None, *, quiet: bool) -> Run:
     """A run, trained to its end, or on to `images`; says so if it had reached it before."""
     saved = checkpoints(run.folder)
     if images is None and saved and int(saved[-1].name) >= run.length and not quiet:
@@ -63,11 +63,11 @@ def resumed(run: Run, images: int | None = None, *, quiet: bool) -> Run:
     return loop.train(None, run.folder, resume=True, images=images, quiet=quiet)
 
 
-def hush(line: str) -> None:
+def discard(line: str) -> None:
     """Takes a line and does not print it: the `say` of a quiet command."""
 
 
-def check_resumed(options: Sequence[str], *besides: str) -> None:
+def check_resume_options(options: Sequence[str], *besides: str) -> None:
     """Refuse options that would change a run which is resumed, but for those that find it.
 
     Raises:

@@ -10,10 +10,10 @@ import tyro
 from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import (
-    check_resumed,
+    check_resume_options,
     console,
     recipe_first,
-    resumed,
+    resume_run,
     with_architecture,
 )
 from onefold.errors import UserError
@@ -69,8 +69,8 @@ def train(arguments: list[str]) -> None:
             config: All settings of the run; the defaults shown are the recipe's.
         """
         if resume:
-            check_resumed(options)
-            finished = _resumed(out or Path("runs") / default.recipe, name, images, quiet=quiet)
+            check_resume_options(options)
+            finished = _resume(out or Path("runs") / default.recipe, name, images, quiet=quiet)
         else:
             config = with_architecture(config.with_changes({"data.unreadable": unreadable}), architecture)
             if on_collapse is not None:
@@ -83,12 +83,12 @@ def train(arguments: list[str]) -> None:
     parse(train_recipe, options, f"onefold train {name or 'RECIPE'}")
 
 
-def _resumed(folder: Path, name: str | None, images: int | None, *, quiet: bool) -> Run:
+def _resume(folder: Path, name: str | None, images: int | None, *, quiet: bool) -> Run:
     """The run, which is of the recipe if one is named, trained to its end."""
     run = load_run(folder)
     if name not in (None, run.config.recipe):
         raise UserError(f"{folder}: is a run of {run.config.recipe}, not of {name}; leave the recipe out to resume it")
-    return resumed(run, images, quiet=quiet)
+    return resume_run(run, images, quiet=quiet)
 
 
 def _with_data(config: Config, data: str | None, test_data: str | None) -> Config:

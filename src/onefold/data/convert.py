@@ -36,6 +36,7 @@ class Conversion:
     written_count: images in the zip, each of `image_shape` (H, W, C).
     enlarged_count: how many of them were smaller than that, and so are blurred.
     skipped: names of the images that could not be read.
+    notes: what should be said about the source, a line each, such as files that are not read as images.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Conversion:
     written_count: int
     enlarged_count: int
     skipped: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def convert(
@@ -111,7 +113,9 @@ def convert(
             enlarged += small
         if written == 0:
             raise UserError(f"{listing.source}: none of its images can be read; check the files")
-    return Conversion(out, (height, width, 1 if mode == "L" else 3), written, enlarged, tuple(skipped))
+    return Conversion(
+        out, (height, width, 1 if mode == "L" else 3), written, enlarged, tuple(skipped), tuple(listing.notes)
+    )
 
 
 def class_folders(class_names: tuple[str, ...]) -> list[str]:

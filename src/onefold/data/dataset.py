@@ -28,6 +28,7 @@ class Dataset(ABC):
     image_shape: (H, W, C) of every image.
     class_names: K names; none when the images have no classes.
     skipped: names of images that were left out because they cannot be read.
+    notes: what should be said before the data are used, a line each, such as files that are not read as images.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Dataset(ABC):
         image_shape: Shape,
         class_names: tuple[str, ...] = (),
         skipped: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self.image_shape = image_shape
         self.class_names = class_names
         self.skipped = skipped
+        self.notes = notes
         self._digest: str | None = None
 
     @property
@@ -102,7 +105,7 @@ class ListingDataset(Dataset):
         self._kept = kept
         self._first, shape = next(iter(shapes.items()))
         skipped = tuple(listing.names[int(k)] for k in np.setdiff1d(everything, kept))
-        super().__init__(listing.source, shape, listing.class_names, skipped)
+        super().__init__(listing.source, shape, listing.class_names, skipped, tuple(listing.notes))
         for index, other in shapes.items():
             self._check(index, other)
 
@@ -138,7 +141,7 @@ class Subset(Dataset):
     def __init__(self, dataset: Dataset, indices: Sequence[int] | NDArray[np.int64]) -> None:
         self._dataset = dataset
         self._indices = np.arange(len(dataset), dtype=np.int64)[np.asarray(indices, dtype=np.int64)]
-        super().__init__(dataset.source, dataset.image_shape, dataset.class_names, dataset.skipped)
+        super().__init__(dataset.source, dataset.image_shape, dataset.class_names, dataset.skipped, dataset.notes)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -50,6 +50,7 @@ class Inspection:
     classes: how many images each class has, in the order of the labels; empty without classes.
     unreadable: the reason for each image, by name, that cannot be read. Damage beyond the header is found
         only in images that were decoded.
+    notes: what else should be known, a line each, such as files that are not read as images.
     advice: what to do about it, a line each; empty when the source can be trained on as it is.
     """
 
@@ -61,6 +62,7 @@ class Inspection:
     values: Values | None
     classes: dict[str, int]
     unreadable: dict[str, str]
+    notes: tuple[str, ...]
     advice: tuple[str, ...]
 
 
@@ -114,6 +116,7 @@ def inspect(source: str | Path, *, sample: int | None = 2000, progress: Progress
         values=values,
         classes=dict(zip(listing.class_names, numbers, strict=False)),
         unreadable=unreadable,
+        notes=tuple(listing.notes),
         advice=tuple(advice),
     )
 
@@ -139,6 +142,7 @@ def describe(inspection: Inspection) -> list[str]:
     lines.append(f"unreadable: {len(found.unreadable)}")
     reasons = [f"{name}: {reason}" for name, reason in found.unreadable.items()]
     lines += [f"  {line}" for line in _shorten(reasons)]
+    lines += [f"note: {line}" for line in found.notes]
     return lines + [f"advice: {line}" for line in found.advice]
 
 

@@ -11,8 +11,9 @@ from onefold.data.dataset import Dataset, ListingDataset
 from onefold.data.decode import is_image
 from onefold.data.digits import DIGITS, list_digits
 from onefold.data.folder import list_folder
-from onefold.data.listing import Listing, list_arrays, list_encoded
-from onefold.data.npz import list_npz
+from onefold.data.idx import is_idx_folder, list_idx, list_idx_folder
+from onefold.data.listing import Listing, list_arrays, list_encoded, part_of
+from onefold.data.npz import list_npy, list_npz
 from onefold.data.objects import ObjectListing, source_name
 from onefold.data.parquet import list_parquet
 from onefold.data.zip import list_zip
@@ -25,9 +26,13 @@ Reader: TypeAlias = Callable[[str, Path], object]
 _READERS: dict[str, Reader] = {
     ".zip": list_zip,
     ".npz": list_npz,
+    ".npy": list_npy,
+    "-ubyte": list_idx,
+    "-ubyte.gz": list_idx,
     ".parquet": list_parquet,
 }
 _BUILT_IN = frozenset(_READERS)
+_WITH_PARTS = frozenset({".npz"})
 
 
 def register_reader(suffix: str, reader: Reader) -> None:
@@ -96,6 +101,10 @@ def list_source(source: str | Path) -> Listing:
     if not name or not path.exists():
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
     suffix = _suffix_of(path)
+    if is_idx_folder(path):
+        return list_idx_folder(name, path)
+    if path != Path(name).expanduser() and suffix not in _WITH_PARTS:
+        raise UserError(f"{name}: {path} has no part named {part_of(name)}; give it without :{part_of(name)}")
     if path.is_dir() and (suffix is None or suffix in _BUILT_IN):  # some formats are folders
         return list_folder(name, path)
     if suffix is None:
@@ -105,7 +114,12 @@ def list_source(source: str | Path) -> Listing:
 
 def path_of(source: str | Path) -> Path | None:
     """Give the path that a source stands for, whether there is one or not; None for an embedded set."""
-    return None if isinstance(source, str) and source in DIGITS else Path(source).expanduser()
+    if isinstance(source, str) and source in DIGITS:
+        return None
+    path = Path(source).expanduser()
+    if part_of(str(source)) is None or path.exists():
+        return path
+    return Path(str(source).rpartition(":")[0]).expanduser()
 
 
 def check_output(path: Path, suffix: str, source: str | Path) -> None:

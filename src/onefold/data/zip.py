@@ -11,10 +11,11 @@ import threading
 import weakref
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from onefold.data.classes import order_by_class
-from onefold.data.decode import is_image
+from onefold.data.decode import is_image, is_visible
 from onefold.data.listing import FileListing
 from onefold.errors import UserError
 
@@ -30,19 +31,28 @@ def list_zip(source: str, path: Path) -> FileListing:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if is_image(entry.filename)]
+            found = _names(archive.infolist())
         file = _File(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{source}: not a whole zip file ({error}); copy or pack it again") from error
     except OSError as error:
         raise UserError(f"{source}: cannot be opened ({error.strerror}); check the file") from error
-    order, labels, class_names = order_by_class(source, [entry.filename for entry in entries], packed=True)
-    entries = [entries[k] for k in order]
+    images = [name for name in found if is_image(name)]
+    order, labels, class_names = order_by_class(source, images, packed=True)
+    names = [images[k] for k in order]
+    entries = [found[name] for name in names]
 
     def read(index: int, limit: int | None) -> bytes:
         return _read(file, entries[index], limit)
 
-    return FileListing(source, [entry.filename for entry in entries], labels, class_names, read)
+    return FileListing(source, names, labels, class_names, read, [name for name in found if not is_image(name)])
+
+
+def _names(entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Give what is visible by name; where backslashes stand for all slashes, as some Windows tools write, slashes."""
+    windows = not any("/" in entry.filename for entry in entries)
+    named = {entry.filename.replace("\\", "/") if windows else entry.filename: entry for entry in entries}
+    return {name: entry for name, entry in named.items() if is_visible(name)}
 
 
 def _read(file: "_File", entry: zipfile.ZipInfo, limit: int | None) -> bytes:

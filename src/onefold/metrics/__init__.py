@@ -12,7 +12,7 @@ from onefold.metrics.memorisation import Memorisation, memorisation, nearest_dis
 from onefold.metrics.precision_recall import precision_recall
 from onefold.metrics.rank import effective_rank, spectrum
 from onefold.metrics.reconstruction import image_psnr, image_ssim, psnr, ssim
-from onefold.metrics.record import Protocol, Record, comparable
+from onefold.metrics.record import Protocol, Record, protocol_differences
 
 __all__ = [
     "Classifier",
@@ -22,7 +22,6 @@ __all__ = [
     "Protocol",
     "Record",
     "class_accuracy",
-    "comparable",
     "digits_classifier",
     "effective_rank",
     "frechet_distance",
@@ -34,6 +33,7 @@ __all__ = [
     "memorisation",
     "nearest_distance",
     "precision_recall",
+    "protocol_differences",
     "psnr",
     "spectrum",
     "ssim",

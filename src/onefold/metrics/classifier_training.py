@@ -61,13 +61,13 @@ def train_classifier(
         torch.manual_seed(seed)
         classifier = Classifier(config).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=WEIGHT_DECAY)
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     whole = n - n % batch  # what is left over of an epoch waits for another order
-    order = (i for _ in range(epochs) for i in torch.randperm(n, generator=generator)[:whole].split(batch))
+    order = (i for _ in range(epochs) for i in torch.randperm(n, generator=rng)[:whole].split(batch))
     for step, index in enumerate(order):
         x = images[index].cpu().float() / 127.5 - 1
-        x, y = (x, labels[index]) if labels is not None else pretext_task(x, config.pretext, generator)
-        loss = F.cross_entropy(classifier(damage(x, generator).to(device)), y.to(device))
+        x, y = (x, labels[index]) if labels is not None else pretext_task(x, config.pretext, rng)
+        loss = F.cross_entropy(classifier(damage(x, rng).to(device)), y.to(device))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min((step + 1) / (0.2 * steps), (steps - step) / (0.8 * steps))
         optimizer.zero_grad()
@@ -78,24 +78,24 @@ def train_classifier(
     return classifier.freeze()
 
 
-def damage(x: Tensor, generator: torch.Generator) -> Tensor:
+def damage(x: Tensor, rng: torch.Generator) -> Tensor:
     """Shift each image of x (n, C, H, W) by up to an eighth of its side and add up to 0.1 of noise."""
     n, _, h, w = x.shape
     reach = max(1, min(h, w) // 8)
-    rows, columns = (torch.arange(side) + torch.randint(2 * reach + 1, (n, 1), generator=generator) for side in (h, w))
+    rows, columns = (torch.arange(side) + torch.randint(2 * reach + 1, (n, 1), generator=rng) for side in (h, w))
     padded = F.pad(x, (reach,) * 4, mode="replicate")
     x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    strength = NOISE * torch.rand((n, 1, 1, 1), generator=generator)
-    return x + strength * torch.randn(x.shape, generator=generator)
+    strength = NOISE * torch.rand((n, 1, 1, 1), generator=rng)
+    return x + strength * torch.randn(x.shape, generator=rng)
 
 
-def pretext_task(x: Tensor, pretext: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def pretext_task(x: Tensor, pretext: str, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Turn or mirror each image of x (n, C, H, W) in one of four ways: the images, and which way (n,)."""
     if pretext == "rotations":
         ways = torch.stack([x.rot90(k, (2, 3)) for k in range(4)])
     else:
         ways = torch.stack([x, x.flip(3), x.flip(2), x.flip(2, 3)])
-    y = torch.randint(4, (len(x),), generator=generator)
+    y = torch.randint(4, (len(x),), generator=rng)
     return ways[y, torch.arange(len(x))], y
 
 

@@ -2,7 +2,7 @@
 
 Three kinds keep one protocol: the classifier of the embedded digits, which the package ships; a classifier
 that `train_classifier` made for other data; and any network in a TorchScript or ONNX file (InceptionV3,
-DINOv2, CLIP), see `foreign`. Two distances compare only if they share the extractor: a record holds its
+DINOv2, CLIP), see `external`. Two distances compare only if they share the extractor: a record holds its
 name and SHA-256.
 
 Shapes: images (n, C, H, W) uint8; features (n, d) float32; classes (n,) int64.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onefold.errors import UserError
 from onefold.metrics.classifier import Classifier
-from onefold.metrics.foreign import foreign_network, onnx, sha256_of, torchscript
+from onefold.metrics.external import external_extractor, file_sha256, onnx, torchscript
 
 
 class FeatureExtractor(Protocol):
@@ -88,7 +88,7 @@ def from_file(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .safetensors, .pt, .torchscript or .onnx file")
-    found = sha256_of(path)
+    found = file_sha256(path)
     if sha256 is not None and sha256.lower() != found:
         raise UserError(f"{path}: SHA-256 is {found}, not {sha256.lower()}; get the file that was meant")
     match path.suffix:
@@ -100,7 +100,7 @@ def from_file(
             run = onnx(path, device)
         case _:
             raise UserError(f"{path}: not a known kind; give .safetensors, .pt, .torchscript or .onnx")
-    return foreign_network(path, found, run, size, mean, std)
+    return external_extractor(path, found, run, size, mean, std)
 
 
 def class_accuracy(extractor: FeatureExtractor, images: Tensor, labels: Tensor, batch: int = 256) -> float:

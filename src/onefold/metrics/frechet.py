@@ -7,7 +7,7 @@ eigen-decomposition in float64 gives the trace of its root: no complex numbers, 
 and singular covariances (n < d) are no special case. With Inception features this is the FID.
 
 The distance of finite sets is biased upwards, by roughly 1/n: compare only numbers of the same n, and
-mistrust one with n < 2·d (`Moments.few`).
+mistrust one with n < 2·d (`Moments.too_few`).
 
 Shapes: features (n, d); mean (d,); covariance (d, d). The value is in squared units of the features, ≥ 0.
 
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onefold.errors import UserError
-from onefold.metrics.rows import Rows, as_rows, same_width
+from onefold.metrics.arrays import FeatureArray, as_matrix, check_same_width
 
 KEY = "onefold.moments"
 
@@ -43,15 +43,15 @@ class Moments:
     extractor: str = ""
 
     @classmethod
-    def from_features(cls, features: Rows, extractor: str = "") -> "Moments":
+    def from_features(cls, features: FeatureArray, extractor: str = "") -> "Moments":
         """Moments of features (n, d). Raises `UserError` for n < 2 or numbers that are not finite."""
-        x = as_rows(features, at_least=2)
+        x = as_matrix(features, at_least=2)
         mean = x.mean(0)
         x -= mean
         return cls(mean, x.T @ x / (len(x) - 1), len(x), extractor)
 
     @property
-    def few(self) -> bool:
+    def too_few(self) -> bool:
         """Whether n < 2·d: too few rows for a covariance that can be trusted."""
         return self.n < 2 * len(self.mean)
 
@@ -79,7 +79,7 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
 
     Raises `UserError` if the widths differ, or if both extractors are known and differ.
     """
-    same_width(len(a.mean), len(b.mean))
+    check_same_width(len(a.mean), len(b.mean))
     if a.extractor and b.extractor and a.extractor != b.extractor:
         cure = "give `onefold data stats` the run (--run), or both commands one file (--features)"
         raise UserError(f"moments: made by different feature extractors; {cure}")
@@ -91,7 +91,7 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
     return max(distance.item(), 0.0)  # below zero only by rounding
 
 
-def frechet_distance(features_a: Rows, features_b: Rows) -> float:
+def frechet_distance(features_a: FeatureArray, features_b: FeatureArray) -> float:
     """Squared Fréchet distance between features (n, d) and (m, d), numpy or torch; in units of feature², ≥ 0.
 
     Raises `UserError` for fewer than 2 rows, unequal widths, or numbers that are not finite.

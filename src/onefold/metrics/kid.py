@@ -19,38 +19,40 @@ Shapes: features (n, d). Reference: Bińkowski et al. 2018, arXiv:1801.01401; Sh
 import torch
 from torch import Tensor
 
-from onefold.metrics.rows import Rows, two_rows
+from onefold.metrics.arrays import FeatureArray, matrix_pair
 
 
-def kernel_distance(a: Rows, b: Rows, *, subset: int = 1000, subsets: int = 100, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(
+    a: FeatureArray, b: FeatureArray, *, subset: int = 1000, subsets: int = 100, seed: int = 0
+) -> tuple[float, float]:
     """KID between features a (n_a, d) and b (n_b, d): (mean, standard error).
 
-    `subset` rows of each set are drawn `subsets` times by a generator of `seed`; a subset is never more
+    `subset` rows of each set are drawn `subsets` times by random numbers of `seed`; a subset is never more
     than half of the smaller set, which the jackknife needs. Raises `UserError` for fewer than 4 rows,
     unequal widths, or numbers that are not finite.
     """
-    x, y = two_rows(a, b, at_least=4)
+    x, y = matrix_pair(a, b, at_least=4)
     n = min(len(x), len(y))
     m = min(subset, n // 2)
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.stack([mmd2(_draw(x, m, generator), _draw(y, m, generator)) for _ in range(subsets)])
+    rng = torch.Generator().manual_seed(seed)
+    values = torch.stack([mmd2(_draw(x, m, rng), _draw(y, m, rng)) for _ in range(subsets)])
     error = values.std() * (m / (n - m) + 1 / subsets) ** 0.5
     return values.mean().item(), error.item()
 
 
 def mmd2(x: Tensor, y: Tensor) -> Tensor:
     """Unbiased MMD² between rows x (m, d) and y (l, d), float64: a scalar."""
-    return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * _kernel(x, y).mean()
+    return _pair_mean(x) + _pair_mean(y) - 2 * _kernel(x, y).mean()
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _mean_of_pairs(x: Tensor) -> Tensor:
+def _pair_mean(x: Tensor) -> Tensor:
     k = _kernel(x, x)
     return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
 
 
-def _draw(rows: Tensor, m: int, generator: torch.Generator) -> Tensor:
-    return rows[torch.randperm(len(rows), generator=generator)[:m]]
+def _draw(x: Tensor, m: int, rng: torch.Generator) -> Tensor:
+    return x[torch.randperm(len(x), generator=rng)[:m]]

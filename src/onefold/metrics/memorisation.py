@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from onefold.errors import UserError
+from onefold.metrics.arrays import FeatureArray, as_matrix, matrix_pair, pairwise_distances
 from onefold.metrics.precision_recall import neighbour_distance
-from onefold.metrics.rows import Rows, as_rows, distances, two_rows
 
 
 class Memorisation(NamedTuple):
@@ -31,16 +31,18 @@ class Memorisation(NamedTuple):
     threshold: float
 
 
-def nearest_distance(samples: Rows, reference: Rows) -> Tensor:
+def nearest_distance(samples: FeatureArray, reference: FeatureArray) -> Tensor:
     """Distance of each sample (n, d) to its nearest reference row (m, d): (n,) float64, 0 for an exact copy.
 
     Raises `UserError` if a set is empty, the widths differ, or numbers are not finite.
     """
-    x, y = two_rows(samples, reference)
-    return torch.cat([d.amin(1) for _, d in distances(x, y)])
+    x, y = matrix_pair(samples, reference)
+    return torch.cat([d.amin(1) for _, d in pairwise_distances(x, y)])
 
 
-def memorisation(samples: Rows, training: Rows, held_out: Rows | None = None, quantile: float = 0.05) -> Memorisation:
+def memorisation(
+    samples: FeatureArray, training: FeatureArray, held_out: FeatureArray | None = None, quantile: float = 0.05
+) -> Memorisation:
     """Compare the samples' distances to the training set with those of real images that it does not hold.
 
     Rows are (n, d); without `held_out` the training rows are left out one by one. Raises `UserError` if
@@ -49,14 +51,14 @@ def memorisation(samples: Rows, training: Rows, held_out: Rows | None = None, qu
     """
     if not 0 < quantile < 1:
         raise UserError(f"quantile: {quantile} is not between 0 and 1; 0.05 is usual")
-    of_samples = nearest_distance(samples, training)
+    sample_distances = nearest_distance(samples, training)
     if held_out is None:
-        of_real = neighbour_distance(as_rows(training, "training rows", at_least=2), 1)
+        real_distances = neighbour_distance(as_matrix(training, "training rows", at_least=2), 1)
     else:
-        of_real = nearest_distance(held_out, training)
-    scale = of_real.median().item()
+        real_distances = nearest_distance(held_out, training)
+    scale = real_distances.median().item()
     if scale == 0:
         raise UserError("training rows: half of the real images have exact copies; remove duplicates first")
-    threshold = of_real.quantile(quantile).item()
-    share = (of_samples <= threshold).double().mean().item()
-    return Memorisation(share, of_samples.median().item() / scale, threshold)
+    threshold = real_distances.quantile(quantile).item()
+    share = (sample_distances <= threshold).double().mean().item()
+    return Memorisation(share, sample_distances.median().item() / scale, threshold)

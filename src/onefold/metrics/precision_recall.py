@@ -15,29 +15,29 @@ import torch
 from torch import Tensor
 
 from onefold.errors import UserError
-from onefold.metrics.rows import Rows, distances, two_rows
+from onefold.metrics.arrays import FeatureArray, matrix_pair, pairwise_distances
 
 
-def precision_recall(real: Rows, generated: Rows, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: FeatureArray, generated: FeatureArray, k: int = 3) -> tuple[float, float]:
     """(precision, recall) of generated features (m, d) against real features (n, d), each in [0, 1].
 
     Raises `UserError` if k < 1, a set has k rows or fewer, the widths differ, or numbers are not finite.
     """
     if k < 1:
         raise UserError(f"k: {k} neighbours make no region; give k = 1 or more (3 is usual)")
-    x, y = two_rows(real, generated, at_least=k + 1)
+    x, y = matrix_pair(real, generated, at_least=k + 1)
     return _share_inside(y, x, k), _share_inside(x, y, k)
 
 
 def _share_inside(points: Tensor, region: Tensor, k: int) -> float:
     radii = neighbour_distance(region, k)
-    return torch.cat([(d <= radii).any(1) for _, d in distances(points, region)]).double().mean().item()
+    return torch.cat([(d <= radii).any(1) for _, d in pairwise_distances(points, region)]).double().mean().item()
 
 
-def neighbour_distance(rows: Tensor, k: int) -> Tensor:
-    """Distance of each row (n, d) to its k-th nearest other row: (n,). Needs n > k."""
+def neighbour_distance(points: Tensor, k: int) -> Tensor:
+    """Distance of each point (n, d) to its k-th nearest other point: (n,). Needs n > k."""
     radii: list[Tensor] = []
-    for part, d in distances(rows, rows):
+    for part, d in pairwise_distances(points, points):
         d[torch.arange(len(d)), torch.arange(part.start, part.stop)] = torch.inf  # not its own neighbour
         radii.append(d.kthvalue(k, dim=1).values)
     return torch.cat(radii)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from onefold.errors import UserError
-from onefold.metrics.rows import Rows, as_rows
+from onefold.metrics.arrays import FeatureArray, as_matrix
 
 
-def spectrum(latents: Rows) -> Tensor:
+def spectrum(latents: FeatureArray) -> Tensor:
     """Standard deviations along the principal directions, descending: (min(n, d),) float64.
 
     They are the singular values of the centred rows divided by √n, from the eigenvalues of the smaller of
@@ -29,7 +29,7 @@ def spectrum(latents: Rows) -> Tensor:
     if latents.ndim not in (2, 3):
         shape = tuple(latents.shape)
         raise UserError(f"latents: shape {shape} is neither (n, d) nor (B, N, D); reshape them")
-    x = as_rows(latents.reshape(-1, latents.shape[-1]), "latents", at_least=2)
+    x = as_matrix(latents.reshape(-1, latents.shape[-1]), "latents", at_least=2)
     size = x.square().mean().sqrt()
     x -= x.mean(0)
     n, d = x.shape
@@ -38,7 +38,7 @@ def spectrum(latents: Rows) -> Tensor:
     return values if values[0] > 1e-12 * size else torch.zeros_like(values)
 
 
-def effective_rank(latents: Rows) -> float:
+def effective_rank(latents: FeatureArray) -> float:
     """Effective rank of latents (n, d) or (B, N, D), between 1 and d; 0.0 if all rows are equal.
 
     Raises `UserError` as `spectrum`.

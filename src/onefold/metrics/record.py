@@ -97,7 +97,7 @@ class Record(dict[str, Any]):
         return cls(content)
 
 
-def comparable(a: Mapping[str, Any], b: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
+def protocol_differences(a: Mapping[str, Any], b: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
     """Names of the protocol fields in which two records differ: empty if their numbers may be compared.
 
     `free` names the fields that the comparison is about, such as "steps". A field that only one record has

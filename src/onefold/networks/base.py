@@ -315,7 +315,7 @@ class Network(nn.Module):
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
-        solver: Literal["euler", "heun", "renoise"] | None = None,
+        solver: str | None = None,
         shift: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         batch: int = 256,
@@ -330,8 +330,8 @@ class Network(nn.Module):
             steps: Intervals of the solver's time grid; 1 is one-step generation, and what a one-step generator does.
             guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
             seed: Seed of the first image.
-            solver: See `sampling.Sampler`, as for the next two.
-            shift: Bends the time grid.
+            solver: A name in `sampling.SOLVERS`.
+            shift: Bends the time grid; see `sampling.Sampler`, as for the next.
             guidance_interval: Times within which guidance acts.
             batch: Images per call of the network.
 
@@ -339,7 +339,7 @@ class Network(nn.Module):
             UserError: a count, label, seed or option that makes no sense.
         """
         wanted = {"steps": steps, "solver": solver, "guidance": guidance, "shift": shift}
-        sampler = self.sampler.changed(**wanted, guidance_interval=guidance_interval)
+        sampler = self.sampler.with_options(**wanted, guidance_interval=guidance_interval)
         y = sampling.resolve_labels(n, labels, seed, self.config.classes)
         return self.pictures(self.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
 

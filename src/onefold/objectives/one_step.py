@@ -215,20 +215,24 @@ def generator_loss(
     count = max(1, round(options.codec_share * span.batch)) if options.codec_share and generator.shares_codec else 0
     kept = span.spread(count, x.device)
     with torch.no_grad():
-        z = teacher.encode(image) if len(kept) or options.renoised else torch.zeros_like(draws.eps)
+        z = teacher.encode(image) if options.renoised else torch.zeros_like(draws.eps)
     inputs = generator_inputs(z, draws)
+    codec: dict[str, Tensor] = {}
     if len(kept):
-        x_hat, fake = generator.decode_and_denoise(z[kept], inputs, draws.s, labels)
+        image = image[kept]
+        with torch.no_grad():
+            z = z[kept] if options.renoised else teacher.encode(image)
+        x_hat, fake = generator.decode_and_denoise(z, inputs, draws.s, labels)
+        of_codec = len(kept) / count
+        codec["decoding"] = of_codec * reconstruction_error(x_hat, image, objective.reconstruction)
+        codec["encoding"] = of_codec * (generator.encode(image) - z).square().mean()
     else:
-        x_hat, fake = None, generator.denoise(inputs, draws.s, labels)
+        fake = generator.denoise(inputs, draws.s, labels)
     slope = critic.gradient(teacher, fake.detach(), labels, draws, options)
     total = span.share * (slope * fake).mean()
-    parts = {"slope": span.share * slope.square().mean().sqrt()}
-    if x_hat is not None:
-        of_codec = len(kept) / count
-        parts["decoding"] = of_codec * reconstruction_error(x_hat, image[kept], objective.reconstruction)
-        parts["encoding"] = of_codec * (generator.encode(image[kept]) - z[kept]).square().mean()
-        total = total + options.codec_weight * (parts["decoding"] + parts["encoding"])
+    if codec:
+        total = total + options.codec_weight * (codec["decoding"] + codec["encoding"])
+    parts = {"slope": span.share * slope.square().mean().sqrt(), **codec}
     return Losses(total, {name: part.detach() for name, part in parts.items()})
 
 

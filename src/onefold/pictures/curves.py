@@ -1,8 +1,7 @@
 """The curves of a run: losses, reconstruction and health over the images seen, from its log, in one picture.
 
-A panel is drawn if the log has its numbers. Colours are those of Okabe & Ito, which the colour-blind can tell apart,
-and the lines of a panel differ in their dashes too. Red are the thresholds of the collapse alarm, and the image at
-which it first sounded.
+A panel is drawn if the log has its numbers. Its lines differ in colour and in their dashes. Red are the thresholds of
+the collapse alarm, and the image at which it first sounded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,30 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onefold.alarm import LEAST_RANK, LEAST_STD
+from onefold.pictures.style import BLUE, GREEN, LINES, ORANGE, PURPLE, RED, STYLE, log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["write"]
 
-BLUE, ORANGE, GREEN, PURPLE, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
-DASHES = ("-", "--", "-.", ":")
 COLUMNS = 3
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "lines.linewidth": 1.5,
-    "legend.framealpha": 0.75,
-    "legend.edgecolor": "none",
-    "legend.fontsize": 8,
-    "legend.handlelength": 2.5,
-}
-
 Line = Mapping[str, Any]
 Value = Callable[[Line], float | None]
 
@@ -209,8 +192,8 @@ def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:
     if panel.band is not None:
         images, low, high = _points(history, *panel.band)
         ax.fill_between(images, low, high, color=panel.curves[0].colour, alpha=0.15, linewidth=0)
-    for curve, dash in zip([c for c in panel.curves if _points(history, c.value)[0]], DASHES, strict=False):
-        ax.plot(*_points(history, curve.value), dash, color=curve.colour, label=curve.label)
+    for curve, line in zip([c for c in panel.curves if _points(history, c.value)[0]], LINES, strict=False):
+        ax.plot(*_points(history, curve.value), linestyle=line, color=curve.colour, label=curve.label)
     if panel.threshold is not None:
         ax.plot(*_points(history, panel.threshold), color=RED, linewidth=0.9, label="alarm below")
     alarms = [line["images"] / 1000 for line in history if "alarm" in line]
@@ -221,7 +204,7 @@ def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:
         least = min(range(len(values)), key=values.__getitem__)
         ax.plot(images[least], values[least], "o", color=RED, markersize=5, label="least")
     if panel.log:
-        _logarithmic(ax)
+        log_axis(ax)
     if len(ax.get_legend_handles_labels()[0]) > 1 or panel.best:
         ax.legend()
 
@@ -232,14 +215,3 @@ def _points(history: Sequence[Line], *values: Value) -> list[list[float]]:
     rows = [[number for number in row if number is not None] for row in found]
     full = [row for row in rows if len(row) == 1 + len(values)]
     return [[row[k] for row in full] for k in range(1 + len(values))]
-
-
-def _logarithmic(ax: "Axes") -> None:
-    """A logarithmic axis that is labelled at 1, 2, 5, 10, … in plain numbers."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())

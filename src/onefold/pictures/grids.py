@@ -1,23 +1,80 @@
-"""Pictures along a run: samples of fixed seeds, and test images above their reconstructions."""
+"""Grids of images, PNG files that know their origin, and the two grids that a run shows of its network.
 
+Samples are of fixed seeds; test images stand above their reconstructions.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from onefold.errors import UserError, writing
 from onefold.networks.base import Network
-from onefold.pixels import grid, save_png, to_float, to_uint8
+from onefold.pixels import to_float, to_uint8
 
-__all__ = ["reconstructions", "sample_grid", "save_grids"]
+__all__ = ["encode_decode", "grid", "pair_grid", "sample_grid", "save_grids", "save_png"]
+
+
+def grid(
+    images: UInt8[np.ndarray, "n H W C"],
+    *,
+    columns: int | None = None,
+    scale: int | None = None,
+    gap: int = 1,
+) -> UInt8[np.ndarray, "rows columns C"]:
+    """Lay images out row by row on white ground, each pixel enlarged `scale` times.
+
+    By default the grid is about square and small images are enlarged to some 48 pixels.
+    """
+    n, height, width, channels = images.shape
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    scale = scale or max(1, 48 // max(height, width))
+    cell_height, cell_width = height * scale + gap, width * scale + gap
+    sheet = np.full((rows * cell_height + gap, columns * cell_width + gap, channels), 255, np.uint8)
+    for k, image in enumerate(images.repeat(scale, axis=1).repeat(scale, axis=2)):
+        top, left = gap + (k // columns) * cell_height, gap + (k % columns) * cell_width
+        sheet[top : top + height * scale, left : left + width * scale] = image
+    return sheet
+
+
+def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[str, object] | None = None) -> None:
+    """Write one image with text metadata. Two channels: the first is shown; more than four: the first three.
+
+    Raises a UserError if the name does not end in .png or the file cannot be written.
+    """
+    info = PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_text(key, str(value))
+    channels = image.shape[2]
+    shown = image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3]
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: is not the name of a PNG file; end it with .png")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(shown)).save(path, format="PNG", pnginfo=info)
+
+
+def pair_grid(
+    above: UInt8[np.ndarray, "n H W C"], below: UInt8[np.ndarray, "n H W C"], *, columns: int
+) -> UInt8[np.ndarray, "rows columns C"]:
+    """A grid in which each row of `above` stands over its row of `below`."""
+    rows = [part[k : k + columns] for k in range(0, len(above), columns) for part in (above, below)]
+    blank = np.full((columns, *above.shape[1:]), 255, np.uint8)
+    return grid(np.concatenate([np.concatenate([row, blank[len(row) :]]) for row in rows]), columns=columns)
 
 
 @torch.no_grad()
-def reconstructions(network: Network, x: UInt8[Tensor, "n C H W"]) -> UInt8[np.ndarray, "n H W C"]:
-    """Encode and decode uint8 images."""
-    x_hat = network.decode(network.encode(to_float(x.to(network.device))))
-    return to_uint8(x_hat).permute(0, 2, 3, 1).cpu().numpy()
+def encode_decode(network: Network, x: UInt8[Tensor, "n C H W"], *, batch: int = 256) -> UInt8[np.ndarray, "n H W C"]:
+    """What becomes of uint8 images that are encoded and decoded; `batch` is a matter of memory only."""
+    parts = (to_float(part.to(network.device)) for part in x.split(batch))  # one at a time: as floats they are large
+    x_hat = torch.cat([to_uint8(network.decode(network.encode(part))).cpu() for part in parts])
+    return x_hat.permute(0, 2, 3, 1).numpy()
 
 
 def sample_grid(network: Network, path: Path, *, count: int, seed: int = 0, columns: int | None = None) -> None:
@@ -42,13 +99,5 @@ def save_grids(network: Network, test: UInt8[Tensor, "n C H W"], folder: Path, i
     columns = 10
     sample_grid(network, folder / "samples" / f"{images:09d}.png", count=50, columns=columns)
     shown = test[: 3 * columns]
-    made = reconstructions(network, shown)
-    given = shown.permute(0, 2, 3, 1).cpu().numpy()
-    rows = [half[k : k + columns] for k in range(0, len(shown), columns) for half in (given, made)]
-    sheet = np.concatenate([_filled(row, columns) for row in rows])
-    save_png(folder / "samples" / f"{images:09d}-reconstructions.png", grid(sheet, columns=columns))
-
-
-def _filled(row: np.ndarray, columns: int) -> np.ndarray:
-    blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
-    return np.concatenate([row, blank])
+    pairs = pair_grid(shown.permute(0, 2, 3, 1).cpu().numpy(), encode_decode(network, shown), columns=columns)
+    save_png(folder / "samples" / f"{images:09d}-reconstructions.png", pairs)

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from onefold.errors import writing
-from onefold.pixels import grid
+from onefold.pictures.grids import grid
+from onefold.pictures.style import STYLE
 
 __all__ = ["write"]
 
@@ -25,12 +26,12 @@ def write(
 
     sheets = [grid(images, columns=columns) for _, images in panels]
     height = max(width * sheet.shape[0] / sheet.shape[1] for sheet in sheets)
-    with mpl.rc_context({"font.size": 9, "figure.constrained_layout.use": True}):
-        figure = Figure(figsize=(width * len(panels), height + 0.45), dpi=110)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width * len(panels), height + 0.45), dpi=110, layout="constrained")
         for k, ((title, _), sheet) in enumerate(zip(panels, sheets, strict=True)):
             ax = figure.add_subplot(1, len(panels), k + 1)
             ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255)
-            ax.set_title(title, loc="left")
+            ax.set_title(title)
             ax.axis("off")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from onefold.studies.bias import run_bias
 from onefold.studies.collapse import collapse
 from onefold.studies.initialisation import initialisation
 from onefold.studies.onestep import onestep
-from onefold.studies.session import run_study
+from onefold.studies.runner import run_study
 from onefold.studies.study import Arm, Study, Trial
 
 __all__ = ["Arm", "Study", "Trial", "collapse", "initialisation", "onestep", "run_bias", "run_study"]

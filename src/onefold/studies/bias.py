@@ -1,13 +1,14 @@
 """The study of bias: the generator's gradient from two learned scores against that from one learned ratio.
 
-Data p and the law q_θ of a fixed generator x = m_k + A_k ε are mixtures of Gaussians, θ = {m_k, A_k}, so that the
-gradient of the reverse Kullback–Leibler divergence at all noise levels is known exactly:
+Data p and the distribution q_θ of a fixed generator x = m_k + A_k ε are mixtures of Gaussians, θ = {m_k, A_k}, so that
+the gradient of the reverse Kullback–Leibler divergence at all noise levels is known exactly:
 
     g(θ) = E_t w(t) E_q[(s_q − s_p)(x_t, t) · t ∂x/∂θ],     s_q − s_p = t (f_q − f_p) / (1−t)² = −∇ℓ.
 
-Small networks estimate it from n samples of each law: two denoisers f_p (the teacher's) and f_q (the student's), or one
-ratio ℓ. The ratio has as many parameters as the two denoisers in sum, as many updates, and half as many samples of each
-law in an update, so that both cost the same. Everything is trained anew with every seed, data included. Then
+Small networks estimate it from n samples of each distribution: two denoisers f_p (the teacher's) and f_q (the
+student's), or one ratio ℓ. The ratio has as many parameters as the two denoisers in sum, as many updates, and half as
+many samples of each distribution in an update, so that both cost the same. Everything is trained anew with every seed,
+data included. Then
 
     bias      ‖mean over seeds of ĝ − g‖ / ‖g‖; of S seeds, unbiased estimates would leave √(variance / S) by chance
     variance  sum over θ of the variance over seeds of ĝ (divisor S − 1) / ‖g‖²
@@ -16,7 +17,7 @@ law in an update, so that both cost the same. Everything is trained anew with ev
 with w(t) = 1 and w(t) = (1−t)²/t, the two weightings of `objectives.density_ratio`, and for bands of noise levels.
 
 A third arm has the ratio with the library's default penalty and centring, which evaluates twice as much. The denoisers'
-loss is weighted (`studies.stack`): scores ask for more accuracy near t = 1 than an unweighted loss gives.
+loss is weighted (`studies.ensemble`): scores ask for more accuracy near t = 1 than an unweighted loss gives.
 """
 
 import csv
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from onefold import __version__
@@ -42,19 +43,29 @@ from onefold.errors import UserError, writing
 from onefold.files import write_whole
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, Ratio, ratio_gradient, ratio_loss
 from onefold.objectives.score_distillation import Denoiser, score_gradient
-from onefold.pictures.curves import BLUE, GREEN, ORANGE, STYLE
+from onefold.pictures.style import BLUE, GREEN, ORANGE, STYLE, log_axis
+from onefold.studies.ensemble import RATE, Ensemble, select, train
 from onefold.studies.mixture import Mixture
-from onefold.studies.stack import RATE, Stack, chosen, train
 
-__all__ = ["SAMPLES", "WIDTHS", "Evaluation", "Stack", "errors", "laws", "pull_of_ratio", "pull_of_scores", "run_bias"]
+__all__ = [
+    "SAMPLES",
+    "WIDTHS",
+    "Ensemble",
+    "EvaluationPoints",
+    "distributions",
+    "errors",
+    "ratio_pull",
+    "run_bias",
+    "score_pull",
+]
 
 WIDTHS = (4, 8, 16, 32, 64)
 """Of the denoisers, which have two hidden layers, with the most samples."""
 SAMPLES = (100, 300, 1_000, 3_000, 10_000)
-"""Of each law, with denoisers of `WIDTH`."""
+"""Of each distribution, with denoisers of `WIDTH`."""
 WIDTH = 32
 BATCH = 256
-"""Samples of its law that a denoiser sees in an update; the ratio sees half as many of each."""
+"""Samples of its distribution that a denoiser sees in an update; the ratio sees half as many of each."""
 LATEST = 0.98
 POINTS = 8192
 """Samples of the generator at which estimated and exact gradient are compared, the same for all."""
@@ -69,7 +80,7 @@ WEIGHTINGS = {"uniform": "w(t) = 1", "noise": "w(t) = (1−t)²/t"}
 Say = Callable[[str], None]
 
 
-def laws() -> tuple[Mixture, Mixture]:
+def distributions() -> tuple[Mixture, Mixture]:
     """Data and generator: three modes on a circle; the generator's are 0.3 off, each in its own way, and 30 % wider."""
     angle, off = torch.arange(3) * 2 * math.pi / 3, torch.tensor([0.9, 2.0, 4.0])
     means = torch.stack([angle.cos(), angle.sin()], 1)
@@ -80,7 +91,7 @@ def laws() -> tuple[Mixture, Mixture]:
 # --- exact gradient and errors ----------------------------------------------------------------------------------------
 
 
-class Evaluation(NamedTuple):
+class EvaluationPoints(NamedTuple):
     """Where the gradient is taken, and what it is there."""
 
     x: Float[Tensor, "M d"]
@@ -91,11 +102,11 @@ class Evaluation(NamedTuple):
     """(s_q − s_p)(x_t, t) · t."""
 
     @classmethod
-    def of(cls, p: Mixture, q: Mixture, points: int, seed: int = 0) -> "Evaluation":
-        generator = torch.Generator().manual_seed(seed)
-        x, k, eps = q.draw(points, generator)
-        t = LATEST * (torch.arange(points) + torch.rand(points, generator=generator)) / points
-        noise = torch.randn(x.shape, generator=generator)
+    def draw(cls, p: Mixture, q: Mixture, points: int, seed: int = 0) -> "EvaluationPoints":
+        rng = torch.Generator().manual_seed(seed)
+        x, k, eps = q.draw(points, rng)
+        t = LATEST * (torch.arange(points) + torch.rand(points, generator=rng)) / points
+        noise = torch.randn(x.shape, generator=rng)
         at = t[:, None]
         x_t = at * x + (1 - at) * noise
         own = F.one_hot(k, len(q.weights)).float()
@@ -103,8 +114,8 @@ class Evaluation(NamedTuple):
         exact = at * (q.score(x_t, t) - p.score(x_t, t))
         return cls(x, NoiseDraws(t, noise, torch.zeros_like(x)), per_parameter, exact)
 
-    def repeated(self, times: int) -> tuple[Float[Tensor, "N d"], NoiseDraws]:
-        """Samples and draws for a stack of networks."""
+    def repeat(self, times: int) -> tuple[Float[Tensor, "N d"], NoiseDraws]:
+        """Samples and draws for an ensemble of networks."""
         return self.x.repeat_interleave(times, 0), NoiseDraws(*(a.repeat_interleave(times, 0) for a in self.draws))
 
     def weights(self) -> dict[str, Float[Tensor, " M"]]:
@@ -119,20 +130,20 @@ class Evaluation(NamedTuple):
         return torch.einsum("m,msd,mf->sdf", weight, pull, self.per_parameter).flatten(1)
 
 
-def pull_of_scores(teacher: Denoiser, student: Denoiser, at: Evaluation, seeds: int = 1) -> Float[Tensor, "M S d"]:
+def score_pull(teacher: Denoiser, student: Denoiser, at: EvaluationPoints, seeds: int = 1) -> Float[Tensor, "M S d"]:
     """(s_q − s_p) · t by denoisers of S seeds."""
-    x, draws = at.repeated(seeds)
+    x, draws = at.repeat(seeds)
     difference = score_gradient(teacher, student, x, None, draws, normalised=False)
     return ((draws.t / (1 - draws.t)).square()[:, None] * difference).unflatten(0, (-1, seeds))
 
 
-def pull_of_ratio(ratio: Ratio, at: Evaluation, seeds: int = 1) -> Float[Tensor, "M S d"]:
+def ratio_pull(ratio: Ratio, at: EvaluationPoints, seeds: int = 1) -> Float[Tensor, "M S d"]:
     """−∇ℓ · t by ratios of S seeds."""
-    x, draws = at.repeated(seeds)
+    x, draws = at.repeat(seeds)
     return ratio_gradient(ratio, x, None, draws, PLAIN).unflatten(0, (-1, seeds))
 
 
-def errors(pull: Float[Tensor, "M S d"], at: Evaluation) -> dict[str, float]:
+def errors(pull: Float[Tensor, "M S d"], at: EvaluationPoints) -> dict[str, float]:
     """Bias, variance and cosine, by weighting and band."""
     found: dict[str, float] = {}
     for name, weight in at.weights().items():
@@ -164,7 +175,7 @@ def run_bias(
         seeds: Independent trainings, with seeds 0, 1, …
         steps: Updates of each network.
         widths: Of the denoisers' two hidden layers, with the most of `samples`.
-        samples: Numbers of samples of each law, with the width 32.
+        samples: Numbers of samples of each distribution, with the width 32.
         say: Called with a line after each setting.
 
     Returns:
@@ -182,12 +193,12 @@ def run_bias(
             raise UserError(f"--{option}: {min(values)} is not positive; give at least 1")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    p, q = laws()
-    at = Evaluation.of(p, q, POINTS)
+    p, q = distributions()
+    at = EvaluationPoints.draw(p, q, POINTS)
     settings = list(dict.fromkeys([*((w, max(samples)) for w in widths), *((WIDTH, n) for n in samples)]))
     rows: list[dict[str, Any]] = []
     for k, (width, n) in enumerate(settings, 1):
-        rows += (found := _measured(p, q, at, width, n, steps, seeds))
+        rows += (found := _measure_arms(p, q, at, width, n, steps, seeds))
         words = (f"{row['arm']} {row['uniform.bias']:.2f} ± {row['uniform.variance'] ** 0.5:.2f}" for row in found)
         say(f"{k}/{len(settings)}: width {width}, {n:,} samples: bias ± spread: {', '.join(words)}")
     result = {"study": "bias", "onefold": __version__, "protocol": _protocol(p, q, seeds, steps), "rows": rows}
@@ -200,36 +211,38 @@ def run_bias(
     return result
 
 
-def _measured(
-    p: Mixture, q: Mixture, at: Evaluation, width: int, n: int, steps: int, seeds: int
+def _measure_arms(
+    p: Mixture, q: Mixture, at: EvaluationPoints, width: int, n: int, steps: int, seeds: int
 ) -> list[dict[str, Any]]:
     """All arms with one setting."""
     d = at.x.shape[1]
-    budget = 2 * Stack.parameters_of(d, width, d)
-    ratio_width = min(range(1, 2 * width + 2), key=lambda w: abs(Stack.parameters_of(d, w, 1) - budget))
-    of_p, of_q, of_teacher, of_student, of_ratio, of_penalised = (
+    budget = 2 * Ensemble.parameter_count(d, width, d)
+    ratio_width = min(range(1, 2 * width + 2), key=lambda w: abs(Ensemble.parameter_count(d, w, 1) - budget))
+    rngs_p, rngs_q, rngs_teacher, rngs_student, rngs_ratio, rngs_penalised = (
         [torch.Generator().manual_seed(1000 * role + seed) for seed in range(seeds)] for role in range(6)
     )
-    real, fake = (torch.stack([law.draw(n, g)[0] for g in of]) for law, of in ((p, of_p), (q, of_q)))
-    both, of_both = torch.cat([real, fake]), of_teacher + of_student
+    real, fake = (
+        torch.stack([mixture.draw(n, rng)[0] for rng in rngs]) for mixture, rngs in ((p, rngs_p), (q, rngs_q))
+    )
+    both, rngs_both = torch.cat([real, fake]), rngs_teacher + rngs_student
 
-    denoisers = Stack.drawn(d, width, d, of_both)
+    denoisers = Ensemble.random(d, width, d, rngs_both)
 
-    def denoising_loss(numbers: Tensor, draws: NoiseDraws) -> Tensor:
-        return denoisers.denoising_loss(chosen(both, numbers[0]), draws)
+    def denoising_loss(indices: Tensor, draws: NoiseDraws) -> Tensor:
+        return denoisers.denoising_loss(select(both, indices[0]), draws)
 
-    train(denoisers, denoising_loss, n, BATCH, steps, LATEST, of_both)
-    teacher, student = denoisers.part(slice(seeds)), denoisers.part(slice(seeds, None))
-    pulls = {"scores": pull_of_scores(teacher.clean, student.clean, at, seeds)}
+    train(denoisers, denoising_loss, n, BATCH, steps, LATEST, rngs_both)
+    teacher, student = denoisers.members(slice(seeds)), denoisers.members(slice(seeds, None))
+    pulls = {"scores": score_pull(teacher.denoise, student.denoise, at, seeds)}
 
-    def ratio_losses(ratio: Stack, options: DensityRatio, numbers: Tensor, draws: NoiseDraws) -> Tensor:
-        return ratio_loss(ratio.logit, chosen(real, numbers[0]), chosen(fake, numbers[1]), None, draws, options)[0]
+    def ratio_losses(ratio: Ensemble, options: DensityRatio, indices: Tensor, draws: NoiseDraws) -> Tensor:
+        return ratio_loss(ratio.logit, select(real, indices[0]), select(fake, indices[1]), None, draws, options)[0]
 
-    for arm, options, generators in (("ratio", PLAIN, of_ratio), ("penalised", DensityRatio(), of_penalised)):
-        ratio = Stack.drawn(d, ratio_width, 1, generators)
-        train(ratio, partial(ratio_losses, ratio, options), n, BATCH // 2, steps, LATEST, generators)
-        pulls[arm] = pull_of_ratio(ratio.logit, at, seeds)
-    parameters = {arm: Stack.parameters_of(d, ratio_width, 1) for arm in pulls} | {"scores": budget}
+    for arm, options, rngs in (("ratio", PLAIN, rngs_ratio), ("penalised", DensityRatio(), rngs_penalised)):
+        ratio = Ensemble.random(d, ratio_width, 1, rngs)
+        train(ratio, partial(ratio_losses, ratio, options), n, BATCH // 2, steps, LATEST, rngs)
+        pulls[arm] = ratio_pull(ratio.logit, at, seeds)
+    parameters = {arm: Ensemble.parameter_count(d, ratio_width, 1) for arm in pulls} | {"scores": budget}
     return [
         {"arm": arm, "width": width, "samples": n, "parameters": parameters[arm], **errors(pull, at)}
         for arm, pull in pulls.items()
@@ -237,21 +250,21 @@ def _measured(
 
 
 def _protocol(p: Mixture, q: Mixture, seeds: int, steps: int) -> dict[str, Any]:
-    def law(mixture: Mixture) -> dict[str, Any]:
+    def describe(mixture: Mixture) -> dict[str, Any]:
         std = mixture.variances[:, 0].sqrt()  # the same in all directions
         parts = {"means": mixture.means, "std": std}
         return {name: part.double().round(decimals=4).tolist() for name, part in parts.items()}
 
     default = DensityRatio()
     return {
-        "data": law(p),
-        "generator": law(q),
+        "data": describe(p),
+        "generator": describe(q),
         "divergence": "reverse_kl",
         "levels": f"t uniform in [0, {LATEST}]",
         "weightings": WEIGHTINGS,
         "seeds": seeds,
         "steps": steps,
-        "batch": {"each denoiser": BATCH, "ratio, of each law": BATCH // 2},
+        "batch": {"each denoiser": BATCH, "ratio, of each distribution": BATCH // 2},
         "optimizer": f"Adam, {RATE} to 0 along a cosine",
         "networks": "two hidden SiLU layers; inputs x_t, t, log(1−t)/2",
         "denoisers": "preconditioned, loss weighted, for unit variance (Karras et al., 2022)",
@@ -307,14 +320,16 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots(2, 3)
     for (left, middle, right), (name, title), kind in zip(axes, WEIGHTINGS.items(), LINES, strict=True):
         _panel(left, f"{title}; {most:,} samples", "width of the denoisers")
-        _over(left, by_width, "width", name)
-        _panel(middle, f"{title}; width {WIDTH}", "samples of each law")
-        _over(middle, by_samples, "samples", name)
+        _plot_rows(left, by_width, "width", name)
+        _panel(middle, f"{title}; width {WIDTH}", "samples of each distribution")
+        _plot_rows(middle, by_samples, "samples", name)
         _panel(right, f"{kind} by noise level", f"t (0 is noise); width {WIDTH}, {most:,} samples")
         for row in by_samples:
             if row["samples"] == most:
                 values = [_value(row, f"band{k}", kind) for k in range(BANDS)]
                 right.plot(middles, values, LINES[kind], marker=".", color=COLOURS[row["arm"]])
+        for ax in (left, middle, right):
+            log_axis(ax)
     figure.supylabel("relative to the exact gradient's norm", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS), handlelength=3)
@@ -322,16 +337,11 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _panel(ax: Axes, title: str, label: str) -> None:
-    """Logarithmic, labelled at 1, 2, 5, 10, … in plain numbers."""
     ax.set_title(title)
     ax.set_xlabel(label)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _over(ax: Axes, rows: Sequence[Mapping[str, Any]], quantity: str, weighting: str) -> None:
+def _plot_rows(ax: Axes, rows: Sequence[Mapping[str, Any]], quantity: str, weighting: str) -> None:
     for arm, title in ARMS.items():
         own = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row[quantity])
         for kind, dash in LINES.items():

@@ -50,8 +50,8 @@ def _three(name: str, title: str, loss: str, variant: str = "", **changes: Any) 
     """Three networks in two stages."""
     switches = {"objective.loss": loss, "network.output": loss, "network.architecture": "three_networks"}
     changes = {key.replace("__", "."): value for key, value in changes.items()}
-    unread = ("objective.target", "objective.through")
-    return Arm(name, title, {**switches, **changes}, "three networks", variant, unread)
+    ignored = ("objective.target", "objective.through")
+    return Arm(name, title, {**switches, **changes}, "three networks", variant, ignored)
 
 
 ARMS = (
@@ -149,6 +149,6 @@ def collapse(
         "training.checkpoint_every": max(batch, budget // 4),
         "training.on_collapse": "ignore",  # it is what the study is about
     }
-    chosen = ARMS if arms is None else tuple(known[wanted] for wanted in arms)
+    selected = ARMS if arms is None else tuple(known[wanted] for wanted in arms)
     arguments = {"recipe": name, "data": source, "budget": budget, "draws": draws}
-    return Study("collapse", arguments, config.with_changes(settings), chosen, seeds, images, COLUMNS)
+    return Study("collapse", arguments, config.with_changes(settings), selected, seeds, images, COLUMNS)

@@ -1,7 +1,7 @@
 """The pictures of a study, made from its runs: curves, spectra, samples and reconstructions of all arms.
 
-Colours are those of Okabe & Ito, which the colour-blind can tell apart: one for each family of arms, and a kind of line
-for each variant. Lines are means over seeds; bands reach one standard deviation up and down.
+Each family of arms has a colour and each variant a kind of line. Lines are means over seeds; bands reach one standard
+deviation up and down.
 """
 
 import json
@@ -19,28 +19,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from onefold.pictures.style import COLOURS, LINES, STYLE
 from onefold.studies.study import Arm, Study, Trial
 from onefold.training.run import Run
 
 __all__ = ["write"]
 
-COLOURS = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#000000", "#999999")
-LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 WIDTH = 9.0
 """Inches: 900 px at the width of the documentation, stored at twice that."""
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "lines.linewidth": 1.4,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "onefold",
-}
+DPI = 200
 
 Line = dict[str, Any]
 
@@ -89,10 +76,10 @@ ONESTEP_PANELS = (
 
 def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
     """Write all pictures of the finished trials; of a study of one-step generators, curves and samples."""
-    onestep = any(arm.after for arm in study.arms)
+    onestep = any(arm.teacher for arm in study.arms)
     with mpl.rc_context(STYLE):
         if onestep:
-            begun = [trial for trial in trials if trial.arm.after]
+            begun = [trial for trial in trials if trial.arm.teacher]
             if begun:
                 _curves(study, begun, ONESTEP_PANELS).savefig(out / "curves.png")
             _sheets(study, trials, "samples", "Samples, from the same noise and classes in every arm").savefig(
@@ -118,11 +105,11 @@ def _curves(study: Study, trials: Sequence[Trial], panels: Sequence[Panel]) -> F
     known = [panel for panel in panels if any(panel.value(line) is not None for h in history.values() for line in h)]
     figure, axes = _figure(len(known))
     for ax, panel in zip(axes, known, strict=True):
-        ax.set_title(panel.title, loc="left")
+        ax.set_title(panel.title)
         for arm, own in _by_arm(study, trials):
             if own[0].config.objective.loss not in panel.losses:
                 continue
-            images, values = _together([_series(history[trial.folder], panel) for trial in own])
+            images, values = _common_points([_series(history[trial.folder], panel) for trial in own])
             _draw(ax, images / 1000, values, **_style(study, arm))
         if panel.log:
             ax.set_yscale("log")
@@ -139,11 +126,11 @@ def _spectra(study: Study, trials: Sequence[Trial]) -> Figure:
     """Singular values of the latents of test images, descending."""
     figure, axes = _figure(2)
     for ax, kind, title in zip(axes, ("token", "whole"), ("of tokens", "of whole latents"), strict=True):
-        ax.set_title(f"standard deviation along principal directions, {title}", loc="left")
+        ax.set_title(f"standard deviation along principal directions, {title}")
         largest = 0.0
         for arm, own in _by_arm(study, trials):
             spectra = [json.loads(trial.spectrum_path.read_text(encoding="utf-8"))[kind] for trial in own]
-            rank, values = _together([dict(enumerate(spectrum, 1)) for spectrum in spectra])
+            rank, values = _common_points([dict(enumerate(spectrum, 1)) for spectrum in spectra])
             _draw(ax, rank, values, marker="." if len(rank) < 40 else "", **_style(study, arm))
             largest = max(largest, float(values.max(initial=0)))
         ax.set_yscale("log")
@@ -160,7 +147,9 @@ def _by_arm(study: Study, trials: Sequence[Trial]) -> list[tuple[Arm, list[Trial
     return [(arm, own) for arm, own in found if own]
 
 
-def _together(series: Sequence[Mapping[float, float]]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "seeds n"]]:
+def _common_points(
+    series: Sequence[Mapping[float, float]],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "seeds n"]]:
     """Points that all seeds have, and their values."""
     common = sorted(set.intersection(*(set(one) for one in series)))
     return np.array(common, float), np.array([[one[at] for at in common] for one in series], float)
@@ -189,7 +178,7 @@ def _title(arm: Arm) -> str:
 def _figure(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(3, count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(WIDTH, 0.5 + (2.3 if columns == 3 else 3.4) * rows))
+    figure = Figure(figsize=(WIDTH, 0.5 + (2.3 if columns == 3 else 3.4) * rows), dpi=DPI, layout="constrained")
     return figure, [figure.add_subplot(rows, columns, k + 1) for k in range(count)]
 
 
@@ -213,12 +202,12 @@ def _sheets(study: Study, trials: Sequence[Trial], kind: str, title: str) -> Fig
     rows = math.ceil(len(sheets) / columns)
     height, width = sheets[0].shape[:2]
     panel = WIDTH / columns
-    figure = Figure(figsize=(WIDTH, 0.3 + rows * (panel * height / width + 0.25)))
+    figure = Figure(figsize=(WIDTH, 0.3 + rows * (panel * height / width + 0.25)), dpi=DPI, layout="constrained")
     figure.suptitle(title, x=0.005, ha="left", fontsize=10)
     for k, ((arm, own), sheet) in enumerate(zip(arms, sheets, strict=True)):
         ax = figure.add_subplot(rows, columns, k + 1)
         ax.imshow(sheet, cmap="gray", vmin=0, vmax=255)
-        ax.set_title(_title(arm) + (f", seed {own[0].seed}" if own[0].seed else ""), loc="left")
+        ax.set_title(_title(arm) + (f", seed {own[0].seed}" if own[0].seed else ""))
         ax.axis("off")
     return figure
 

@@ -28,11 +28,11 @@ ONE_LEVEL = {"objective.time.kind": "logit_normal", "objective.time.mean": -0.85
 """All times at t = 0.3: as noisy as what one-step generators are often begun from (σ/α = 2.3)."""
 
 
-def _arm(name: str, title: str, generator: str, critic: str, trains: str = "all", after: str = "diffusion") -> Arm:
+def _arm(name: str, title: str, generator: str, critic: str, trains: str = "all", teacher: str = "diffusion") -> Arm:
     """A one-step generator with weights from an arm before it."""
     changes = {"onestep.generator": generator, "onestep.critic": critic}
     changes |= {"onestep.generator_trains": trains, "onestep.critic_trains": trains}
-    return Arm(name, title, changes, family=name, after=after)
+    return Arm(name, title, changes, family=name, teacher=teacher)
 
 
 ARMS = (
@@ -42,7 +42,7 @@ ARMS = (
     _arm("random-ratio", "ratio random", "teacher", "random"),
     _arm("random-generator", "generator random", "random", "teacher"),
     _arm("random", "both random", "random", "random"),
-    _arm("one-level", "both from a teacher of one level", "teacher", "teacher", after="diffusion-one-level"),
+    _arm("one-level", "both from a teacher of one level", "teacher", "teacher", teacher="diffusion-one-level"),
     _arm("trunk", "trunk alone from the teacher", "trunk", "trunk"),
     _arm("ends", "entrances and exits alone", "ends", "ends"),
     _arm("norms", "frozen matrices, trained norms", "teacher", "teacher", "norms"),

@@ -40,11 +40,11 @@ class Mixture:
         return cls(means.new_full((count,), 1 / count), means, std[:, None, None] * torch.eye(d, dtype=means.dtype))
 
     def draw(
-        self, n: int, generator: torch.Generator
+        self, n: int, rng: torch.Generator
     ) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " n"], Float[Tensor, "n d"]]:
         """Samples, their components k and their ε."""
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        eps = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        k = torch.multinomial(self.weights, n, replacement=True, generator=rng)
+        eps = torch.randn(n, self.means.shape[1], generator=rng, dtype=self.means.dtype)
         return self.means[k] + torch.einsum("nij,nj->ni", self.factors[k], eps), k, eps
 
     def log_density(self, x_t: Float[Tensor, "n d"], t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -56,7 +56,7 @@ class Mixture:
         joint, along, variances = self._joint(x_t, t)
         return -torch.einsum("nk,kij,nkj->ni", joint.softmax(1), self.axes, along / variances)
 
-    def clean(self, x_t: Float[Tensor, "n d"], t: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    def posterior_mean(self, x_t: Float[Tensor, "n d"], t: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """E[x | x_t], what a perfect denoiser predicts."""
         joint, along, variances = self._joint(x_t, t)
         gain = t[:, None, None] * self.variances / variances

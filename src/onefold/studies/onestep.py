@@ -42,7 +42,7 @@ COLUMNS = (
 def _arm(name: str, title: str, family: str, variant: str = "", **changes: Any) -> Arm:
     """A one-step generator with changes of `config.onestep`, with `__` for a dot."""
     named = {f"onestep.{key.replace('__', '.')}": value for key, value in changes.items()}
-    return Arm(name, title, named, family, variant, after="diffusion")
+    return Arm(name, title, named, family, variant, teacher="diffusion")
 
 
 ARMS = (
@@ -99,7 +99,7 @@ def onestep_study(
 
     Args:
         study: Its name, as a command.
-        known_arms: All arms; one that begins `after` another comes behind it.
+        known_arms: All arms; one that has another as `teacher` comes behind it.
         data: Images to train on; default: the recipe's.
         teacher_budget: Images that each teacher is trained on.
         budget: Images that each one-step generator is trained on.
@@ -124,7 +124,7 @@ def onestep_study(
             raise UserError(f"--arms: {wanted!r} is not known; choose of {', '.join(known)}")
         if named.count(wanted) > 1:
             raise UserError(f"--arms: {wanted} is given twice")
-    wanted = {needed for arm in named for needed in (arm, known[arm].after)}
+    wanted = {needed for arm in named for needed in (arm, known[arm].teacher)}
     config = recipe(name, **(changes or {}))
     source, batch = data or config.data.source, config.training.batch
     if source != config.data.source:
@@ -139,10 +139,10 @@ def onestep_study(
         "training.on_collapse": "ignore",  # what becomes of an arm is what the study is about
     }
     length = {"training.images": budget, "training.health_every": every, "onestep.critic_warmup": budget // WARMUP}
-    chosen = tuple(
-        replace(arm, changes={**arm.changes, **length}) if arm.after else arm
+    selected = tuple(
+        replace(arm, changes={**arm.changes, **length}) if arm.teacher else arm
         for arm in known_arms
         if arm.name in wanted
     )
     arguments = {"recipe": name, "data": source, "teacher-budget": teacher_budget, "budget": budget}
-    return Study(study, arguments, config.with_changes(settings), chosen, seeds, images, COLUMNS, False)
+    return Study(study, arguments, config.with_changes(settings), selected, seeds, images, COLUMNS, False)

@@ -8,8 +8,8 @@
     OUT/table.* and pictures      made from the runs alone, so that they can be made again
 
 The arms differ from the study's configuration in what they name and in nothing else, and a seed is the same data
-order, noise and initial weights in every arm of equal shape. Precision and compilation are chosen once, when the study
-begins, since a measurement repeated for each trial could choose differently.
+order, noise and initial weights in every arm of equal shape. Precision and compilation are resolved once, when the
+study begins, since a measurement repeated for each trial could choose differently.
 """
 
 import json
@@ -27,14 +27,14 @@ from onefold.extractor import extractor_for
 from onefold.files import is_unused, write_whole
 from onefold.metrics import Record
 from onefold.training.config import Config
-from onefold.training.one_step import one_step_config
+from onefold.training.conversion import one_step_config
 from onefold.training.prepare import decide, fit_to_data
 from onefold.training.run import open_data
 
-__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "disk_errors_told"]
+__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "explain_disk_errors"]
 
 NAME = "study.json"
-KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "chosen")
+KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "resolved")
 
 Say = Callable[[str], None]
 
@@ -61,9 +61,9 @@ class Arm:
     """Arms of one family have one colour in pictures …"""
     variant: str = ""
     """… and those of one variant one kind of line."""
-    unread: tuple[str, ...] = ()
+    ignored_settings: tuple[str, ...] = ()
     """Settings of other arms that mean nothing to this one."""
-    after: str = ""
+    teacher: str = ""
     """Name of the arm whose runs this one makes one-step generators of."""
 
 
@@ -105,7 +105,7 @@ class Trial:
         return None if self.teacher is None else _failure(self.teacher / self.failure_path.name)
 
     @property
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Finished or failed: not to be trained again."""
         return self.record_path.exists() or self.failure_path.exists()
 
@@ -138,14 +138,14 @@ class Study:
             if names.count(name) > 1:
                 raise UserError(f"--arms: {name} is given twice")
         for arm in self.arms:
-            if arm.after and arm.after not in names:
-                raise UserError(f"--arms: {arm.name} begins from {arm.after}; name it too")
+            if arm.teacher and arm.teacher not in names:
+                raise UserError(f"--arms: {arm.name} begins from {arm.teacher}; name it too")
         if self.seeds < 1:
             raise UserError(f"--seeds: {self.seeds} is not positive; give at least 1")
 
-    def config_of(self, arm: Arm, seed: int = 0, teacher: Path | None = None) -> Config:
+    def arm_config(self, arm: Arm, seed: int = 0, teacher: Path | None = None) -> Config:
         config = self.config
-        if arm.after:
+        if arm.teacher:
             config = one_step_config(config).with_changes({"start": str(teacher or "")})
         return config.with_changes({**arm.changes, "training.seed": seed})
 
@@ -156,8 +156,8 @@ class Study:
             return out / "runs" / f"{name}-seed{seed}"
 
         def trial(arm: Arm, seed: int) -> Trial:
-            teacher = folder(arm.after, seed) if arm.after else None
-            return Trial(arm, seed, folder(arm.name, seed), self.config_of(arm, seed, teacher), teacher)
+            teacher = folder(arm.teacher, seed) if arm.teacher else None
+            return Trial(arm, seed, folder(arm.name, seed), self.arm_config(arm, seed, teacher), teacher)
 
         return [trial(arm, seed) for seed in range(self.seeds) for arm in self.arms]
 
@@ -179,10 +179,10 @@ def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
     """
     train, test = open_data(study.config.data)
     for arm in study.arms:
-        fit_to_data(study.config_of(arm), train)
+        fit_to_data(study.arm_config(arm), train)
     resolve_device(study.config.training.device)
     if (out / NAME).exists():
-        _check_same(_read(out / NAME), _described(study), out)
+        _check_same(_read(out / NAME), _description(study), out)
     elif not is_unused(out):
         raise UserError(f"{out}: is not an empty folder; choose another --out")
     extractor_for(train, say)  # trained now where it takes training, and not by several trials at once
@@ -191,18 +191,18 @@ def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
 
 def begin(study: Study, out: Path) -> Study:
     """Write `study.json`, or add new seeds and arms to it; returns the study with all that is "auto" decided."""
-    path, described = out / NAME, _described(study)
+    path, described = out / NAME, _description(study)
     if path.exists():
-        chosen = _read(path)["chosen"]
+        resolved_settings = _read(path)["resolved"]
     else:
         training = decide(study.config, resolve_device(study.config.training.device)).training
-        chosen = {"training.precision": training.precision, "training.compile": training.compile}
-    write_whole(path, json.dumps({**described, "chosen": chosen}, indent=2, ensure_ascii=False) + "\n")
-    return replace(study, config=study.config.with_changes(chosen))
+        resolved_settings = {"training.precision": training.precision, "training.compile": training.compile}
+    write_whole(path, json.dumps({**described, "resolved": resolved_settings}, indent=2, ensure_ascii=False) + "\n")
+    return replace(study, config=study.config.with_changes(resolved_settings))
 
 
 @contextmanager
-def disk_errors_told(out: Path) -> Generator[None]:
+def explain_disk_errors(out: Path) -> Generator[None]:
     """What the disk refuses becomes one line."""
     try:
         yield
@@ -215,7 +215,7 @@ def _failure(path: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["reason"] if path.exists() else None
 
 
-def _described(study: Study) -> dict[str, Any]:
+def _description(study: Study) -> dict[str, Any]:
     return {
         "study": study.name,
         "onefold": __version__,
@@ -234,7 +234,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     def refuse(what: str, was: object, given: object) -> None:
         if was != given:
             cure = "give the same again, or another --out"
-            raise UserError(f"{out}: was begun with {what} {_shown(was)}, not {_shown(given)}; {cure}")
+            raise UserError(f"{out}: was begun with {what} {_quoted(was)}, not {_quoted(given)}; {cure}")
 
     refuse("study", before["study"], now["study"])
     for name in {**before["arguments"], **now["arguments"]}:
@@ -252,7 +252,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     refuse("onefold", before["onefold"], now["onefold"])
 
 
-def _shown(value: object) -> str:
+def _quoted(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from onefold import __version__
 from onefold.files import write_whole
-from onefold.metrics import Record, comparable
+from onefold.metrics import Record, protocol_differences
 from onefold.studies.study import Arm, Study, Trial
 from onefold.training.run import Run
 
-__all__ = ["line", "numbers_of", "settings_of", "write"]
+__all__ = ["arm_settings", "line", "trial_numbers", "write"]
 
 
 def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
@@ -36,7 +36,7 @@ def line(study: Study, record: Record) -> str:
     return ", ".join(parts)
 
 
-def numbers_of(trial: Trial) -> dict[str, float]:
+def trial_numbers(trial: Trial) -> dict[str, float]:
     """All numbers of a trial by dotted name; empty if it has no record."""
     record = trial.record
     if record is None:
@@ -46,7 +46,7 @@ def numbers_of(trial: Trial) -> dict[str, float]:
     return {**record.numbers(), **({"training.images_per_second": statistics.median(speeds)} if speeds else {})}
 
 
-def settings_of(study: Study) -> dict[str, dict[str, Any]]:
+def arm_settings(study: Study) -> dict[str, dict[str, Any]]:
     """By arm, the settings in which the arms differ from one another; None where an arm does not read it."""
     names = list(dict.fromkeys(name for arm in study.arms for name in arm.changes))
     found = {arm.name: {name: _value(study, arm, name) for name in names} for arm in study.arms}
@@ -55,15 +55,15 @@ def settings_of(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def _value(study: Study, arm: Arm, name: str) -> Any:
-    if name in arm.unread:
+    if name in arm.ignored_settings:
         return None
-    value: Any = study.config_of(arm)
+    value: Any = study.arm_config(arm)
     for part in name.split("."):
         value = getattr(value, part, None)
     return value
 
 
-def _of(arm: Arm, trials: Sequence[Trial]) -> list[Trial]:
+def _arm_trials(arm: Arm, trials: Sequence[Trial]) -> list[Trial]:
     return sorted((trial for trial in trials if trial.arm.name == arm.name), key=lambda trial: trial.seed)
 
 
@@ -75,14 +75,14 @@ def _statistics(rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, floa
 
 
 def _as_json(study: Study, trials: Sequence[Trial], out: Path) -> dict[str, Any]:
-    settings = settings_of(study)
+    settings = arm_settings(study)
     arms: list[dict[str, Any]] = []
     for arm in study.arms:
         seeds: list[dict[str, Any]] = []
-        for trial in _of(arm, trials):
+        for trial in _arm_trials(arm, trials):
             found: dict[str, Any] = {"seed": trial.seed, "run": trial.folder.relative_to(out).as_posix()}
             if (record := trial.record) is not None:
-                found |= {"numbers": numbers_of(trial), "protocol": record["protocol"]}
+                found |= {"numbers": trial_numbers(trial), "protocol": record["protocol"]}
             seeds.append(found if record else {**found, "failed": trial.failure})
         summary = list(_statistics([found["numbers"] for found in seeds if "numbers" in found]))
         arms.append(
@@ -100,9 +100,9 @@ def _as_json(study: Study, trials: Sequence[Trial], out: Path) -> dict[str, Any]
 
 
 def _as_csv(study: Study, trials: Sequence[Trial]) -> str:
-    settings = settings_of(study)
+    settings = arm_settings(study)
     switches = list(settings[study.arms[0].name])
-    rows = [(trial, numbers_of(trial)) for arm in study.arms for trial in _of(arm, trials)]
+    rows = [(trial, trial_numbers(trial)) for arm in study.arms for trial in _arm_trials(arm, trials)]
     names = list(dict.fromkeys([c.key for c in study.columns] + [name for _, numbers in rows for name in numbers]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -114,13 +114,13 @@ def _as_csv(study: Study, trials: Sequence[Trial]) -> str:
 
 
 def _as_markdown(study: Study, trials: Sequence[Trial]) -> str:
-    settings = settings_of(study)
+    settings = arm_settings(study)
     switches = list(settings[study.arms[0].name]) if study.shows_settings else []
-    shown = [c for c in study.columns if any(c.key in numbers_of(trial) for trial in trials)]
+    shown = [c for c in study.columns if any(c.key in trial_numbers(trial) for trial in trials)]
     header = ["arm", *(name.split(".")[-1].replace("_", " ") for name in switches), *(c.title for c in shown)]
     rows = [header, ["---"] * (1 + len(switches)) + ["---:"] * len(shown)]
     for arm in study.arms:
-        finished = [numbers for trial in _of(arm, trials) if (numbers := numbers_of(trial))]
+        finished = [numbers for trial in _arm_trials(arm, trials) if (numbers := trial_numbers(trial))]
         title = arm.title if len(finished) == study.seeds else f"{arm.title} ({len(finished)} of {study.seeds} seeds)"
         summary = {name: (mean, std) for name, mean, std in _statistics(finished)}
         cells = [_cell(*summary[c.key], c.digits) if c.key in summary else "–" for c in shown]
@@ -147,8 +147,8 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
         f"its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
         f"{config.training.batch}."
     )
-    if begun := [arm for arm in study.arms if arm.after]:
-        images = study.config_of(begun[0]).training.images
+    if begun := [arm for arm in study.arms if arm.teacher]:
+        images = study.arm_config(begun[0]).training.images
         yield f"One-step generators begin from the arm that was trained before them and see {images:,} images more."
     if records:
         p = records[-1]["protocol"]
@@ -158,7 +158,7 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
             f"{p['extractor']}; {p['steps']} {p['sampler']} steps, guidance {p['guidance']:g}. Reconstructions and "
             f"latents: test images. onefold {p['version']}, `{study.command}`."
         )
-        differing = {name for record in records for name in comparable(records[0], record)}
+        differing = {name for record in records for name in protocol_differences(records[0], record)}
         if begun:
             differing -= {"ema", "sampler", "steps"}  # a diffusion model and a one-step generator differ in these
         if differing := sorted(differing):

@@ -35,28 +35,28 @@ from onefold.training.run import Run, open_data
 
 __all__ = ["run_trial", "run_trials"]
 
-Ended = Callable[[Trial, float], None]
+OnTrialEnd = Callable[[Trial, float], None]
 """Told of each trial that has ended, with its seconds."""
 
 BATCH = 256
 
 
-def run_trials(trials: Sequence[Trial], images: int, *, jobs: int, lock: int, ended: Ended, quiet: bool) -> None:
+def run_trials(trials: Sequence[Trial], images: int, *, jobs: int, lock: int, on_end: OnTrialEnd, quiet: bool) -> None:
     """Run all that are not settled, `jobs` at a time; `lock` is the descriptor of the study's lock.
 
     Raises:
         UserError: wrong input, or a disk that takes no more.
         Interrupted: a signal came; every training has been saved.
     """
-    left = [trial for trial in trials if not trial.settled]
+    left = [trial for trial in trials if not trial.is_settled]
     if jobs > 1:
-        _run_at_once(left, images, jobs, lock, ended)
+        _run_in_parallel(left, images, jobs, lock, on_end)
         return
     for trial in left:
         torch.compiler.reset()  # or what was compiled for earlier trials would count against this one
         start = time.perf_counter()
         run_trial(trial, images, quiet=quiet)
-        ended(trial, time.perf_counter() - start)
+        on_end(trial, time.perf_counter() - start)
 
 
 def run_trial(trial: Trial, images: int, *, quiet: bool) -> None:
@@ -93,7 +93,7 @@ def _spectra(run: Run, images: int, device: torch.device) -> dict[str, list[floa
 # --- several at once --------------------------------------------------------------------------------------------------
 
 
-def _run_at_once(trials: list[Trial], images: int, jobs: int, lock: int, ended: Ended) -> None:
+def _run_in_parallel(trials: list[Trial], images: int, jobs: int, lock: int, on_end: OnTrialEnd) -> None:
     threads = max(1, torch.get_num_threads() // jobs)
     waiting = list(trials)
     running: dict[subprocess.Popen[str], tuple[Trial, float]] = {}
@@ -102,12 +102,12 @@ def _run_at_once(trials: list[Trial], images: int, jobs: int, lock: int, ended: 
             while (waiting or running) and not interruption.signal:
                 while len(running) < jobs and (trial := _next(waiting, [trial for trial, _ in running.values()])):
                     waiting.remove(trial)
-                    running[_started(trial, images, threads, lock)] = trial, time.perf_counter()
+                    running[_start_process(trial, images, threads, lock)] = trial, time.perf_counter()
                 over = [process for process in running if process.poll() is not None]
                 for process in over:
                     trial, start = running.pop(process)
                     _check_end(process, trial)
-                    ended(trial, time.perf_counter() - start)
+                    on_end(trial, time.perf_counter() - start)
                 if not over:
                     time.sleep(0.1)
         finally:
@@ -122,7 +122,7 @@ def _next(waiting: Sequence[Trial], running: Sequence[Trial]) -> Trial | None:
     return next((trial for trial in waiting if trial.teacher not in unfinished), None)
 
 
-def _started(trial: Trial, images: int, threads: int, lock: int) -> subprocess.Popen[str]:
+def _start_process(trial: Trial, images: int, threads: int, lock: int) -> subprocess.Popen[str]:
     """A process for one trial, in a session of its own, so that Ctrl-C reaches it through this one only."""
     task = {
         "arm": {**asdict(trial.arm), "changes": dict(trial.arm.changes)},
@@ -151,7 +151,7 @@ def _check_end(process: subprocess.Popen[str], trial: Trial) -> None:
     said = process.communicate()[0].strip()
     if process.returncode == 2 and said:
         raise UserError(said)
-    if not trial.settled:
+    if not trial.is_settled:
         ended = f"the process that trained it ended with code {process.returncode}"
         raise TrainingAborted(f"{trial.folder}: {ended}{' (out of memory?)' if process.returncode == -9 else ''}")
 

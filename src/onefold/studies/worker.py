@@ -15,7 +15,7 @@ import torch
 
 from onefold import settings
 from onefold.errors import UserError
-from onefold.studies.study import Arm, Trial, disk_errors_told
+from onefold.studies.study import Arm, Trial, explain_disk_errors
 from onefold.studies.trials import run_trial
 from onefold.training.config import Config
 from onefold.training.interruption import Interrupted
@@ -30,7 +30,7 @@ def main() -> int:
     teacher = Path(task["teacher"]) if task.get("teacher") else None
     trial = Trial(Arm(**task["arm"]), task["seed"], Path(task["folder"]), config, teacher)
     try:
-        with disk_errors_told(trial.folder):
+        with explain_disk_errors(trial.folder):
             run_trial(trial, task["images"], quiet=True)
     except UserError as error:
         print(error, flush=True)

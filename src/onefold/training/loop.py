@@ -29,7 +29,7 @@ from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_m
 from onefold.training.monitor import Monitor
 from onefold.training.phases import Phase, phase_at, phases_of
 from onefold.training.prepare import decide, fit_to_data
-from onefold.training.run import Run, check_new, create_folder, extend, load_run, note_skipped, open_data, split
+from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, open_data, split
 from onefold.training.state import Skips, TrainingState, seeded
 from onefold.training.step import training_step
 
@@ -102,9 +102,9 @@ def train(
             create_folder(run)
         elif images is not None:
             run = extend(run, images)
-        left_out = note_skipped(run)
-        if left_out and not quiet:
-            print(left_out)
+        notes = data_notes(run)
+        if notes and not quiet:
+            print("\n".join(notes))
         state = _begin(run, device, network)
         with (
             writing(folder),

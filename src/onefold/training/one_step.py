@@ -1,4 +1,4 @@
-"""The phase in which a trained network becomes a one-step generator, and how a run is converted to one.
+"""The phase in which a trained network becomes a one-step generator.
 
     critic  →  after its warm-up: critic and generator  →  average, of which a monitor keeps the best
 
@@ -8,7 +8,6 @@ Both start from the weights of the network that the phase begins with, the teach
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool
@@ -20,22 +19,15 @@ from onefold.errors import UserError
 from onefold.networks import Network, RatioNet, build
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, generator_loss
-from onefold.sampling import Sampler
 from onefold.schedule import Schedule
 from onefold.training import ema
 from onefold.training.config import Config
 from onefold.training.one_step_monitor import OneStepMonitor
 from onefold.training.phases import Part, Phase, Say, averaged, register
-from onefold.training.run import Run, load_run
+from onefold.training.run import Run
 
-__all__ = ["OneStepPhase", "converted", "freeze_matrices", "one_step_config", "start_from"]
+__all__ = ["OneStepPhase", "freeze_matrices", "fresh_critic", "start_from"]
 
-LENGTH = 0.75
-"""Of a one-step phase, as a share of its teacher's training …"""
-WARMUP = 1 / 8
-"""… and of its critic's warm-up, as a share of that."""
-AVERAGED = 70
-"""Half-life of the generator's average, in updates."""
 CRITIC_BETAS = (0.0, 0.99)
 """Adam without momentum: what the critic follows changes with every update of the generator."""
 
@@ -207,67 +199,3 @@ def freeze_matrices(module: nn.Module) -> None:
     for name, p in module.named_parameters():
         if ".blocks." in name and p.ndim == 2 and not name.endswith("offset"):
             p.requires_grad_(False)
-
-
-# --- from a run to a one-step run -------------------------------------------------------------------------------------
-
-
-def converted(folder: str | Path, *, images: int | None = None, batch: int | None = None) -> Config:
-    """The configuration that makes a one-step generator of a trained run, on whatever device there is now.
-
-    Args:
-        folder: The trained run, the teacher.
-        images: Length of the training.
-        batch: Images of a step; default: the teacher's.
-
-    Raises:
-        UserError: not a run, or one whose diffusion model is not finished, or that is a one-step generator already.
-    """
-    run = load_run(folder)
-    check_teacher(run)
-    config = one_step_config(run.config, images=images, batch=batch)
-    anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
-    return config.with_changes({"start": str(folder), "start_sha256": run.model_sha256, **anew})
-
-
-def one_step_config(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:
-    """The same for a configuration: what stays, what follows from being a one-step run.
-
-    Adam without momentum and without weight decay, at a constant rate that falls at the end, from weights that are
-    good already; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
-    teacher's, or from `images`, and are whole batches.
-    """
-    batch = batch or config.training.batch
-    images = images or batch * max(2, round(LENGTH * config.training.images / batch))
-    options = OneStep(critic_warmup=batch * max(1, round(WARMUP * images / batch)))
-    training = replace(
-        config.training,
-        optimizer="adamw",
-        images=images,
-        batch=batch,
-        learning_rate=2e-4,
-        betas=(0.0, 0.99),
-        weight_decay=0.0,
-        warmup=0,
-        decay=0.3,
-        ema_half_lives=(AVERAGED * batch,),
-        ema_ramp=1.0,
-        health_every=50 * batch,
-    )
-    sampler = Sampler(steps=1, solver="renoise")
-    return replace(config, phases=("one_step",), training=training, onestep=options, sampler=sampler)
-
-
-def check_teacher(run: Run) -> None:
-    """Refuse a run that cannot be made a one-step generator of.
-
-    Raises:
-        UserError: the run is unfinished, or a one-step generator already.
-    """
-    if "one_step" in run.config.phases:
-        raise UserError(f"{run.folder}: is a one-step generator already; give the run that it came from")
-    if run.images < run.length:
-        raise UserError(
-            f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); "
-            f"train it on with `onefold train … --out {run.folder} --resume`"
-        )

@@ -130,11 +130,12 @@ def build_optimizers(network: Network, schedule: Schedule, dtype: torch.dtype = 
     Vectors, embeddings and offsets have no weight decay; frozen weights are left out.
     """
     matrices = block_matrices(network)
+    vectors = {id(p) for part in network.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
     by_muon = {id(p) for p in matrices} if schedule.optimizer == "muon" else set[int]()
     rest = [(name, p) for name, p in network.named_parameters() if p.requires_grad and id(p) not in by_muon]
 
     def decays(name: str, p: Tensor) -> bool:
-        return p.ndim == 2 and not name.endswith("offset") and not name.startswith(("roles", "labels"))
+        return p.ndim == 2 and not name.endswith("offset") and id(p) not in vectors
 
     groups = [
         {"params": [p for name, p in rest if decays(name, p)], "weight_decay": schedule.weight_decay},

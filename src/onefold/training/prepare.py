@@ -49,13 +49,13 @@ def decide(config: Config, device: torch.device, say: Callable[[str], None] = la
     compiled = training.compile
     if compiled == "auto":
         work = length(config) * training_flops(config)
-        compiled = "yes" if work >= LONG_RUN and compute.try_compiled(device) else "no"
+        compiled = "yes" if work >= LONG_RUN and compute.can_compile(device) else "no"
     elif compiled == "yes":
         compute.require_compiler("training.compile", device)
     precision, why = training.precision, "as wanted"
     if precision == "auto":
         times = compute.speed_up(device)
-        precision = compute.preferred(times)
+        precision = compute.precision_for_speed_up(times)
         why = f"bfloat16 products are {times:.1f} times as fast here as float32 ones"
     about = "compiled" if compiled == "yes" else "not compiled"
     say(f"{device.type}, {precision} ({why}), {about}, {torch.get_num_threads()} threads")

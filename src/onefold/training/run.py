@@ -10,8 +10,7 @@ from typing import Any
 
 from onefold import __version__, settings
 from onefold.data import Dataset, as_dataset, holdout, open_dataset
-from onefold.data.messages import count_text as counted
-from onefold.data.messages import shape_text
+from onefold.data.messages import count_text, shape_text
 from onefold.errors import UserError, writing
 from onefold.files import is_unused, sha256_of, write_whole
 from onefold.networks import Network
@@ -19,7 +18,7 @@ from onefold.training.config import Config, DataConfig
 from onefold.training.log import read_log
 from onefold.training.phases import length
 
-__all__ = ["Run", "check_new", "create_folder", "extend", "load_run", "note_skipped", "open_data", "split"]
+__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run", "open_data", "split"]
 
 
 @dataclass(frozen=True)
@@ -183,16 +182,22 @@ def split(train: object, test: object, data: DataConfig) -> tuple[Dataset, Datas
     return train, test
 
 
-def note_skipped(run: Run) -> str:
-    """List the images that were left out since they cannot be read in the run's `skipped.txt`; says so in a line."""
-    names = list(dict.fromkeys(name for part in run.open_data() for name in part.skipped))
-    if not names:
-        return ""
-    path = run.folder / "skipped.txt"
-    with writing(path):
-        write_whole(path, "\n".join(names) + "\n")
-    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{run.config.data.source}: left out {counted(len(names))} that cannot be read ({some}); see {path}"
+def data_notes(run: Run) -> list[str]:
+    """What a person should know of a run's data before it is trained, a line each.
+
+    Images that were left out since they cannot be read are listed in the run's `skipped.txt`.
+    """
+    parts = run.open_data()
+    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    names = list(dict.fromkeys(name for part in parts for name in part.skipped))
+    if names:
+        path = run.folder / "skipped.txt"
+        with writing(path):
+            write_whole(path, "\n".join(names) + "\n")
+        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        left_out = f"left out {count_text(len(names))} that cannot be read ({some}); see {path}"
+        notes.append(f"{run.config.data.source}: {left_out}")
+    return notes
 
 
 def _git_commit() -> str | None:

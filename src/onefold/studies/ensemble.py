@@ -15,15 +15,15 @@ from torch import Tensor
 
 from onefold.objectives.density_ratio import NoiseDraws
 
-__all__ = ["Stack", "chosen", "train"]
+__all__ = ["Ensemble", "select", "train"]
 
 RATE = 1e-2
 """Adam's, which falls to 0 along a cosine."""
 
 
 @dataclass(frozen=True)
-class Stack:
-    """S networks (x_t, t) → numbers with two hidden layers, evaluated at once.
+class Ensemble:
+    """S networks (x_t, t) → (out,) with two hidden layers, evaluated at once.
 
     The samples of a batch are those of network 0, 1, …, S − 1, 0, 1, … in turn.
     """
@@ -34,15 +34,15 @@ class Stack:
     """(S, 1, out)."""
 
     @classmethod
-    def drawn(cls, d: int, width: int, out: int, generators: Sequence[torch.Generator]) -> "Stack":
-        """The initial networks, one from each generator."""
+    def random(cls, d: int, width: int, out: int, rngs: Sequence[torch.Generator]) -> "Ensemble":
+        """The initial networks, one from each random source."""
         sizes = ((d + 2, width), (width, width), (width, out))
-        weights = [torch.stack([torch.randn(a, b, generator=g) for g in generators]) / a**0.5 for a, b in sizes]
-        biases = [torch.zeros(len(generators), 1, b) for _, b in sizes]
+        weights = [torch.stack([torch.randn(a, b, generator=rng) for rng in rngs]) / a**0.5 for a, b in sizes]
+        biases = [torch.zeros(len(rngs), 1, b) for _, b in sizes]
         return cls([w.requires_grad_() for w in weights], [b.requires_grad_() for b in biases])
 
     @staticmethod
-    def parameters_of(d: int, width: int, out: int) -> int:
+    def parameter_count(d: int, width: int, out: int) -> int:
         """Of one network."""
         return (d + 3) * width + (width + 1) * (width + out)
 
@@ -50,8 +50,8 @@ class Stack:
     def count(self) -> int:
         return len(self.weights[0])
 
-    def part(self, own: slice) -> "Stack":
-        return Stack([w[own] for w in self.weights], [b[own] for b in self.biases])
+    def members(self, own: slice) -> "Ensemble":
+        return Ensemble([w[own] for w in self.weights], [b[own] for b in self.biases])
 
     def __call__(self, x_t: Float[Tensor, "N d"], t: Float[Tensor, " N"]) -> Float[Tensor, "N out"]:
         h = torch.cat([x_t, t[:, None], (1 - t).log()[:, None] / 2], 1).unflatten(0, (-1, self.count)).transpose(0, 1)
@@ -59,7 +59,7 @@ class Stack:
             h = F.silu(torch.baddbmm(bias, h, weight))
         return torch.baddbmm(self.biases[-1], h, self.weights[-1]).transpose(0, 1).flatten(0, 1)
 
-    def clean(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """As denoisers."""
         variance = (t.square() + (1 - t).square())[:, None]
         return t[:, None] / variance * x_t + (1 - t)[:, None] / variance.sqrt() * self(x_t, t)
@@ -67,7 +67,7 @@ class Stack:
     def denoising_loss(self, x: Float[Tensor, "N d"], draws: NoiseDraws) -> Float[Tensor, ""]:
         t = draws.t[:, None]
         weight = (t.square() + (1 - t).square()) / (1 - t).square()
-        return (weight * (self.clean(t * x + (1 - t) * draws.eps, draws.t) - x).square()).mean()
+        return (weight * (self.denoise(t * x + (1 - t) * draws.eps, draws.t) - x).square()).mean()
 
     def logit(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """As ratios."""
@@ -75,42 +75,42 @@ class Stack:
 
 
 def train(
-    stack: Stack,
+    ensemble: Ensemble,
     loss: Callable[[Tensor, NoiseDraws], Tensor],
     samples: int,
     batch: int,
     steps: int,
     latest: float,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
 ) -> None:
     """Train each network on `batch` of `samples` at a time, with times up to `latest`.
 
-    `loss` takes the numbers (2, N) of samples of a first and a second law, and draws, for N = batch · S.
+    `loss` takes the indices (2, N) of samples of a first and a second distribution, and draws, for N = batch · S.
     """
-    d = stack.weights[0].shape[1] - 2
-    optimizer = torch.optim.Adam([*stack.weights, *stack.biases], lr=RATE)
+    d = ensemble.weights[0].shape[1] - 2
+    optimizer = torch.optim.Adam([*ensemble.weights, *ensemble.biases], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for numbers, draws in _batches(d, samples, batch, steps, latest, generators):
+    for indices, draws in _batches(d, samples, batch, steps, latest, rngs):
         optimizer.zero_grad()
-        (stack.count * loss(numbers, draws)).backward()  # the mean of each network's own batch
+        (ensemble.count * loss(indices, draws)).backward()  # the mean of each network's own batch
         optimizer.step()
         schedule.step()
 
 
 def _batches(
-    d: int, samples: int, batch: int, steps: int, latest: float, generators: Sequence[torch.Generator], chunk: int = 50
+    d: int, samples: int, batch: int, steps: int, latest: float, rngs: Sequence[torch.Generator], chunk: int = 50
 ) -> Iterator[tuple[Tensor, NoiseDraws]]:
-    """Numbers and draws for each step, the randomness of each network from its own generator."""
+    """Indices and draws for each step, the randomness of each network from its own source."""
     for start in range(0, steps, chunk):
         n = min(chunk, steps - start)
-        numbers = torch.stack([torch.randint(samples, (n, 2, batch), generator=g) for g in generators], 3)
-        u = torch.stack([torch.rand(n, batch, generator=g) for g in generators], 2)
+        indices = torch.stack([torch.randint(samples, (n, 2, batch), generator=rng) for rng in rngs], 3)
+        u = torch.stack([torch.rand(n, batch, generator=rng) for rng in rngs], 2)
         t = latest * (torch.arange(batch)[:, None] + u) / batch
-        normal = torch.stack([torch.randn(2, n, batch, d, generator=g) for g in generators], 3)
-        for own, times, (eps, direction) in zip(numbers, t, normal.transpose(0, 1), strict=True):
+        normal = torch.stack([torch.randn(2, n, batch, d, generator=rng) for rng in rngs], 3)
+        for own, times, (eps, direction) in zip(indices, t, normal.transpose(0, 1), strict=True):
             yield own.flatten(1), NoiseDraws(times.flatten(), eps.flatten(0, 1), direction.flatten(0, 1))
 
 
-def chosen(data: Float[Tensor, "S n d"], numbers: Int64[Tensor, " N"]) -> Float[Tensor, "N d"]:
-    """Samples by number, of each network's own data."""
-    return data[torch.arange(len(numbers)) % len(data), numbers]
+def select(data: Float[Tensor, "S n d"], indices: Int64[Tensor, " N"]) -> Float[Tensor, "N d"]:
+    """Samples by index, of each network's own data."""
+    return data[torch.arange(len(indices)) % len(data), indices]

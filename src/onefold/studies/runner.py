@@ -1,4 +1,4 @@
-"""A session of work at a study: from where it stands to its end, or to an interruption.
+"""The run of a study: from where it stands to its end, or to an interruption.
 
 check → lock → study.json → trials, each with a line when it ends → table → pictures
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from onefold.errors import TrainingAborted, UserError
 from onefold.files import locked
 from onefold.studies import figures, table
-from onefold.studies.study import Study, Trial, begin, check, disk_errors_told
+from onefold.studies.study import Study, Trial, begin, check, explain_disk_errors
 from onefold.studies.trials import run_trials
 from onefold.training.interruption import Interrupted
 
@@ -42,19 +42,19 @@ def run_study(
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} is not positive; give at least 1")
     out = Path(out)
-    with disk_errors_told(out):
+    with explain_disk_errors(out):
         check(study, out, say)
         with locked(out) as lock:
             study = begin(study, out)
             trials = study.trials(out)
-            kept = sum(trial.settled for trial in trials)
+            kept = sum(trial.is_settled for trial in trials)
             say(f"{out}: {len(study.arms)} arms × {study.seeds} seeds" + (f", {kept} finished before" if kept else ""))
             clock = _Clock(study, trials, say)
             try:
-                run_trials(trials, study.images, jobs=jobs, lock=lock, ended=clock.ended, quiet=quiet)
+                run_trials(trials, study.images, jobs=jobs, lock=lock, on_end=clock.report, quiet=quiet)
             except (Interrupted, KeyboardInterrupt) as error:
                 number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
-                done = f"stopped with {sum(t.settled for t in trials)} of {len(trials)} trainings finished"
+                done = f"stopped with {sum(t.is_settled for t in trials)} of {len(trials)} trainings finished"
                 raise Interrupted(number, f"{out}: {done}; the same command goes on") from error
             except (UserError, TrainingAborted) as error:
                 raise type(error)(f"{error}; what is finished is kept, and the same command goes on") from error
@@ -72,13 +72,13 @@ class _Clock:
     def __init__(self, study: Study, trials: list[Trial], say: Say) -> None:
         self.study, self.trials, self.say = study, trials, say
         self.start = time.perf_counter()
-        self.before = sum(trial.settled for trial in trials)
+        self.before = sum(trial.is_settled for trial in trials)
 
-    def ended(self, trial: Trial, seconds: float) -> None:
+    def report(self, trial: Trial, seconds: float) -> None:
         arms = self.study.arms
         where = f"arm {arms.index(trial.arm) + 1} of {len(arms)}, {trial.arm.name}, seed {trial.seed}: {seconds:.0f} s"
         record = trial.record
         what = f"failed: {trial.failure}" if record is None else table.line(self.study, record)
-        done = sum(trial.settled for trial in self.trials)
+        done = sum(trial.is_settled for trial in self.trials)
         left = (time.perf_counter() - self.start) / (done - self.before) * (len(self.trials) - done)
         self.say(f"{where}; {what}" + (f" ({left / 60:.0f} minutes left)" if left >= 60 else ""))

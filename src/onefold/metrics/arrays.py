@@ -1,4 +1,4 @@
-"""Rows of numbers as every metric wants them: (n, d), float64, on the CPU, finite.
+"""Arrays of features as every metric wants them: (n, d), float64, on the CPU, finite.
 
 Distances and determinants lose half their digits to cancellation, so all metrics compute in float64, whatever
 the network computed in; and only the CPU has float64 everywhere.
@@ -14,44 +14,44 @@ from torch import Tensor
 
 from onefold.errors import UserError
 
-Rows: TypeAlias = Tensor | NDArray[Any]
+FeatureArray: TypeAlias = Tensor | NDArray[Any]
 
 AT_ONCE = 2**23  # distances in memory at a time: 64 MiB
 
 
-def as_rows(rows: Rows, name: str = "features", at_least: int = 1) -> Tensor:
-    """`rows` (n, d) as a float64 CPU tensor; a copy that shares no memory and carries no gradient.
+def as_matrix(values: FeatureArray, name: str = "features", at_least: int = 1) -> Tensor:
+    """`values` (n, d) as a float64 CPU tensor; a copy that shares no memory and carries no gradient.
 
-    Raises `UserError` if `rows` is not two-dimensional, has fewer than `at_least` rows, or is not finite.
+    Raises `UserError` if `values` is not two-dimensional, has fewer than `at_least` rows, or is not finite.
     """
-    if isinstance(rows, Tensor):
-        x = rows.detach().to("cpu", torch.float64, copy=True)
+    if isinstance(values, Tensor):
+        x = values.detach().to("cpu", torch.float64, copy=True)
     else:
-        x = torch.from_numpy(np.array(rows, dtype=np.float64))
+        x = torch.from_numpy(np.array(values, dtype=np.float64))
     if x.ndim != 2:
-        raise UserError(f"{name}: shape {tuple(x.shape)} is not (n, d); give one row of numbers per image")
+        raise UserError(f"{name}: shape {tuple(x.shape)} is not (n, d); give one row of values per image")
     if len(x) < at_least:
-        raise UserError(f"{name}: {len(x)} rows, but this number needs at least {at_least}; give more images")
+        raise UserError(f"{name}: {len(x)} rows, but this metric needs at least {at_least}; give more images")
     if x.shape[1] == 0:
-        raise UserError(f"{name}: rows without columns; give at least one number per image")
+        raise UserError(f"{name}: rows without columns; give at least one value per image")
     if not bool(x.isfinite().all()):
         raise UserError(f"{name}: holds NaN or infinity; look for the image or step that made it")
     return x
 
 
-def two_rows(a: Rows, b: Rows, at_least: int = 1) -> tuple[Tensor, Tensor]:
+def matrix_pair(a: FeatureArray, b: FeatureArray, at_least: int = 1) -> tuple[Tensor, Tensor]:
     """Both sets as rows of the same width; raises `UserError` if the widths differ."""
-    x, y = as_rows(a, "first features", at_least), as_rows(b, "second features", at_least)
-    same_width(x.shape[1], y.shape[1])
+    x, y = as_matrix(a, "first features", at_least), as_matrix(b, "second features", at_least)
+    check_same_width(x.shape[1], y.shape[1])
     return x, y
 
 
-def same_width(a: int, b: int) -> None:
+def check_same_width(a: int, b: int) -> None:
     if a != b:
         raise UserError(f"features: widths {a} and {b} differ; take both from the same feature extractor")
 
 
-def distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def pairwise_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Euclidean distances between rows, in chunks: yields (rows of a, (chunk, m) distances).
 
     By |x−y|² = |x|² + |y|² − 2 x·y, because a matrix product is far faster than differences. The product is

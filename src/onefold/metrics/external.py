@@ -1,4 +1,4 @@
-"""Features by a foreign network from a TorchScript or ONNX file: InceptionV3, DINOv2, CLIP and their kind.
+"""Features by an external network from a TorchScript or ONNX file: InceptionV3, DINOv2, CLIP and their kind.
 
     images uint8 (n, C, H, W) → resized to size × size → (x/255 − mean)/std → network → (n, d)
 
@@ -26,7 +26,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class ForeignNetwork:
+class ExternalExtractor:
     """A feature extractor around `run`, a function of float images (B, 3, size, size) that gives (B, d)."""
 
     name: str
@@ -64,16 +64,18 @@ class ForeignNetwork:
         return (x / 255 - self.mean) / self.std
 
 
-def foreign_network(path: Path, sha256: str, run: Run, size: int, mean: Channels, std: Channels) -> ForeignNetwork:
+def external_extractor(
+    path: Path, sha256: str, run: Run, size: int, mean: Channels, std: Channels
+) -> ExternalExtractor:
     """Wrap `run` and try it on two images, so that a file that does not fit fails now and not hours later.
 
     Raises `UserError` if it fails or does not give (2, d).
     """
     scale, shift = (torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (std, mean))
-    network = ForeignNetwork(path.name, sha256, run, size, shift, scale)
+    network = ExternalExtractor(path.name, sha256, run, size, shift, scale)
     try:
         features = network.features(torch.zeros(2, 3, size, size, dtype=torch.uint8))
-    except Exception as error:  # whatever a foreign program raises
+    except Exception as error:  # whatever an external program raises
         fault = f"fails on 2 × 3 × {size} × {size} images ({_line(error)})"
         raise UserError(f"{path}: {fault}; give its input size, and export it with any batch size") from None
     if features.ndim != 2 or len(features) != 2:
@@ -120,7 +122,7 @@ def onnx(path: Path, device: str) -> Run:
     return run
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()

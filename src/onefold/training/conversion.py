@@ -1,0 +1,116 @@
+"""From a trained run to a one-step generator: what its training follows from."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from onefold.errors import UserError
+from onefold.objectives.one_step import OneStep
+from onefold.sampling import Sampler
+from onefold.training.config import Config
+from onefold.training.loop import Callback, train
+from onefold.training.run import Run, load_run
+
+__all__ = ["converted", "one_step_config", "onestep"]
+
+LENGTH = 0.75
+"""Of a one-step phase, as a share of its teacher's training …"""
+WARMUP = 1 / 8
+"""… and of its critic's warm-up, as a share of that."""
+AVERAGED = 70
+"""Half-life of the generator's average, in updates."""
+
+
+def onestep(
+    run: Run | str | Path,
+    out: str | Path | None = None,
+    *,
+    method: Literal["ratio", "score", "dmd"] = "ratio",
+    images: int | None = None,
+    changes: dict[str, Any] | None = None,
+    callbacks: Iterable[Callback] = (),
+    quiet: bool = False,
+) -> Run:
+    """Make a one-step generator of a trained run, which stays as it is; returns the new run.
+
+    Args:
+        run: The trained run, or its folder.
+        out: The new run's folder; default: that of the run, with "-onestep" (or the method) behind it.
+        method: What teaches it: a density ratio, or the difference of two scores (`score`: Diff-Instruct; `dmd`).
+        images: Length of the training; default: three quarters of the run's.
+        changes: Further settings, such as {"onestep.critic_updates": 2, "training.seed": 1}.
+        callbacks: Called with (run, line) after each line of the log.
+        quiet: No progress bar.
+
+    Raises:
+        UserError: a run that cannot be made a one-step generator of, or settings that make no sense.
+        TrainingAborted, Interrupted: as of `train`.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"))
+    config = config.with_changes({"onestep.method": method, **(changes or {})})
+    folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'ratio' else method}")
+    data, test_data = run.datasets or (None, None)
+    return train(config, folder, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
+
+
+def converted(folder: str | Path, *, images: int | None = None, batch: int | None = None) -> Config:
+    """The configuration that makes a one-step generator of a trained run, on whatever device there is now.
+
+    Args:
+        folder: The trained run, the teacher.
+        images: Length of the training.
+        batch: Images of a step; default: the teacher's.
+
+    Raises:
+        UserError: not a run, or one whose diffusion model is not finished, or that is a one-step generator already.
+    """
+    run = load_run(folder)
+    check_teacher(run)
+    config = one_step_config(run.config, images=images, batch=batch)
+    anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
+    return config.with_changes({"start": str(folder), "start_sha256": run.model_sha256, **anew})
+
+
+def one_step_config(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:
+    """The same for a configuration: what stays, what follows from being a one-step run.
+
+    Adam without momentum and without weight decay, at a constant rate that falls at the end, from weights that are
+    good already; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
+    teacher's, or from `images`, and are whole batches.
+    """
+    batch = batch or config.training.batch
+    images = images or batch * max(2, round(LENGTH * config.training.images / batch))
+    options = OneStep(critic_warmup=batch * max(1, round(WARMUP * images / batch)))
+    training = replace(
+        config.training,
+        optimizer="adamw",
+        images=images,
+        batch=batch,
+        learning_rate=2e-4,
+        betas=(0.0, 0.99),
+        weight_decay=0.0,
+        warmup=0,
+        decay=0.3,
+        ema_half_lives=(AVERAGED * batch,),
+        ema_ramp=1.0,
+        health_every=50 * batch,
+    )
+    sampler = Sampler(steps=1, solver="renoise")
+    return replace(config, phases=("one_step",), training=training, onestep=options, sampler=sampler)
+
+
+def check_teacher(run: Run) -> None:
+    """Refuse a run that cannot be made a one-step generator of.
+
+    Raises:
+        UserError: the run is unfinished, or a one-step generator already.
+    """
+    if "one_step" in run.config.phases:
+        raise UserError(f"{run.folder}: is a one-step generator already; give the run that it came from")
+    if run.images < run.length:
+        raise UserError(
+            f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); "
+            f"train it on with `onefold train … --out {run.folder} --resume`"
+        )
