@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from onefold.flops import training_flops
 
 import onefold
 from onefold.compute import resolve_device

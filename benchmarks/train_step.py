@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from onefold.flops import training_flops
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onefold.flops import training_flops
 
 import data
 import sampling

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from onefold.flops import training_flops
 from torch import Tensor, nn
 
 import onefold
