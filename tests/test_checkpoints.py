@@ -116,7 +116,7 @@ def test_a_state_is_restored_in_place(tmp_path: Path, optimizer: str):
 
 def test_a_state_is_restored_across_phases(tmp_path: Path):
     """From the second phase back to the first, and from the first on to the second."""
-    config = tiny(phases=("self_distillation", "self_distillation"))
+    config = tiny(phases=("self_distillation", "one_step"), onestep__critic_warmup=32)
     first, second = stepped(config, 2), stepped(config, 1)
     second.counters.images = 160
     second.enter(phases_of(config)[1])

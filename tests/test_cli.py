@@ -622,7 +622,7 @@ def test_estimate_of_the_baseline(capsys: pytest.CaptureFixture[str]):
 def test_estimate_of_pixels_has_no_latent(capsys: pytest.CaptureFixture[str]):
     for architecture, shown in (("one-network", True), ("pixels", False)):
         assert call("estimate", "digits", "--seconds", "0", "--architecture", architecture) == 0
-        assert ("numbers per number of the image" in capsys.readouterr().out) == shown
+        assert ("values per value of the image" in capsys.readouterr().out) == shown
 
 
 def test_estimate_of_other_images_and_networks(capsys: pytest.CaptureFixture[str]):
