@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import tyro
+from onefold.training.onestep import converted
 from tyro.conf import Positional
 
 import onefold
@@ -21,7 +22,6 @@ from onefold.evaluation import evaluate
 from onefold.networks.base import Network
 from onefold.networks.ratio import RatioNet
 from onefold.sampling import Sampler
-from onefold.training.onestep import converted
 from onefold.training.run import Run
 from onefold.verifier import Verifier
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import tyro
+from onefold.training.onestep import onestep_of, onestep_step
 from torch.utils.flop_counter import FlopCounterMode
 
 import onefold
@@ -24,7 +25,6 @@ from onefold.compute import resolve_device
 from onefold.networks.base import Network, build
 from onefold.training.config import Config
 from onefold.training.engine import resolved
-from onefold.training.onestep import onestep_of, onestep_step
 from onefold.training.state import TrainingState
 
 METHODS: dict[str, dict[str, Any]] = {

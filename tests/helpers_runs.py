@@ -12,8 +12,9 @@ from onefold.data import open_dataset, read_all
 from onefold.pixels import to_float
 from onefold.recipes import recipe
 from onefold.training import ema
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.state import TrainingState, checkpoints
+from onefold.training.state import TrainingState
 
 TIMES = {"images_per_second", "peak_memory"}
 """What differs between two equal runs."""
@@ -55,11 +56,12 @@ def batch(count: int = 16, start: int = 0) -> tuple[Tensor, Tensor]:
 def tensors(state: TrainingState) -> dict[str, Tensor]:
     """Every number that a step may change but the counters, copied."""
     found: dict[str, Tensor] = {}
-    for name, network in {"network": state.network, **dict(enumerate(state.averages))}.items():
-        found |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
-    for k, optimizer in enumerate(state.optimizers):
-        for index, values in optimizer.state_dict()["state"].items():
-            found |= {f"optimizer{k}.{index}.{key}": value for key, value in values.items()}
+    for name, module in state.modules.items():
+        found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    for name, optimizers in state.optimizers.items():
+        for k, optimizer in enumerate(optimizers):
+            for index, values in optimizer.state_dict()["state"].items():
+                found |= {f"optimizer of {name}.{k}.{index}.{key}": value for key, value in values.items()}
     return {name: value.clone() for name, value in found.items()}
 
 
@@ -68,9 +70,9 @@ def on_towards(state: TrainingState, seen: int, config: Config, steps: int = 1) 
     averages, training = [ema.average_of(average) for average in state.averages], config.training
     for k in reversed(range(steps)):
         for average, half_life in zip(averages, training.ema_half_lives, strict=True):
-            survival = ema.decay(half_life, training.ema_ramp, seen - k * training.batch, training.batch)
+            survival = training.survival(half_life, seen - k * training.batch, training.batch)
             ema.update(average, state.network, survival)
-    return {f"{k}.{name}": value for k, net in enumerate(averages) for name, value in net.state_dict().items()}
+    return {f"average-{k}.{name}": value for k, net in enumerate(averages) for name, value in net.state_dict().items()}
 
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from onefold.training.onestep import onestep_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,7 +23,6 @@ from onefold.studies.initialisation import ARMS
 from onefold.studies.study import Arm, Trial, begin, check
 from onefold.training import loop
 from onefold.training.config import Config
-from onefold.training.onestep import onestep_of
 from onefold.training.run import Run, load_run
 from onefold.training.state import checkpoints
 
