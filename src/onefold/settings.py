@@ -125,9 +125,10 @@ def _overridden(config: Any, changes: dict[str, Any], prefix: str) -> Any:
     return replace(config, **new)
 
 
-def _class_of(hint: Any) -> type | tuple[()]:
-    """The dataclass that `hint` is; nothing is an instance of the empty tuple."""
-    return hint if isinstance(hint, type) and is_dataclass(hint) else ()
+def _class_of(hint: Any) -> tuple[type, ...]:
+    """The dataclass that `hint` is, or allows beside None; nothing is an instance of the empty tuple."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return tuple(kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind))
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
