@@ -113,19 +113,19 @@ def fit(ratio: nn.Module, p: Mixture, q: Mixture, options: DensityRatio, steps: 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         real, fake = p.draw(batch, generator)[0], q.draw(batch, generator)[0]
-        draws = draw_noise(options.time, options.latest, tuple(real.shape), generator)
+        draws = draw_noise(options.time, options.t_max, tuple(real.shape), generator)
         optimizer.zero_grad()
         ratio_loss(ratio, real, fake, None, draws, options)[0].backward()
         optimizer.step()
         schedule.step()
 
 
-def accuracy(ratio: nn.Module, p: Mixture, q: Mixture, latest: float, points: int = 4000) -> dict[str, list[float]]:
+def accuracy(ratio: nn.Module, p: Mixture, q: Mixture, t_max: float, points: int = 4000) -> dict[str, list[float]]:
     """By noise level: R² of ℓ, and the cosine of all its gradients at once, on noised samples of both laws alike."""
     generator = torch.Generator().manual_seed(2)
     found: dict[str, list[float]] = {"r2": [], "cosine": []}
     for k in range(BINS):
-        t = latest * (k + torch.rand(points, generator=generator)) / BINS
+        t = t_max * (k + torch.rand(points, generator=generator)) / BINS
         x = torch.cat([p.draw(points // 2, generator)[0], q.draw(points // 2, generator)[0]])
         x_t = t[:, None] * x + (1 - t)[:, None] * torch.randn(x.shape, generator=generator)
         logit = ratio(x_t.requires_grad_(), t)
@@ -169,14 +169,14 @@ def distil(
     )
     for step in range(-warm_up, steps):
         fake = generator(torch.randn(batch, generator.latent, generator=draw))
-        draws = draw_noise(options.time, options.latest, tuple(fake.shape), draw)
+        draws = draw_noise(options.time, options.t_max, tuple(fake.shape), draw)
         optimizers[1].zero_grad()
         ratio_loss(ratio, target.draw(batch, draw)[0], fake, None, draws, options)[0].backward()
         nn.utils.clip_grad_norm_(ratio.parameters(), 1.0)
         optimizers[1].step()
         if step < 0:
             continue
-        draws = draw_noise(options.time, options.latest, tuple(fake.shape), draw)
+        draws = draw_noise(options.time, options.t_max, tuple(fake.shape), draw)
         pull = ratio_gradient(ratio, fake, None, draws, options)
         optimizers[0].zero_grad()
         (pull * fake).sum(1).mean().backward()
@@ -221,7 +221,7 @@ def ratios(say: Callable[[str], None]) -> list[dict[str, Any]]:
         p, q = gaussian(d, 0, offset=1.0), gaussian(d, 1, offset=0.5)
         ratio, start = kind(d), time.process_time()
         fit(ratio, p, q, options, steps=3000, batch=512, rate=1.5e-2 if kind is Quadratic else 5e-3)
-        result = accuracy(ratio, p, q, options.latest)
+        result = accuracy(ratio, p, q, options.t_max)
         seconds = time.process_time() - start
         name = kind.__name__.lower() + ("" if options == plain else ", default penalty and centring")
         say(f"| {d}-D | {name} | {min(result['r2']):.3f} | {min(result['cosine']):.3f} | {seconds:.0f} |")

@@ -14,14 +14,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import tyro
-from onefold.training.onestep import converted
 from tyro.conf import Positional
 
 import onefold
 from onefold.evaluation import evaluate
-from onefold.networks.base import Network
-from onefold.networks.ratio import RatioNet
+from onefold.networks import Network, RatioNet
 from onefold.sampling import Sampler
+from onefold.training.conversion import converted
 from onefold.training.run import Run
 from onefold.verifier import Verifier
 

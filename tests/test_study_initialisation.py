@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pytest
-from onefold.training.onestep import onestep_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,9 +23,10 @@ from onefold.studies import Study, figures, initialisation, run_study, trials, w
 from onefold.studies.initialisation import ARMS
 from onefold.studies.study import Arm, Trial, begin, check
 from onefold.training import loop
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.conversion import one_step_config
 from onefold.training.run import Run, load_run
-from onefold.training.state import checkpoints
 
 ASKED = ("one-level", "random")
 ALL = ["diffusion", "diffusion-one-level", "random", "one-level"]
@@ -116,15 +116,15 @@ def test_each_generator_begins_from_its_own_teacher(done: Done):
         name, config = trial.arm.name, load_run(trial.folder).config
         assert config.network.architecture == "pixels"
         if name not in TEACHERS:
-            assert config.onestep is None
+            assert config.phases == ("self_distillation",)
+            assert config.start == ""
             assert trial.teacher is None
             continue
-        assert config.onestep is not None
+        assert config.phases == ("one_step",)
         teacher = done.out / "runs" / f"{TEACHERS[name]}-seed0"
-        assert config.onestep.teacher == str(teacher) == str(trial.teacher)
-        theirs, kept = (
-            load_file(folder / "model.safetensors") for folder in (teacher / "model", trial.folder / "teacher")
-        )
+        assert config.start == str(teacher) == str(trial.teacher)
+        theirs = load_file(teacher / "model" / "model.safetensors")
+        kept = load_file(checkpoints(trial.folder)[-1] / "teacher.safetensors")
         assert differing(theirs, kept) == []
         assert (config.training.images, config.onestep.critic_warmup) == (96, 12)
 
@@ -187,11 +187,11 @@ def test_teachers_are_added_before_what_begins_from_them(
 
 def test_generators_differ_in_what_their_arms_name_alone():
     study = tiny(None)
-    base = onestep_of(study.config)
+    base = one_step_config(study.config)
     for arm in study.arms:
-        config = study.arm_config(arm, 3, Path("there"))
-        changed = {*arm.changes, "training.seed", *(["onestep.teacher"] if arm.teacher else [])}
-        whole = base if arm.teacher else study.config
+        config = study.config_of(arm, 3, Path("there"))
+        changed = {*arm.changes, "training.seed", *(["start"] if arm.after else [])}
+        whole = base if arm.after else study.config
         assert config.with_changes({name: value_of(whole, name) for name in changed}) == whole
         assert config.training.seed == 3
     assert len({str(arm.changes) for arm in study.arms}) == len(study.arms) - 1, (

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import onefold
-from helpers_onestep import one_step_from
+from helpers_one_step import one_step_from
 from helpers_runs import tiny
 from onefold import cli
 from onefold.errors import UserError

@@ -126,7 +126,7 @@ def _overridden(config: Any, changes: dict[str, Any], prefix: str) -> Any:
 
 
 def _class_of(hint: Any) -> tuple[type, ...]:
-    """The dataclass that `hint` is or may be; nothing is an instance of the empty tuple."""
+    """The dataclass that `hint` is, or allows beside None; nothing is an instance of the empty tuple."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return tuple(kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind))
 

@@ -11,6 +11,7 @@ from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import check_resume_options, console, resume_run
 from onefold.errors import UserError
+from onefold.files import sha256_of
 from onefold.objectives.one_step import OneStep
 from onefold.recipes import recipe
 from onefold.training import loop
@@ -81,6 +82,6 @@ def _run_of(folder: Path, teacher: Path) -> Run:
     run = load_run(folder)
     if "one_step" not in run.config.phases:
         raise UserError(f"{folder}: is no one-step run; resume it with `onefold train --out {folder} --resume`")
-    if (teacher / "config.json").exists() and load_run(teacher).model_sha256 not in ("", run.config.start_sha256):
+    if sha256_of(teacher / "model" / "model.safetensors") not in ("", run.config.start_sha256):
         raise UserError(f"{folder}: was made of {run.config.start}, not of {teacher}; see its --out")
     return run

@@ -29,9 +29,8 @@ from onefold.networks import Network, RatioNet
 from onefold.objectives.density_ratio import DensityRatio, Levels, NoiseDraws, draw_noise, ratio_gradient, ratio_loss
 from onefold.objectives.losses import Losses, Span, each_tensor, reconstruction_error
 from onefold.objectives.score_distillation import ScoreDistillation, score_gradient, student_loss
-from onefold.objectives.self_distillation import SelfDistillation
+from onefold.objectives.self_distillation import SelfDistillation, augmented, draw_offset
 from onefold.paths import Linear, noised, per_token
-from onefold.pixels import mirrored
 from onefold.schedule import Schedule
 
 __all__ = ["Critic", "OneStep", "OneStepDraws", "Weights", "critic_loss", "draw", "generator_inputs", "generator_loss"]
@@ -44,8 +43,8 @@ Weights = Literal["teacher", "random", "trunk", "ends"]
 class OneStep:
     """How a trained denoiser, the teacher, becomes a one-step generator.
 
-    Augmentation (`flip`), `label_dropout` and the kind of `reconstruction` error are those of the objective that the
-    teacher was trained by.
+    Augmentation (`flip`, `shift`), `label_dropout` and the kind of `reconstruction` error are those of the objective
+    that the teacher was trained by.
     """
 
     method: Annotated[Literal["ratio", "score", "dmd"], Suppress] = "ratio"  # --method on the command line
@@ -107,6 +106,7 @@ class OneStepDraws(NamedTuple):
     """At which the ratio network compares them …"""
     score: NoiseDraws
     """… and at which scores do."""
+    offset: Float[Tensor, "B 2"]
     span: Span
 
     def part(self, start: int, stop: int) -> "OneStepDraws":
@@ -130,6 +130,7 @@ def draw(
         unlabelled=uniform() < objective.label_dropout,
         ratio=draw_noise(options.ratio.time, options.ratio.t_max, shape, rng),
         score=draw_noise(options.score.time, options.score.t_max, shape, rng),
+        offset=draw_offset(objective, batch, rng),
         span=Span(0, batch, batch),
     )
 
@@ -176,6 +177,7 @@ def critic_loss(
     y: Int64[Tensor, " B"],
     draws: OneStepDraws,
     options: OneStep,
+    objective: SelfDistillation,
 ) -> Losses:
     """The critic's loss on images x in [−1, 1] with labels y, and as many samples of the generator.
 
@@ -183,7 +185,7 @@ def critic_loss(
     """
     labels = _labels(generator, y, draws)
     with torch.no_grad():
-        z = teacher.encode(mirrored(x, draws.mirrored))
+        z = teacher.encode(augmented(x, draws, objective))
         fake = generator.denoise(generator_inputs(z, draws), draws.s, labels)
     total, parts = torch.zeros((), device=x.device), dict[str, Tensor]()
     if critic.ratio is not None:
@@ -210,7 +212,7 @@ def generator_loss(
     `slope` is the size of the critic's gradient g (RMS over a sample's values), `decoding` and `encoding` are the
     codec's errors. g · G is taken per value, as all losses are. No gradient reaches teacher or critic.
     """
-    labels, image, span = _labels(generator, y, draws), mirrored(x, draws.mirrored), draws.span
+    labels, image, span = _labels(generator, y, draws), augmented(x, draws, objective), draws.span
     # A share of the batch, at least one image of any share.
     count = max(1, round(options.codec_share * span.batch)) if options.codec_share and generator.shares_codec else 0
     kept = span.spread(count, x.device)

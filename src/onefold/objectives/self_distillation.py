@@ -17,7 +17,7 @@ the noised decoder input follow UNITE (arXiv 2603.22283).
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -27,9 +27,10 @@ from onefold import settings
 from onefold.networks import Network
 from onefold.objectives.losses import Losses, Span, each_tensor, perceptual_error, reconstruction_error
 from onefold.paths import Linear, TimeDistribution, noised, per_token
-from onefold.pixels import mirrored
+from onefold.pixels import mirrored, shifted
 
 __all__ = ["DenoisingDraws", "SelfDistillation", "denoising_error", "draw", "self_distillation"]
+__all__ += ["Augmentation", "augmented", "draw_offset"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class SelfDistillation:
     """Share of labels replaced by "no class", for classifier-free guidance."""
     flip: bool = False
     """Mirror each image left to right with probability ½."""
+    shift: float = 0.0
+    """Move each image by up to this share of its size, in whole pixels; its border is repeated."""
 
     def __post_init__(self) -> None:
         settings.check(
@@ -64,7 +67,7 @@ class SelfDistillation:
             self,
             positive=("draws",),
             not_negative=("reconstruction_weight", "denoising_weight", "perceptual_weight"),
-            shares=("decoder_noise", "decoder_noise_from", "label_dropout"),
+            shares=("decoder_noise", "decoder_noise_from", "label_dropout", "shift"),
         )
 
     @property
@@ -86,6 +89,7 @@ class DenoisingDraws(NamedTuple):
     unlabelled: Bool[Tensor, "B n"]
     decoder_t: Float[Tensor, " B"]
     decoder_eps: Float[Tensor, "B N D"]
+    offset: Float[Tensor, "B 2"]
     span: Span
 
     def part(self, start: int, stop: int) -> "DenoisingDraws":
@@ -117,8 +121,34 @@ def draw(
         unlabelled=uniform(batch, n) < objective.label_dropout,
         decoder_t=torch.where(noisy, decoder_t, 1.0),
         decoder_eps=normal(batch, *latent_shape),
+        offset=draw_offset(objective, batch, rng),
         span=Span(0, batch, batch),
     )
+
+
+def draw_offset(objective: SelfDistillation, batch: int, rng: torch.Generator) -> Float[Tensor, "B 2"]:
+    """How far each image is moved; last of all draws, so that without it they are what they were."""
+    if not objective.shift:
+        return torch.zeros((batch, 2), device=rng.device)
+    return objective.shift * (2 * torch.rand((batch, 2), generator=rng, device=rng.device) - 1)
+
+
+class Augmentation(Protocol):
+    """The draws that change images."""
+
+    @property
+    def mirrored(self) -> Tensor: ...
+
+    @property
+    def offset(self) -> Tensor: ...
+
+
+def augmented(
+    x: Float[Tensor, "B C H W"], draws: Augmentation, objective: SelfDistillation
+) -> Float[Tensor, "B C H W"]:
+    """Images as training sees them: mirrored and moved, as the objective allows."""
+    x = mirrored(x, draws.mirrored)
+    return shifted(x, draws.offset) if objective.shift else x
 
 
 def self_distillation(
@@ -139,7 +169,7 @@ def self_distillation(
         draws: The batch's randomness.
         objective: The switches.
     """
-    x = mirrored(x, draws.mirrored)
+    x = augmented(x, draws, objective)
     z = network.encode(x)
     z_target = _target_latents(target, x, z, objective)
 

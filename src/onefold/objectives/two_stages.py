@@ -26,9 +26,8 @@ from onefold import settings
 from onefold.errors import UserError
 from onefold.networks import Network
 from onefold.objectives.losses import Losses, perceptual_error, reconstruction_error
-from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, denoising_error
+from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, augmented, denoising_error
 from onefold.paths import Linear, noised, per_token
-from onefold.pixels import mirrored
 
 __all__ = ["TwoStages", "autoencoder", "diffusion"]
 
@@ -57,7 +56,7 @@ def autoencoder(
     stages: TwoStages,
 ) -> Losses:
     """The loss of the first stage, which reaches encoder and decoder; `target` is an average of the network."""
-    x = mirrored(x, draws.mirrored)
+    x = augmented(x, draws, objective)
     z = network.encode(x)
     decoder_z = noised(Linear(), z, draws.decoder_eps, per_token(draws.decoder_t))
     x_hat = network.decode(decoder_z + stages.latent_noise * draws.decoder_eps)
@@ -75,7 +74,7 @@ def diffusion(
     objective: SelfDistillation,
 ) -> Losses:
     """The loss of the second stage, which reaches the denoiser alone."""
-    x = mirrored(x, draws.mirrored)
+    x = augmented(x, draws, objective)
     with torch.no_grad():
         z = network.encode(x)
     n = draws.t.shape[1]

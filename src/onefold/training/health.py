@@ -95,7 +95,7 @@ def probe(test: Dataset, config: Config, device: torch.device) -> Probe:
     """The fixed batch of a run: images spread evenly over the test set, each with one t and ε of the objective."""
     count = min(len(test), IMAGES)
     x, y = read_all(test, np.linspace(0, len(test) - 1, count).round().astype(np.int64))
-    plain = replace(config.objective, draws=1, label_dropout=0.0, decoder_noise=0.0, flip=False)
+    plain = replace(config.objective, draws=1, label_dropout=0.0, decoder_noise=0.0, flip=False, shift=0.0)
     shape = (config.network.tokens, config.network.latent_channels)
     draws = draw(plain, count, shape, torch.Generator().manual_seed(SEED))
     return Probe(to_float(x.to(device)), y.to(device), each_tensor(draws, lambda value: value.to(device)))

@@ -81,7 +81,7 @@ class OneStepPhase(Phase):
     def critic_loss(
         self, critic: Critic, teacher: Network, generator: Network, x: Tensor, y: Tensor, draws: OneStepDraws
     ) -> Losses:
-        return critic_loss(critic, teacher, generator, x, y, draws, self.config.onestep)
+        return critic_loss(critic, teacher, generator, x, y, draws, self.config.onestep, self.config.objective)
 
     def generator_loss(
         self, generator: Network, teacher: Network, critic: Critic, x: Tensor, y: Tensor, draws: OneStepDraws

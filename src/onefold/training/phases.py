@@ -89,7 +89,7 @@ class Part:
 
     def updates(self, images: int, batch: int) -> int:
         """Its turns up to and with that of the step that begins after `images` images."""
-        return (images // batch + 1) // self.every - -(-self.start // batch) // self.every
+        return max(0, (images // batch + 1) // self.every - -(-self.start // batch) // self.every)
 
 
 class Phase(ABC):

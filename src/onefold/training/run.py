@@ -30,21 +30,27 @@ class Run:
     datasets: tuple[Dataset, Dataset] | None = field(default=None, compare=False)
     """Training and test images, where they do not come from a source that the configuration names."""
 
-    @cached_property
-    def network(self) -> Network:
-        """The published average, ready for use. Raises UserError before the first checkpoint."""
-        if not (self.folder / "model" / "model.safetensors").is_file():
+    @property
+    def model(self) -> Path:
+        """Folder of the published network. Raises UserError before the first checkpoint."""
+        folder = self.folder / "model"
+        if not (folder / "model.safetensors").is_file():
             raise UserError(
                 f"{self.folder}: no model yet; train it on with `onefold train … --out {self.folder} --resume`"
             )
-        network = Network.from_pretrained(self.folder / "model")
+        return folder
+
+    @cached_property
+    def network(self) -> Network:
+        """The published average, ready for use. Raises UserError before the first checkpoint."""
+        network = Network.from_pretrained(self.model)
         network.sampler = self.config.sampler
         return network
 
     @property
     def model_sha256(self) -> str:
         """Of the published network's weights. Raises UserError before the first checkpoint."""
-        return sha256_of(self.folder / "model" / "model.safetensors")
+        return sha256_of(self.model / "model.safetensors")
 
     @property
     def history(self) -> list[dict[str, Any]]:
