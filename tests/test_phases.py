@@ -1,13 +1,10 @@
-"""Phases and their parts, and a phase of one's own, registered from outside the package."""
+"""Phases by name and place, and a phase of one's own, registered from outside the package."""
 
 import inspect
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import onefold
@@ -17,11 +14,10 @@ from onefold.errors import UserError
 from onefold.networks import Network
 from onefold.objectives.losses import Losses
 from onefold.objectives.self_distillation import DenoisingDraws
-from onefold.schedule import Schedule
 from onefold.training import loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.latent_diffusion import SelfDistillationPhase
-from onefold.training.phases import PHASES, Part, length, phase_at, phases_of, register
+from onefold.training.phases import PHASES, length, phase_at, phases_of, register
 from onefold.training.step import training_step
 
 BUILT_IN = ("self_distillation", "autoencoder", "diffusion", "one_step")
@@ -146,15 +142,3 @@ def test_phases_begin_with_whole_batches():
     assert length(config) == 324
     found = [phase_at(images, config).index for images in (0, 96, 112, 223, 224, 1000)]
     assert found == [0, 0, 1, 1, 2, 2]
-
-
-@given(st.integers(1, 40), st.integers(0, 300), st.integers(1, 5), st.integers(0, 60))
-def test_turns_are_counted_without_having_been_taken(batch: int, start: int, every: int, step: int):
-    def unused(*arguments: object) -> Losses:
-        raise AssertionError
-
-    part = Part(("network",), unused, unused, unused, Schedule(), start=start, every=every)  # type: ignore[arg-type]
-    turns = [k for k in range(step + 1) if part.has_turn(k * batch, batch)]
-    assert part.updates(step * batch, batch) == len(turns) or step * batch < start
-    assert all(k * batch >= start for k in turns)
-    assert all(b - a == every for a, b in pairwise(turns))
