@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onefold.errors import TrainingAborted, UserError
     from onefold.evaluation import evaluate
     from onefold.networks import NetworkConfig, OneFold, RatioNet
+    from onefold.planner import plan
     from onefold.recipes import recipe
     from onefold.reconstruction import reconstruct
     from onefold.training.config import Config
@@ -46,6 +47,7 @@ __all__ = [
     "networks",
     "objectives",
     "onestep",
+    "plan",
     "recipe",
     "reconstruct",
     "train",
@@ -55,6 +57,7 @@ _ROOMS = {
     "errors": ("TrainingAborted", "UserError"),
     "evaluation": ("evaluate",),
     "networks": ("NetworkConfig", "OneFold", "RatioNet"),
+    "planner": ("plan",),
     "recipes": ("recipe",),
     "reconstruction": ("reconstruct",),
     "training.config": ("Config",),
