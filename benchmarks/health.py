@@ -27,12 +27,13 @@ from onefold.commands.terminal import discard
 from onefold.compute import resolve_device
 from onefold.data import Dataset, read_all
 from onefold.pixels import to_float
-from onefold.training.engine import resolved
-from onefold.training.health import IMAGES, Watch
+from onefold.training.health import IMAGES, HealthMonitor
 from onefold.training.log import RunLog
-from onefold.training.loop import training_step
+from onefold.training.phases import phases_of
+from onefold.training.prepare import decide
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 
 def random_images(config: onefold.NetworkConfig, count: int, folder: Path) -> Dataset:
@@ -56,16 +57,17 @@ def timed(work: Callable[[], object], repeats: int) -> list[float]:
 def measured(config: onefold.Config, steps: int, looks: int, folder: Path) -> dict[str, Any]:
     """Seconds of steps and of measurements, and what was measured."""
     device = resolve_device(config.training.device)
-    config = resolved(config, device)
+    config = decide(config, device)
     training = config.training
     state = TrainingState.fresh(config, device)
     if training.compile == "yes":
-        state.compile()
+        state.compile(phases_of(config)[0])
     data = random_images(config.network, max(IMAGES, training.batch), folder)
     x, y = (part.to(device) for part in read_all(data, np.arange(training.batch)))
     step_seconds = timed(lambda: training_step(state, to_float(x), y, config)["gradient_norm"].item(), steps)
 
-    watch, line = Watch(Run(folder, config), data, device), {"images": training.batch, "peak_memory": 0}
+    watch = HealthMonitor(Run(folder, config), data, device, warmup=training.warmup)
+    line = {"images": training.batch, "peak_memory": 0}
     looked = {**line, **watch.look(state, line, discard)}
     log = RunLog(folder / "log.jsonl", images=0)
     for images in range(training.log_every, training.images // 2, training.log_every):

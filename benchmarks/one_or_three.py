@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from onefold.flops import training_flops
 
 from onefold.networks.base import build
 from onefold.studies import collapse, run_study
 from onefold.studies.table import trial_numbers
+from onefold.training.phases import training_flops
 
 ARMS = ("ema", "three-networks", "three-networks-compute")
 SMALL = {"network.width": 128, "network.depth": 6, "training.batch": 64, "training.warmup": 3_200}
@@ -55,7 +55,7 @@ def main(
         config, numbers = trial.config, trial_numbers(trial)
         row: dict[str, Any] = {"arm": trial.arm.name, "seed": trial.seed}
         row["parameters"] = sum(p.numel() for p in build(config.network).parameters())
-        row["training_flops_per_image"] = training_flops(config.network, config.objective, config.stages)
+        row["training_flops_per_image"] = training_flops(config)
         rows.append(row | {name: numbers[name] for name in NUMBERS if name in numbers})
     titles = list(rows[0])
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")

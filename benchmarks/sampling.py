@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from onefold.flops import sampling_flops
 
 import onefold
 from onefold.compute import Precision, resolve_device, sampling_context
@@ -54,7 +53,7 @@ def measured(
             "seconds_of_batch": many,
             "latency": median(one),
             "images_per_second": batch / median(many),
-            "flops_per_image": sampling_flops(config.network, k),
+            "flops_per_image": network.role_flops(config.network).sample(k),
         }
 
     settings = {"recipe": config.recipe, "precision": taken, "compiled": compiled, "batch": batch, "rounds": rounds}

@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from onefold.flops import training_flops
 
 import onefold
 from onefold.compute import resolve_device
 from onefold.training.config import Config
-from onefold.training.engine import resolved
-from onefold.training.loop import training_step
+from onefold.training.phases import training_flops
+from onefold.training.prepare import decide
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 from timing import machine, product_peak, seconds_of, table, taking_turns, write
 
 AXES = ("tokens", "width", "depth", "batch")
@@ -77,7 +77,7 @@ def measured(config: Config, device: torch.device, factors: Sequence[int], round
     def found(one: Config, axis: str) -> dict[str, Any]:
         size, batch = size_of(one, axis), one.training.batch
         seconds = times[f"{axis} {size}"]
-        flops = batch * training_flops(one.network, one.objective, one.stages)
+        flops = batch * training_flops(one)
         rate = flops / median(seconds)
         return {
             "size": size,
@@ -121,7 +121,7 @@ def main(
     where = resolve_device(device)
     changes: dict[str, Any] = {"device": str(where), "precision": precision, "compile": "no", "optimizer": "adamw"}
     changes |= {} if batch is None else {"batch": batch}
-    config = resolved(onefold.recipe(recipe, training=changes), where)
+    config = decide(onefold.recipe(recipe, training=changes), where)
     found = measured(config, where, factors, rounds)
     print(f"{recipe}, {found['device']}, {found['precision']}, load before {found['load']:.1f}; ", end="")
     print(f"peak of products {found['peak']['flops_per_second'] / 1e9:,.0f} GFLOP/s")

@@ -23,9 +23,11 @@ from onefold.metrics import Record
 from onefold.networks.base import Network
 from onefold.recipes import recipe
 from onefold.training import loop
-from onefold.training.loop import train, training_step
+from onefold.training.checkpoint import checkpoints
+from onefold.training.loop import train
 from onefold.training.run import Run, load_run
-from onefold.training.state import TrainingState, checkpoints
+from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 SMALL = [
     *("--network.width", "32", "--network.depth", "1", "--network.heads", "2", "--sampler.steps", "2"),
@@ -178,7 +180,9 @@ WRONG: list[tuple[str, str]] = [
     ("train --resume", "runs/digits"),
     ("train --resume --training.batch 8", "--training.batch"),
     ("train --resume --data=digits", "--data"),
-    ("onestep run --resume --images 64", "--images"),
+    ("onestep run --resume --training.batch 8", "--training.batch"),
+    ("train --resume --out run --images 160", "--images: 160 do not make run longer, which has 160"),
+    ("train --resume --out run --images 0", "training.images: 0 is not positive"),
     # sample
     ("sample", "sample"),
     ("sample missing", "missing"),
@@ -430,7 +434,9 @@ def test_resume_goes_on(run: Path, trained: Run, capsys: pytest.CaptureFixture[s
 
 def test_resume_of_a_finished_run_says_so(run: Path, trained: Run, capsys: pytest.CaptureFixture[str]):
     assert call("train", "--resume", "--out", run) == 0
-    assert "run: already finished, at 160 images; for a longer training, start a new run" in capsys.readouterr().out
+    assert (
+        "run: already finished, at 160 images; --images with a larger number makes it longer" in capsys.readouterr().out
+    )
     assert differing(newest(run), newest(trained.folder)) == []
     assert call("train", "--resume", "--out", run, "--quiet") == 0
     assert capsys.readouterr().out == ""
@@ -616,7 +622,7 @@ def test_estimate_of_the_baseline(capsys: pytest.CaptureFixture[str]):
 def test_estimate_of_pixels_has_no_latent(capsys: pytest.CaptureFixture[str]):
     for architecture, shown in (("one-network", True), ("pixels", False)):
         assert call("estimate", "digits", "--seconds", "0", "--architecture", architecture) == 0
-        assert ("numbers per number of the image" in capsys.readouterr().out) == shown
+        assert ("values per value of the image" in capsys.readouterr().out) == shown
 
 
 def test_estimate_of_other_images_and_networks(capsys: pytest.CaptureFixture[str]):
@@ -692,6 +698,6 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onefold.training.loop.open_data", stop)
+    monkeypatch.setattr("onefold.training.run.open_data", stop)
     assert call("train", "--resume", "--out", run) == 130
     assert capsys.readouterr().err == "onefold: interrupted\n"

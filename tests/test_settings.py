@@ -16,6 +16,7 @@ from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.paths import TimeDistribution
 from onefold.sampling import SOLVERS, Sampler
+from onefold.schedule import Schedule
 from onefold.settings import from_json, override, to_json
 from onefold.training.config import Config, DataConfig, TrainingConfig
 
@@ -219,7 +220,7 @@ def test_optional_and_variadic_values():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"training": {"bacth": 8}}', "training: unknown setting 'bacth'; TrainingConfig has images, batch"),
+        ('{"training": {"bacth": 8}}', "training: unknown setting 'bacth'; TrainingConfig has images, optimizer"),
         ('{"training": {"batch": "8"}}', "training: batch: '8' is not of type int"),
         ('{"objective": {"time": {"kind": "beta"}}}', "objective: time: kind: 'beta' is not one of 'uniform'"),
     ],
@@ -251,12 +252,19 @@ def test_a_group_may_be_changed_as_a_whole():
     training = TrainingConfig(batch=8)
     assert override(Config(), {"training": training}).training is training
     assert override(Config(), {"training": training, "training.seed": 3}).training == TrainingConfig(batch=8, seed=3)
+    schedule = Schedule(images=96)
+    own = override(Config(), {"onestep.schedule": schedule})  # a group that need not be there
+    assert own.onestep.schedule is schedule
+    assert override(own, {"onestep.schedule": None}) == Config()
+    assert from_json(Config, to_json(own), "config.json") == own
+    with pytest.raises(UserError, match=r"^onestep\.schedule: .* where a group of settings belongs"):
+        override(Config(), {"onestep.schedule": SelfDistillation()})
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"training.bacth": 8}, "training.bacth: no such setting; TrainingConfig has images, batch"),
+        ({"training.bacth": 8}, "training.bacth: no such setting; TrainingConfig has images, optimizer"),
         ({"trainin.batch": 8}, "trainin.batch: no such setting; Config has recipe, network"),
         ({"training.batch.size": 8}, "training.batch.size: batch is a single value and has no part 'size'"),
         ({"training.batch": "8"}, "training.batch: '8' is not of type int"),

@@ -25,8 +25,8 @@ from onefold.studies import Study, collapse, figures, run_study, trials
 from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
 from onefold.studies.study import Trial, begin, check
 from onefold.training import loop
+from onefold.training.interruption import Interrupted
 from onefold.training.log import RunLog
-from onefold.training.loop import Interrupted
 from onefold.training.run import load_run
 
 TWO = ("naive", "ema")

@@ -30,7 +30,7 @@ from onefold.training.monitor import Monitor
 from onefold.training.phases import Phase, phase_at, phases_of
 from onefold.training.prepare import decide, fit_to_data
 from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, open_data, split
-from onefold.training.state import Skips, TrainingState
+from onefold.training.state import Skips, TrainingState, seeded
 from onefold.training.step import training_step
 
 __all__ = ["Callback", "train"]
@@ -76,12 +76,17 @@ def train(
         TrainingAborted: gradients that stay non-finite, or latents that collapse with `on_collapse="stop"`.
         Interrupted: SIGTERM or Ctrl-C came; a checkpoint has been written.
     """
+    if test_data is not None and data is None:
+        raise UserError("test_data: goes with data; for data that the configuration names, set data.test")
     folder = Path(out) if out else Path("runs") / (config.recipe if config else "")
     if resume:
+        if network is not None:
+            raise UserError(f"network: the run in {folder} goes on with its own weights; leave it out")
         run = load_run(folder, data=data, test_data=test_data)
         run = replace(run, datasets=run.open_data())
         _check_fit(run)
-        run = run if images is None else extend(run, images)
+    elif images is not None:
+        raise UserError("images: makes a run longer that is resumed; a new one has training.images")
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
     else:
@@ -89,12 +94,14 @@ def train(
         if network is None and run.config.start:
             network = Network.from_pretrained(run.config.start)
         if network is not None:  # what is wrong is said before anything is written
-            network = phases_of(run.config)[0].begin_from(network)
+            network = _beginning(run.config, network)
         check_new(folder)
     device = resolve_device(run.config.training.device)
     with locked(folder):
         if not resume:
             create_folder(run)
+        elif images is not None:
+            run = extend(run, images)
         notes = data_notes(run)
         if notes and not quiet:
             print("\n".join(notes))
@@ -142,7 +149,7 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
     """The state of the newest checkpoint, or a fresh one, which is saved at once if its weights come from elsewhere."""
     saved, start = checkpoints(run.folder), run.config.start
     if not saved and network is None and start:
-        network = phases_of(run.config)[0].begin_from(Network.from_pretrained(start))
+        network = _beginning(run.config, Network.from_pretrained(start))
     state = TrainingState.fresh(run.config, device, network)
     if saved:
         checkpoint.restore(state, run.config, saved[-1])
@@ -150,6 +157,12 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
     elif network is not None:
         checkpoint.save(state, run.config, run.folder)
     return state
+
+
+def _beginning(config: Config, source: Network) -> Network:
+    """The network that the first phase makes of a given one; what is random about it comes from the run's seed."""
+    with seeded(config.training.seed):
+        return phases_of(config)[0].begin_from(source)
 
 
 class Trainer:

@@ -147,11 +147,11 @@ def extend(run: Run, images: int) -> Run:
     """
     if len(run.config.phases) > 1:
         raise UserError(f"--images: {run.folder} has several phases and cannot be made longer; start a new run")
-    if images <= run.length:
+    config = run.config.with_changes({"training.images": images})
+    if length(config) <= run.length:
         raise UserError(f"--images: {images:,} do not make {run.folder} longer, which has {run.length:,}; give more")
     described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-    extension = {"at": run.images, "from": run.length, "to": images}
-    config = run.config.with_changes({"training.images": images})
+    extension = {"at": run.images, "from": run.length, "to": length(config)}
     with writing(run.folder):
         write_config(run.folder, config, [*described.get("extensions", ()), extension])
     return replace(run, config=config)

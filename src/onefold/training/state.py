@@ -20,7 +20,7 @@ from onefold.training.config import Config
 from onefold.training.log import Window
 from onefold.training.phases import Phase, phases_of
 
-__all__ = ["Counters", "Skips", "TrainingState"]
+__all__ = ["Counters", "Skips", "TrainingState", "seeded"]
 
 
 @dataclass
@@ -80,7 +80,7 @@ class TrainingState:
             network: The weights to start from; it stays as it is. Default: random ones from the run's seed, drawn on
                 the CPU and so the same for every device.
         """
-        with _seeded(config.training.seed):
+        with seeded(config.training.seed):
             network = build(config.network) if network is None else network
             state = cls({"network": network.to(device)}, {}, Skips(device))
             state._fill(phases_of(config)[0])
@@ -88,7 +88,7 @@ class TrainingState:
 
     def enter(self, phase: Phase) -> None:
         """Become the state that a phase begins with, from the network published so far."""
-        with _seeded(phase.config.training.seed):
+        with seeded(phase.config.training.seed):
             self._fill(phase)
 
     def _fill(self, phase: Phase) -> None:
@@ -140,7 +140,7 @@ class TrainingState:
 
 
 @contextmanager
-def _seeded(seed: int) -> Generator[None]:
+def seeded(seed: int) -> Generator[None]:
     """Torch's random numbers on the CPU follow from the seed, and go on afterwards as if nothing had been."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
