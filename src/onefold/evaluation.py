@@ -12,6 +12,7 @@ that between one half and as many generated images.
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ from onefold.networks.base import Network
 from onefold.pictures.grids import encode_decode
 from onefold.pixels import to_float
 from onefold.sampling import Sampler
-from onefold.training.run import Run
+from onefold.training.run import Run, load_run
 from onefold.verifier import Verifier
 
 __all__ = ["KEYS", "SPLITS", "Metric", "evaluate"]
@@ -78,7 +79,7 @@ Say = Callable[[str], None]
 
 
 def evaluate(
-    run: Run,
+    run: Run | str | Path,
     *,
     sampler: Sampler | None = None,
     images: int = 5000,
@@ -96,7 +97,7 @@ def evaluate(
     """Measure a run's published network.
 
     Args:
-        run: A run with a model.
+        run: A run with a model, or its folder.
         sampler: How to sample; default: the run's own.
         images: Number of generated and of reference images, at most the number of training images.
         seed: Seed of the first generated image, and of the random choices.
@@ -116,6 +117,10 @@ def evaluate(
         UserError: no model, unreadable data, a sampler that does not suit the network, statistics of another extractor,
             or a metric with the name of another or without a number.
     """
+    if not isinstance(run, Run | str | Path):
+        cure = "give a run, or its folder: a network alone does not know its data"
+        raise UserError(f"run: {type(run).__name__} is no run; {cure}")
+    run = run if isinstance(run, Run) else load_run(run)
     for name in metrics or {}:
         if name in KEYS:
             raise UserError(f"metrics: {name!r} is in every record; choose another name")

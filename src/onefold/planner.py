@@ -19,8 +19,9 @@ from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.training.config import Config, DataConfig, TrainingConfig
 from onefold.training.phases import training_flops
+from onefold.training.run import split
 
-__all__ = ["SIZES", "Plan", "make_plan", "patch_for"]
+__all__ = ["SIZES", "Plan", "make_plan", "patch_for", "plan"]
 
 SIZES = ((96, 4, 4), (128, 4, 4), (128, 6, 4), (192, 6, 4), (256, 8, 4), (384, 10, 6), (512, 12, 8), (768, 16, 12))
 """Networks to choose from: width, depth, heads."""
@@ -45,6 +46,35 @@ class Plan:
     """A line each."""
     minutes: float
     """How long the training is expected to take."""
+
+
+def plan(
+    data: object,
+    *,
+    test_data: object = None,
+    minutes: float = 30.0,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> Plan:
+    """A configuration for images of one's own; `onefold.train(plan.config)` trains by it.
+
+    Args:
+        data: Images to train on: the path of a folder or file, or an object as of `onefold.train`.
+        test_data: Images for evaluation alone; default: some of `data` are set apart.
+        minutes: Time of the training on this device, at least 1.
+        device: auto, cpu, cuda, …
+        say: Told why it is what it is, a line each.
+
+    Raises:
+        UserError: data that cannot be read or cut into patches, or minutes that make no sense.
+    """
+    source = DataConfig(str(data), None if test_data is None else str(test_data))
+    train, _ = split(data, test_data, source)
+    source = replace(source, source=train.source)
+    made = make_plan(train, source, minutes=minutes, device=device, say=say)
+    for reason in made.reasons:
+        say(reason)
+    return made
 
 
 def make_plan(

@@ -51,8 +51,8 @@ def cifar10() -> Config:
         network=NetworkConfig(
             image_size=(32, 32), channels=3, classes=10, patch=4, latent_channels=16, width=256, depth=8, heads=4
         ),
-        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2, flip=True),
-        data=DataConfig(source="cifar10-train.zip"),
+        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2),
+        data=DataConfig(source="cifar10-train.zip", mirrored="cifar10-train.zip"),
         training=TrainingConfig(
             images=20_000_000,
             batch=128,
@@ -82,8 +82,10 @@ def _imagenet256(name: str, width: int, depth: int, heads: int) -> Config:
             depth=depth,
             heads=heads,
         ),
-        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2, flip=True),
-        data=DataConfig(source="imagenet256-train.zip", test="imagenet256-val.zip", workers=8),
+        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2),
+        data=DataConfig(
+            source="imagenet256-train.zip", test="imagenet256-val.zip", workers=8, mirrored="imagenet256-train.zip"
+        ),
         training=TrainingConfig(
             images=50 * 1_281_167,
             batch=1024,

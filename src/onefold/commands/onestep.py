@@ -29,13 +29,15 @@ def onestep(arguments: list[str]) -> None:
         raise UserError("onestep: give the folder of a trained run first; see `onefold onestep --help`")
     teacher, given = (Path(arguments[0]), arguments[1:]) if named else (Path("RUN"), arguments)
     resumes = "--resume" in given or not named
-    default = one_step_config(recipe("digits")) if resumes else converted(teacher)
+    begun = "--unfinished" in given
+    default = one_step_config(recipe("digits")) if resumes else converted(teacher, unfinished=begun)
 
     def onestep_run(
         method: Literal["ratio", "score", "dmd"] = "ratio",
         out: Path | None = None,
         images: int | None = None,
         resume: bool = False,
+        unfinished: bool = False,
         on_collapse: Literal["warn", "stop", "ignore"] = "warn",
         quiet: bool = False,
         options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default.onestep,
@@ -52,6 +54,7 @@ def onestep(arguments: list[str]) -> None:
             out: Folder of the new run. Default: RUN-onestep (RUN-score, RUN-dmd).
             images: Length of the training; the same as training.images. With --resume, make the run longer.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
+            unfinished: Also begin from a run that has not reached its end.
             on_collapse: When the samples leave the data: say so, stop with exit code 3, or log it only.
             quiet: No progress bar, no summary.
             options: How generator and critic are trained.
@@ -66,7 +69,12 @@ def onestep(arguments: list[str]) -> None:
             finished = resume_run(run, images, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
-            derived = converted(teacher, images=own.images, batch=own.batch)
+            derived = converted(teacher, images=own.images, batch=own.batch, unfinished=unfinished)
+            run = load_run(teacher)
+            if run.images < run.length and not quiet:
+                console.print(
+                    f"{teacher}: stopped at {run.images:,} of {run.length:,} images; begins from what there is"
+                )
             own = settings.with_new_defaults(own, default.training, derived.training)
             how = settings.with_new_defaults(options, default.onestep, derived.onestep)
             config = replace(default, training=own, onestep=replace(how, method=method))

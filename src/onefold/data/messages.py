@@ -29,9 +29,14 @@ def channels_text(channels: int) -> str:
     return _CHANNEL_NAMES.get(channels, f"{channels} channels")
 
 
-def count_text(number: int, noun: str = "image") -> str:
+def count_text(number: int, noun: str = "image", plural: str | None = None) -> str:
     """Say a number of things, such as "1 image" or "1,437 images"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
+
+
+def shortened(words: Sequence[str], most: int = 10) -> str:
+    """Join words, those beyond the first `most` as a number."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
 
 
 def best_size(shapes: Sequence[Shape]) -> tuple[int, int]:

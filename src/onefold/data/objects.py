@@ -33,6 +33,8 @@ class ObjectListing(Listing):
     passes through.
     """
 
+    is_stored = False
+
     def __init__(self, source: str, thing: object) -> None:
         self._thing = cast(Any, thing)
         self._lock = threading.RLock()

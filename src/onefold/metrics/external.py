@@ -48,7 +48,8 @@ class ExternalExtractor:
 
         `batch` is a matter of memory only.
         """
-        grey = images.shape[1:2] == (1,)
+        check_images(images)
+        grey = images.shape[1] == 1
         check_images(images, (1 if grey else 3, None, None))
         return in_batches(lambda part: self.run(self.prepare(part)), images, batch)
 

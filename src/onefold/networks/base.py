@@ -36,6 +36,7 @@ from tyro.conf import Suppress
 
 from onefold import sampling, settings
 from onefold.errors import UserError, reason
+from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
 from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
@@ -230,6 +231,21 @@ class Network(nn.Module):
         """Images of latents; in [−1, 1] up to the network's error (not clamped)."""
         raise NotImplementedError
 
+    # --- what the roles refuse, in words; for the first line of each ---
+
+    def check_images(self, x: Tensor) -> None:
+        """Raises a UserError unless x are float images (B, C, H, W) in [−1, 1] of the network's size."""
+        inputs.check_images(self, x, self.config.channels, self.config.image_size)
+
+    def check_latents(self, z: Tensor) -> None:
+        """Raises a UserError unless z are float latents (B, N, D) of the network's size."""
+        inputs.check_latents(self, z, self.config.tokens, self.config.latent_channels)
+
+    def check_noised(self, z_t: Tensor, t: Tensor, y: Tensor | None) -> None:
+        """Raises a UserError unless z_t are such latents, t times (B,) in [0, 1] and y labels (B,) or None."""
+        sizes = self.config.tokens, self.config.latent_channels
+        inputs.check_noised(self, z_t, t, y, sizes, self.config.classes)
+
     def decode_and_denoise(
         self, z: Tensor, z_t: Tensor, t: Tensor, y: Tensor | None
     ) -> tuple[Float[Tensor, "A C H W"], Float[Tensor, "B N D"]]:
@@ -311,7 +327,7 @@ class Network(nn.Module):
         self,
         n: int,
         *,
-        labels: Sequence[int] | None = None,
+        labels: sampling.Labels | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -326,7 +342,8 @@ class Network(nn.Module):
 
         Args:
             n: Number of images.
-            labels: A label 0…K−1, or K for "no class", for each image. Default: (seed + k) mod K.
+            labels: A label 0…K−1, or K for "no class", for each image: a list, array or tensor. Default:
+                (seed + k) mod K.
             steps: Intervals of the solver's time grid; 1 is one-step generation, and what a one-step generator does.
             guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
             seed: Seed of the first image.
@@ -341,6 +358,7 @@ class Network(nn.Module):
         wanted = {"steps": steps, "solver": solver, "guidance": guidance, "shift": shift}
         sampler = self.sampler.with_options(**wanted, guidance_interval=guidance_interval)
         y = sampling.resolve_labels(n, labels, seed, self.config.classes)
+        n, seed = int(n), int(seed)
         return self.pictures(self.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
 
     @torch.no_grad()

@@ -43,6 +43,7 @@ class OneFold(Network):
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Latents of images in [−1, 1], normalised as `config.latent_norm` says."""
+        self.check_images(x)
         h = self.trunk(self.patches_in(self.patchify(x)), self._condition("encode"))
         return self.norm(self.latents_out(h).float())
 
@@ -50,11 +51,13 @@ class OneFold(Network):
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N D"]:
         """Clean latents ẑ behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        self.check_noised(z_t, t, y)
         h = self.trunk(self.latents_in(z_t), self._condition("denoise", t, y))
         return self._clean(self.latents_out(h), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images of latents; in [−1, 1] up to the network's error (not clamped)."""
+        self.check_latents(z)
         return self._image(self.trunk(self.latents_in(z), self._condition("decode")))
 
     def decode_and_denoise(

@@ -38,16 +38,19 @@ class PixelNetwork(Network):
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """The patches of images."""
+        self.check_images(x)
         return self.patchify(x)
 
     def denoise(
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N D"]:
         """Clean patches behind noised ones at times t in [0, 1], given labels y (None: no class)."""
+        self.check_noised(z_t, t, y)
         return self._clean(self.exit(self.body(z_t, t, y)), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """The images of patches (not clamped)."""
+        self.check_latents(z)
         return self.unpatchify(z)
 
     def features(self, x: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B N width"]]:

@@ -97,6 +97,7 @@ class ThreeNetworks(Network):
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Latents of images in [−1, 1], normalised as `config.latent_norm` says and then channel by channel."""
+        self.check_images(x)
         z = self.norm(self.encoder(self.patchify(x), self.unconditional).float())
         return (z - self.latent_mean) / self.latent_std
 
@@ -104,11 +105,13 @@ class ThreeNetworks(Network):
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N D"]:
         """Clean latents ẑ behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        self.check_noised(z_t, t, y)
         modulation = self.modulation(conditioning(self.time, self.labels, t, y))
         return self._clean(self.denoiser(z_t, modulation), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images of latents; in [−1, 1] up to the network's error (not clamped)."""
+        self.check_latents(z)
         return self.unpatchify(self.decoder(z * self.latent_std + self.latent_mean, self.unconditional).float())
 
     def features(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:

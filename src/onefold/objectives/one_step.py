@@ -126,7 +126,7 @@ def draw(
     return OneStepDraws(
         eps=torch.randn(shape, generator=rng, device=rng.device),
         s=torch.where(uniform() < options.renoised, uniform(), 0.0),
-        mirrored=(uniform() < 0.5) & objective.flip,
+        mirrored=(uniform() < 0.5) & bool(objective.flip),
         unlabelled=uniform() < objective.label_dropout,
         ratio=draw_noise(options.ratio.time, options.ratio.t_max, shape, rng),
         score=draw_noise(options.score.time, options.score.t_max, shape, rng),

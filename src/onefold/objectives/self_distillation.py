@@ -56,8 +56,9 @@ class SelfDistillation:
     decoder_noise_from: float = 0.7
     label_dropout: float = 0.1
     """Share of labels replaced by "no class", for classifier-free guidance."""
-    flip: bool = False
-    """Mirror each image left to right with probability ½."""
+    flip: bool | None = None
+    """Mirror each image left to right with probability ½. None: where the data are the recipe's own, and it allows it
+    (`data.mirrored`); training decides it before the first step."""
     shift: float = 0.0
     """Move each image by up to this share of its size, in whole pixels; its border is repeated."""
 
@@ -115,7 +116,7 @@ def draw(
     noisy = uniform(batch) < objective.decoder_noise
     decoder_t = objective.decoder_noise_from + (1 - objective.decoder_noise_from) * uniform(batch)
     return DenoisingDraws(
-        mirrored=(uniform(batch) < 0.5) & objective.flip,
+        mirrored=(uniform(batch) < 0.5) & bool(objective.flip),
         t=objective.time.sample(batch * n, rng).view(batch, n),
         eps=normal(batch, n, *latent_shape),
         unlabelled=uniform(batch, n) < objective.label_dropout,

@@ -4,6 +4,7 @@ Every length and interval is counted in images seen, so that changing the batch 
 """
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from tyro.conf import Suppress
@@ -32,11 +33,19 @@ class DataConfig:
     unreadable: Annotated[Literal["refuse", "skip"], Suppress] = "refuse"  # --unreadable on the command line
     workers: int = 2
     """Threads that decode images of a source too large for memory."""
+    mirrored: Annotated[str, Suppress] = ""  # a fact about a recipe's own data; --objective.flip decides for others
+    """The name of a recipe's own data set, if its images mean the same mirrored left to right. Of others nobody knows:
+    letters do not. Empty: none."""
 
     def __post_init__(self) -> None:
         settings.check("data", self, not_negative=("workers",))
         if not 0 < self.holdout < 1:
             raise UserError(f"data.holdout: {self.holdout} is not between 0 and 1; 0.05 sets 5 % apart for evaluation")
+
+    @property
+    def may_be_mirrored(self) -> bool:
+        """Whether the source is the recipe's own data set, wherever its file lies, and means the same mirrored."""
+        return bool(self.mirrored) and PurePath(self.source).name == self.mirrored
 
 
 @dataclass(frozen=True)

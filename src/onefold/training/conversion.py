@@ -28,6 +28,7 @@ def onestep(
     *,
     method: Literal["ratio", "score", "dmd"] = "ratio",
     images: int | None = None,
+    unfinished: bool = False,
     changes: dict[str, Any] | None = None,
     callbacks: Iterable[Callback] = (),
     quiet: bool = False,
@@ -39,6 +40,7 @@ def onestep(
         out: The new run's folder; default: that of the run, with "-onestep" (or the method) behind it.
         method: What teaches it: a density ratio, or the difference of two scores (`score`: Diff-Instruct; `dmd`).
         images: Length of the training; default: three quarters of the run's.
+        unfinished: Also begin from a run that has not reached its end.
         changes: Further settings, such as {"onestep.critic_updates": 2, "training.seed": 1}.
         callbacks: Called with (run, line) after each line of the log.
         quiet: No progress bar.
@@ -48,27 +50,31 @@ def onestep(
         TrainingAborted, Interrupted: as of `train`.
     """
     run = run if isinstance(run, Run) else load_run(run)
-    config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"))
+    config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"), unfinished=unfinished)
     config = config.with_changes({"onestep.method": method, **(changes or {})})
     folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'ratio' else method}")
     data, test_data = run.datasets or (None, None)
     return train(config, folder, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
 
 
-def converted(folder: str | Path, *, images: int | None = None, batch: int | None = None) -> Config:
+def converted(
+    folder: str | Path, *, images: int | None = None, batch: int | None = None, unfinished: bool = False
+) -> Config:
     """The configuration that makes a one-step generator of a trained run, on whatever device there is now.
 
     Args:
         folder: The trained run, the teacher.
         images: Length of the training.
         batch: Images of a step; default: the teacher's.
+        unfinished: Also begin from a run that has not reached its end.
 
     Raises:
         UserError: not a run, or one whose diffusion model is not finished, or that is a one-step generator already.
     """
     run = load_run(folder)
-    check_teacher(run)
-    config = one_step_config(run.config, images=images, batch=batch)
+    check_teacher(run, unfinished=unfinished)
+    seen = min(run.images, run.config.training.images)  # all lengths follow from what the teacher has seen
+    config = one_step_config(run.config.with_changes({"training.images": seen}), images=images, batch=batch)
     anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
     return config.with_changes({"start": str(folder), "start_sha256": run.model_sha256, **anew})
 
@@ -101,7 +107,7 @@ def one_step_config(config: Config, *, images: int | None = None, batch: int | N
     return replace(config, phases=("one_step",), training=training, onestep=options, sampler=sampler)
 
 
-def check_teacher(run: Run) -> None:
+def check_teacher(run: Run, *, unfinished: bool = False) -> None:
     """Refuse a run that cannot be made a one-step generator of.
 
     Raises:
@@ -109,8 +115,8 @@ def check_teacher(run: Run) -> None:
     """
     if "one_step" in run.config.phases:
         raise UserError(f"{run.folder}: is a one-step generator already; give the run that it came from")
-    if run.images < run.length:
+    if run.images < run.length and not unfinished:
         raise UserError(
-            f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); "
-            f"train it on with `onefold train … --out {run.folder} --resume`"
+            f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); train it on "
+            f"with `onefold train --resume --out {run.folder}`, or begin from what there is with --unfinished"
         )

@@ -28,7 +28,7 @@ from onefold.training.interruption import Interrupted, Interruption
 from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, somebody_looks
 from onefold.training.monitor import Monitor
 from onefold.training.phases import Phase, phase_at, phases_of
-from onefold.training.prepare import decide, fit_to_data
+from onefold.training.prepare import decide, fit_to_data, mirror_note
 from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, open_data, split
 from onefold.training.state import Skips, TrainingState, seeded
 from onefold.training.step import training_step
@@ -125,7 +125,10 @@ def _new(config: Config, folder: Path, data: object, test_data: object, network:
         config = config.with_changes({"data.source": names[0], "data.test": names[1]})
     if network is not None:
         config = replace(config, network=network.config, start=config.start or "a network in memory")
-    config = fit_to_data(config, datasets[0])
+    wanted, config = config, fit_to_data(config, datasets[0])
+    note = mirror_note(wanted, config)
+    if note is not None and not quiet:
+        print(note)
     say = print if somebody_looks(quiet) else hush
     return Run(folder, decide(config, resolve_device(config.training.device), say), datasets)
 

@@ -36,7 +36,7 @@ class Run:
         folder = self.folder / "model"
         if not (folder / "model.safetensors").is_file():
             raise UserError(
-                f"{self.folder}: no model yet; train it on with `onefold train … --out {self.folder} --resume`"
+                f"{self.folder}: no model yet; train it on with `onefold train --resume --out {self.folder}`"
             )
         return folder
 
