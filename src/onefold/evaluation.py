@@ -43,7 +43,7 @@ from onefold.networks.base import Network
 from onefold.pictures.grids import encode_decode
 from onefold.pixels import to_float
 from onefold.sampling import Sampler
-from onefold.training.run import Run, open_data
+from onefold.training.run import Run
 from onefold.verifier import Verifier
 
 __all__ = ["KEYS", "SPLITS", "Metric", "evaluate"]
@@ -122,7 +122,7 @@ def evaluate(
     sampler = sampler or run.config.sampler
     network = run.network.to(device)
     sampling.check_guidance(sampler.guidance, network.config.classes)
-    train, test = open_data(run.config.data)
+    train, test = run.open_data(say)
     extractor = extractor or extractor_for(train, say)
     count = min(images, len(train))
     if count < 4:

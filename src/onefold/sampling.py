@@ -8,6 +8,7 @@ Image k owns the seed `seed + k`, and its noise is drawn from that seed alone on
 batch size, order or device, up to the rounding of the network's arithmetic.
 """
 
+import difflib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -263,11 +264,17 @@ def solve(
     return SOLVERS[sampler.solver].integrate(denoise_at, eps, times, path or Linear(), noise)
 
 
-def resolve_labels(n: int, labels: Sequence[int] | None, seed: int, classes: int) -> list[int] | None:
+def resolve_labels(
+    n: int, labels: Sequence[int | str] | None, seed: int, classes: int, class_names: Sequence[str] = ()
+) -> list[int] | None:
     """A label for each of n images, or None for an unconditional network. Default: (seed + k) mod K.
 
+    A word is the name of a class, or else the number of one as text. Where names of classes are themselves numbers,
+    a word is only ever a name: what "3" means is then never in doubt.
+
     Raises:
-        UserError: n < 1, a negative seed, a wrong number of labels, or a label outside 0…K (K is "no class").
+        UserError: n < 1, a negative seed, a wrong number of labels, a label outside 0…K (K is "no class"), or a word
+            that names no class.
     """
     if n < 1:
         raise UserError(f"n: {n} images cannot be sampled; give at least 1")
@@ -275,13 +282,31 @@ def resolve_labels(n: int, labels: Sequence[int] | None, seed: int, classes: int
         raise UserError(f"seed: {seed} is out of range; give an integer from 0 to about 9e18")
     if labels is None:
         return [(seed + k) % classes for k in range(n)] if classes else None
+    if isinstance(labels, str | int):
+        raise UserError(
+            f"labels: {labels!r} is a single label; give a list, with one for each image: [{labels!r}] * {n}"
+        )
     if len(labels) != n:
         raise UserError(f"labels: {len(labels)} were given for {n} images; give one for each")
-    for label in labels:
+    numbers = [_number_of(label, class_names) if isinstance(label, str) else label for label in labels]
+    for label in numbers:
         if label != int(label) or not 0 <= label <= classes:
             known = f"0 to {classes - 1}, or {classes} for no class" if classes else "only 0: it has no classes"
             raise UserError(f"labels: {label} is not a class of this network, which knows {known}")
-    return [int(label) for label in labels]
+    return [int(label) for label in numbers]
+
+
+def _number_of(word: str, class_names: Sequence[str]) -> int:
+    """The number of a class that a word names."""
+    if word in class_names:
+        return list(class_names).index(word)
+    if word.isascii() and word.isdigit() and not any(name.isdigit() for name in class_names):
+        return int(word)
+    close = difflib.get_close_matches(word, class_names, 3) or list(class_names[:8])
+    more = f" and {len(class_names) - 8:,} more" if close == list(class_names[:8]) and len(class_names) > 8 else ""
+    names = ", ".join(f"{name} ({list(class_names).index(name)})" for name in close)
+    known = f"its classes are {names}{more}" if names else "its classes have no names, but numbers"
+    raise UserError(f"labels: {word!r} is no class of this network; {known}")
 
 
 def generate(
