@@ -11,6 +11,7 @@ batch size, order or device, up to the rounding of the network's arithmetic.
 import difflib
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -300,12 +301,14 @@ def _number_of(word: str, class_names: Sequence[str]) -> int:
     """The number of a class that a word names."""
     if word in class_names:
         return list(class_names).index(word)
-    if word.isascii() and word.isdigit() and not any(name.isdigit() for name in class_names):
+    if re.fullmatch("-?[0-9]+", word) and not any(name.isdigit() for name in class_names):
         return int(word)
-    close = difflib.get_close_matches(word, class_names, 3) or list(class_names[:8])
-    more = f" and {len(class_names) - 8:,} more" if close == list(class_names[:8]) and len(class_names) > 8 else ""
-    names = ", ".join(f"{name} ({list(class_names).index(name)})" for name in close)
-    known = f"its classes are {names}{more}" if names else "its classes have no names, but numbers"
+    named = [f"{name} ({k})" for k, name in enumerate(class_names)]
+    if not named:
+        raise UserError(f"labels: {word!r} is no class of this network, whose classes have no names; give their numbers")
+    close = [named[list(class_names).index(name)] for name in difflib.get_close_matches(word, class_names, 3)]
+    more = f" and {len(named) - 20:,} more" if len(named) > 20 else ""
+    known = f"perhaps {', '.join(close)}" if close else f"it knows {', '.join(named[:20])}{more}"
     raise UserError(f"labels: {word!r} is no class of this network; {known}")
 
 

@@ -31,7 +31,7 @@ WRITERS = 2
 def sample(
     run: Positional[Path],
     /,
-    n: int = 64,
+    n: int | None = None,
     out: Path | None = None,
     labels: tuple[str, ...] | None = None,
     steps: int | None = None,
@@ -53,7 +53,7 @@ def sample(
 
     Args:
         run: A run's folder, a saved network's folder, or a network on the hub (owner/name).
-        n: Number of images.
+        n: Number of images. Default: as many as labels, if there are several, or else 64.
         out: PNG file of the grid, or folder with --separate. Default: RUN-samples.png, or a folder
             RUN-samples, here.
         labels: A class for all images, or one for each, by name (fox cat) or number; where names are numbers
@@ -74,6 +74,7 @@ def sample(
     """
     network = load_run(run).network if (run / "checkpoints").is_dir() else Network.from_pretrained(run)
     sampler = network.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    n = n if n is not None else len(labels) if labels is not None and len(labels) > 1 else 64
     if labels is not None and len(labels) == 1:
         labels = labels * n
     config = network.config
