@@ -93,7 +93,7 @@ def test_mixed_layout_is_refused_by_name(write):
 
 
 def test_images_too_deep_are_refused_by_name(write):
-    with pytest.raises(UserError, match=r"b/cat/1\.png lies too deep") as error:
+    with pytest.raises(UserError, match=r"a/cat/1\.png lies too deep") as error:
         open_dataset(write({"a/cat/1.png": png(), "b/cat/1.png": png()}))
     one_line(error)
 

@@ -258,7 +258,10 @@ def test_parquet_without_labels(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "text"),
     [
-        ({"image": ["a.png"]}, r"row 0 cannot be read \(the row holds no bytes, .* a\.png is not there; store the images"),
+        (
+            {"image": ["a.png"]},
+            r"row 0 cannot be read \(the row holds no bytes, .* a\.png is not there; store",
+        ),
         ({"image": [[1, 2]]}, "column image holds list<.*>; store each image's file as bytes"),
         ({"pixels": [b"?"]}, r"no column image \(found: pixels\)"),
         ({"image": FILES[:2], "label": [1, None]}, "row 1 has no label"),

@@ -127,7 +127,7 @@ def evaluate(
     sampler = sampler or run.config.sampler
     network = run.network.to(device)
     sampling.check_guidance(sampler.guidance, network.config.classes)
-    train, test = run.open_data()
+    train, test = run.open_data(say)
     extractor = extractor or extractor_for(train, say)
     count = min(images, len(train))
     if count < 4:

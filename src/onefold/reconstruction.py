@@ -112,7 +112,7 @@ def _read(images: Sequence[Path], config: NetworkConfig, most: int | None = None
         raise UserError("images: none were given; name image files or a data source")
     height, width = config.image_size
     if len(images) == 1 and (is_source(str(images[0]))):
-        data = open_dataset(str(images[0]))
+        data = open_dataset(str(images[0]), labels_from="none")  # which could only be in the way
         if data.image_shape != (height, width, config.channels):
             wanted = (height, width, config.channels)
             cure = f"make them so: {convert_command(str(images[0]), (height, width))}"

@@ -42,6 +42,7 @@ def train(arguments: list[str]) -> None:
         data: str | None = None,
         test_data: str | None = None,
         unreadable: Literal["refuse", "skip"] = default.data.unreadable,
+        labels_from: str | None = default.data.labels_from,
         architecture: str | None = None,
         out: Path | None = None,
         resume: bool = False,
@@ -60,8 +61,9 @@ def train(arguments: list[str]) -> None:
 
         Args:
             data: Images to train on: digits, or the path of a folder or file. Default: the recipe's.
-            test_data: Images for evaluation alone. Default: a part set apart from the data.
+            test_data: Images for evaluation alone. Default: the data's test part (test/, val/), or a part set apart.
             unreadable: Stop at an image that cannot be read, or leave it out.
+            labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
             architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.
             out: The run's folder. Default: runs/RECIPE.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
@@ -81,7 +83,9 @@ def train(arguments: list[str]) -> None:
             check_resume_options(options)
             finished = _resume(out or Path("runs") / default.recipe, name, images, quiet=quiet)
         else:
-            config = with_architecture(config.with_changes({"data.unreadable": unreadable}), architecture)
+            config = with_architecture(
+                config.with_changes({"data.unreadable": unreadable, "data.labels_from": labels_from}), architecture
+            )
             if on_collapse is not None:
                 config = config.with_changes({"training.on_collapse": on_collapse})
             config = _with_length(_with_data(config, data, test_data), images, steps)

@@ -5,6 +5,7 @@ Classes are numbered 0…K−1 in sorted order, where "10" follows "9"; so are t
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -61,12 +62,12 @@ def choose_column(
     if wanted is not None:
         if wanted != "none" and wanted not in columns:
             found = shortened(list(columns)) or "none"
-            raise UserError(f"--labels-from {wanted}: {source} has no such column (found: {found}); choose one, or none")
+            raise UserError(
+                f"--labels-from {wanted}: {source} has no such column (found: {found}); choose one, or none"
+            )
         return Column(None if wanted == "none" else wanted)
     if not candidates:
-        lines = [
-            f"there are no labels; if {name} holds the classes, say --labels-from {name}" for name in others[:3]
-        ]
+        lines = [f"there are no labels; if {name} holds the classes, say --labels-from {name}" for name in others[:3]]
         return Column(None, tuple(lines))
     first, *rest = sorted(candidates, key=lambda name: _preference(candidates[name]))
     if rest:
@@ -111,10 +112,18 @@ def classes_of(source: str, count: int, values: object) -> tuple[NDArray[np.int6
     return labels, class_names
 
 
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes, each once: those that stand for several get their number, as "crane (134)"."""
+    often = {name for name, count in Counter(names).items() if count > 1}
+    return tuple(f"{name} ({k})" if name in often else name for k, name in enumerate(names))
+
+
 def is_missing(value: object) -> bool:
     """Whether a label is none: null, not a number, or an empty list."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or (
-        isinstance(value, list) and value in ([], [None])
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, list) and value in ([], [None]))
     )
 
 
@@ -128,7 +137,7 @@ def _number(source: str, array: NDArray[np.generic]) -> tuple[NDArray[np.int64],
             f"{array.shape}; store the number of the class, or say --labels-from none"
         )
     if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8", "replace")
+        array = np.char.decode(array.astype(np.bytes_), "utf-8", "replace")
     found, labels = np.unique(array, return_inverse=True)
     names = [str(name) for name in found.tolist()]
     if array.dtype.kind == "U":  # numpy sorts "10" before "9"

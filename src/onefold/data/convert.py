@@ -64,7 +64,8 @@ def convert(
     The zip has a folder per class, in the order of the classes; a class without images vanishes. It appears
     when it is complete; until then, and after a failure, `out_zip` is as it was before. Missing folders are made.
 
-    `unreadable` "skip" leaves out what cannot be decoded. `labels_from` is as of `open_dataset`. `progress` is told of the images that are done.
+    `unreadable` "skip" leaves out what cannot be decoded. `labels_from` is as of `open_dataset`. `progress` is told of
+    the images that are done.
 
     Raises UserError when the source cannot be opened or holds other channels than grey, RGB and RGBA, when an
     image cannot be read, when `size` is beyond 1…8,192 pixels, when `out_zip` is there already (unless

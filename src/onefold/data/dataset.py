@@ -31,9 +31,11 @@ class Dataset(ABC):
     skipped: names of images that were left out because they cannot be read.
     notes: what should be said before the data are used, a line each, such as files that are not read as images.
     test_sources: parts of the same source, to open by these names, that training may be tested on; the best first.
+    is_numbered: whether the classes have no names, only numbers.
     """
 
     test_sources: tuple[str, ...] = ()
+    is_numbered = False
 
     def __init__(
         self,
@@ -85,7 +87,6 @@ class Dataset(ABC):
             self._digest = self._hash()
         return self._digest
 
-
     def fingerprint(self) -> str | None:
         """SHA-256 that tells another data set without reading all of it, None where that cannot be had.
 
@@ -119,6 +120,7 @@ class ListingDataset(Dataset):
         self._first, shape = next(iter(shapes.items()))
         skipped = tuple(listing.names[int(k)] for k in np.setdiff1d(everything, kept))
         super().__init__(listing.source, shape, listing.class_names, skipped, tuple(listing.notes))
+        self.is_numbered = listing.is_numbered
         self.test_sources = tuple(f"{listing.source}:{part}" for part in listing.test_parts)
         for index, other in shapes.items():
             self._check(index, other)
@@ -191,12 +193,14 @@ class Subset(Dataset):
 
 
 class Renumbered(Dataset):
-    """A data set whose classes have the numbers, and the names, of another one."""
+    """A data set whose classes have other names, and their numbers among these."""
 
-    def __init__(self, dataset: Dataset, class_names: tuple[str, ...], notes: tuple[str, ...]) -> None:
-        """Each class of `dataset` is among `class_names`."""
+    def __init__(
+        self, dataset: Dataset, class_names: tuple[str, ...], numbers: Sequence[int], notes: tuple[str, ...] = ()
+    ) -> None:
+        """Class k of `dataset` is class `numbers[k]` of `class_names`."""
         self._dataset = dataset
-        self._number = np.array([class_names.index(name) for name in dataset.class_names], dtype=np.int64)
+        self._number = np.array(numbers, dtype=np.int64)
         super().__init__(dataset.source, dataset.image_shape, class_names, dataset.skipped, (*dataset.notes, *notes))
 
     def __len__(self) -> int:
@@ -224,10 +228,12 @@ def with_classes_of(test: Dataset, train: Dataset) -> Dataset:
     """Test images with the numbers that their classes have in the training images, by name.
 
     Classes that the test images lack are said in a note. Raises UserError, with names, where the training images lack
-    a class, or only one of the two has classes.
+    a class, or only one of the two has classes. Classes without names fit any of the same number.
     """
     if test.class_names == train.class_names:
         return test
+    if test.is_numbered and test.classes == train.classes:
+        return Renumbered(test, train.class_names, range(test.classes))
     if not train.class_names or not test.class_names:
         with_, without = (test, train) if test.class_names else (train, test)
         raise UserError(
@@ -242,7 +248,8 @@ def with_classes_of(test: Dataset, train: Dataset) -> Dataset:
         )
     lacking = [name for name in train.class_names if name not in test.class_names]
     notes = (f"{test.source} has no images of the classes {shortened(lacking, 5)}",) if lacking else ()
-    return Renumbered(test, train.class_names, notes)
+    numbers = [train.class_names.index(name) for name in test.class_names]
+    return Renumbered(test, train.class_names, numbers, notes)
 
 
 def holdout(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:

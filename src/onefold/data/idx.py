@@ -25,7 +25,9 @@ _PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 def list_idx(source: str, path: Path, labels_from: str | None = None) -> ArrayListing:
     """Read a file of images, and the labels beside it if they are there. Raises UserError when it is broken."""
     if labels_from not in (None, "none"):
-        raise UserError(f"--labels-from {labels_from}: an IDX file has no columns; its labels lie beside it, or say none")
+        raise UserError(
+            f"--labels-from {labels_from}: an IDX file has no columns; its labels lie beside it, or say none"
+        )
     images = _read(source, path)
     if images.ndim < 3:
         raise UserError(f"{source}: holds no images, but values of shape {images.shape}; give the file of the images")

@@ -75,7 +75,8 @@ def inspect(
 ) -> Inspection:
     """Look at every header of a source, and decode an evenly spread `sample` of its images (None: all).
 
-    `labels_from` is as of `open_dataset`. `progress` is told of the headers. Raises UserError only when the source itself cannot be opened.
+    `labels_from` is as of `open_dataset`. `progress` is told of the headers. Raises UserError only when the source
+    itself cannot be opened.
     """
     listing = list_source(source, labels_from)
     unreadable: dict[str, str] = {}
@@ -152,7 +153,9 @@ def describe(inspection: Inspection) -> list[str]:
     return lines + [f"advice: {line}" for line in found.advice]
 
 
-def contact_sheet(source: str | Path, count: int = 64, *, labels_from: str | None = None) -> tuple[Image.Image, tuple[str, ...]]:
+def contact_sheet(
+    source: str | Path, count: int = 64, *, labels_from: str | None = None
+) -> tuple[Image.Image, tuple[str, ...]]:
     """Draw `count` images (at most 100), evenly spread over a source, on one RGB sheet.
 
     Each fills its tile as far as its aspect ratio allows. Of images with other channels than grey, RGB or RGBA the

@@ -85,8 +85,6 @@ def lay_out(
         values = [known[name] for name in names] if known else None
         files = [name for name in kept if not name.endswith("/")]
         labels, class_names = classes_of(source, len(names), values)
-        if values and len(class_names) == 0:
-            notes.append(f"{LABELS} says that there are no classes")
         return Layout(names, labels, class_names, files, tuple(notes), tests)
     inner = _stripped(paths, len(base), packed=packed and choice is None)
     return _by_folders(source, inner, kept, tuple(notes), tests, certain=labels_from == FOLDERS)
@@ -160,7 +158,8 @@ def _by_folders(
     if not certain and looks_like_chunks([(name, counts[name]) for name in class_names]):
         raise UserError(
             f"{source}: its {count_text(len(class_names), 'folder')} ({shortened(class_names, 3)}) look like numbered "
-            f"chunks, and no {LABELS} holds labels; say --labels-from none if they are no classes, or folders if they are"
+            f"chunks, and no {LABELS} holds labels; say --labels-from none if they are no classes, or folders if they "
+            "are"
         )
     number = {name: k for k, name in enumerate(class_names)}
     names = sorted(paths, key=lambda name: (number[paths[name][0]], natural_key(paths[name][1]), natural_key(name)))

@@ -59,9 +59,11 @@ class Listing(ABC):
 
     test_parts: parts of the source beside the one that is read, whose images training may be tested on.
     is_stored: whether an image is the same whenever it is read, and its label known without reading it.
+    is_numbered: whether classes have no names, so that a number is that of a class of whatever data it is used with.
     """
 
     is_stored = True
+    is_numbered = False
 
     def __init__(
         self,
@@ -111,6 +113,11 @@ class Listing(ABC):
         if empty := sorted(folders - used, key=natural_key):
             lines.append(f"no class is made of {shortened(empty)}, where there are no images that onefold reads")
         return lines
+
+    def without_labels(self) -> "Listing":
+        """Forget the classes, before anyone has asked for a label; gives itself."""
+        self.class_names, self._labels = (), np.zeros(len(self), dtype=np.int64)
+        return self
 
     def item(self, index: int) -> tuple[Pixels, int]:
         """Read image `index` and its label. Raises `Unreadable`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.classes import choose_column, looks_like_labels
+from onefold.data.classes import choose_column, distinct, looks_like_labels
 from onefold.data.listing import ArrayListing, list_arrays
 from onefold.data.parts import Choice, choose_part, part_named, part_of
 from onefold.errors import UserError
@@ -108,9 +108,7 @@ def _labels(
                 f"{source}: {column.name} goes from {labels.min()} to {labels.max()}, but {names_key} has "
                 f"{len(names)} names; make them fit"
             )
-        if len(set(names)) < len(names):
-            raise UserError(f"{source}: {names_key} names two classes alike; rename one")
-        return labels, names, column.notes
+        return labels, distinct(names), column.notes
     return labels, None, column.notes
 
 

@@ -66,7 +66,9 @@ def choose_part(source: str, there: Iterable[str], found: str = "") -> Choice:
     if len(there) == 1:
         return Choice(there[0], () if there == ["train"] else (f"it has a part {there[0]} alone, which is read",))
     if "train" not in there:
-        raise UserError(f"{source}: has parts {' and '.join(there)}, none to train on; name one, as {source}:{there[0]}")
+        raise UserError(
+            f"{source}: has parts {' and '.join(there)}, none to train on; name one, as {source}:{there[0]}"
+        )
     tests = tuple(there[1:])
     return Choice("train", (f"of the parts {', '.join(there)}, train is read",), tests)
 

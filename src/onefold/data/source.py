@@ -122,9 +122,10 @@ def list_source(source: str | Path, labels_from: str | None = None) -> Listing:
         raise UserError(f"{name}: not a kind of file that holds a data set; give {_known_kinds()}")
     if suffix in _BUILT_IN:
         return _BUILT_IN[suffix](name, path, labels_from)
-    if labels_from is not None:
+    if labels_from not in (None, "none"):
         raise UserError(f"--labels-from {labels_from}: {name} is read by a reader of your own; leave it out")
-    return _as_listing(_READERS[suffix](name, path), name)
+    listing = _as_listing(_READERS[suffix](name, path), name)
+    return listing if labels_from is None else listing.without_labels()
 
 
 def _folder_reader(path: Path) -> BuiltIn:
@@ -179,7 +180,9 @@ def _as_listing(data: object, source: str) -> Listing:
 
 def _suffix_of(path: Path) -> str | None:
     """Give the longest registered suffix that a name ends in."""
-    return max((suffix for suffix in [*_BUILT_IN, *_READERS] if path.name.lower().endswith(suffix)), key=len, default=None)
+    return max(
+        (suffix for suffix in [*_BUILT_IN, *_READERS] if path.name.lower().endswith(suffix)), key=len, default=None
+    )
 
 
 def _known_kinds() -> str:

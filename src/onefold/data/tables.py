@@ -10,13 +10,14 @@ kept. Tables are held in memory in their encoded form, those of Arrow mapped fro
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.classes import choose_column, classes_of, looks_like_labels, natural_key
+from onefold.data.classes import choose_column, classes_of, distinct, looks_like_labels, natural_key
 from onefold.data.decode import is_image
 from onefold.data.folder import files_of
 from onefold.data.listing import FileListing
@@ -63,11 +64,14 @@ def list_table_folder(source: str, path: Path, labels_from: str | None = None) -
         chosen = parts[choice.part]
         if left := [part for part in parts if part not in known]:
             some = shortened(sorted(left), 3)
-            choice = choice._replace(notes=(*choice.notes, f"not read, for they are no part to train or test on: {some}"))
+            choice = choice._replace(
+                notes=(*choice.notes, f"not read, for they are no part to train or test on: {some}")
+            )
     else:
         if len(parts) > 1:
             raise UserError(
-                f"{source}: holds several tables ({shortened(sorted(parts), 4)}), and none is named train; give one of them"
+                f"{source}: holds several tables ({shortened(sorted(parts), 4)}), and none is named train; give one of "
+                "them"
             )
         if part_of(source) is not None:
             raise UserError(f"{source}: has no parts; give it without :{source.rpartition(':')[2]}")
@@ -195,7 +199,11 @@ def _open(source: str, path: Path) -> tuple[Any, Any]:
             raise UserError(f"{source}: not a whole {path.suffix[1:]} file; copy or write it again") from error
 
     if path.suffix.lower() == ".parquet":
-        return guarded(pq.read_schema, path), lambda names: guarded(lambda: pq.read_table(path, columns=names))
+
+        def columns(names: list[str]) -> Table:
+            return guarded(partial(pq.read_table, columns=names), path)
+
+        return guarded(pq.read_schema, path), columns
 
     def mapped() -> Any:
         file = pa.memory_map(str(path))
@@ -221,7 +229,9 @@ def _image_column(source: str, schema: Any, features: dict[str, Any]) -> str:
     if pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}:
         return image
     types = pa.types
-    if not any(check(kind) for check in (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)):
+    if not any(
+        check(kind) for check in (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)
+    ):
         raise UserError(f"{source}: column {image} holds {kind}; store each image's file as bytes")
     return image
 
@@ -282,9 +292,13 @@ def _bytes_of(value: object, folder: Path, limit: int | None) -> bytes:
         raise ValueError("the row holds no bytes, nor a path; store the images in the table")
     file = (folder / path).resolve()
     if not file.is_relative_to(folder.resolve()):
-        raise ValueError(f"the row holds no bytes, but a path outside the folder, {path}; store the images in the table")
+        raise ValueError(
+            f"the row holds no bytes, but a path outside the folder, {path}; store the images in the table"
+        )
     if not file.is_file():
-        raise ValueError(f"the row holds no bytes, perhaps only a path: {path} is not there; store the images in the table")
+        raise ValueError(
+            f"the row holds no bytes, perhaps only a path: {path} is not there; store the images in the table"
+        )
     with file.open("rb") as opened:
         return opened.read(-1 if limit is None else limit)
 
@@ -322,7 +336,7 @@ def _names_of(feature: object) -> tuple[str, ...] | None:
         if isinstance(names, dict):  # as older files have it: by number
             names = [names[key] for key in sorted(names, key=natural_key)]
         if isinstance(names, list) and names:
-            return tuple(map(str, names))
+            return distinct(list(map(str, names)))
     return None
 
 

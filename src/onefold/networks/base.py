@@ -100,7 +100,7 @@ LATENT_NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Everything that fixes the network's shape. `classes` = 0 is unconditional."""
+    """Everything that fixes the network's shape, and what its classes are called. `classes` = 0 is unconditional."""
 
     image_size: tuple[int, int] = (8, 8)
     """Height and width in pixels; multiples of `patch`."""
@@ -122,6 +122,8 @@ class NetworkConfig:
     equal: Literal["parameters", "compute"] = "parameters"
     """What three networks have in common with one of the same settings: all its parameters in sum, or its compute in
     each role, which takes three times the parameters."""
+    class_names: Annotated[tuple[str, ...], Suppress] = ()  # read from the data
+    """Of each class, by its number. None: their names are the numbers themselves, or are not known."""
 
     def __post_init__(self) -> None:
         sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
@@ -133,6 +135,9 @@ class NetworkConfig:
                 f"network.heads: width {self.width} over {self.heads} heads must give a multiple of 4 per head"
             )
         self.kind.check(self)
+        if self.class_names and len(self.class_names) != self.classes:
+            names = len(self.class_names)
+            raise UserError(f"network.class_names: {names} names for {self.classes} classes; name each class, or none")
 
     @property
     def kind(self) -> "type[Network]":
@@ -342,8 +347,8 @@ class Network(nn.Module):
 
         Args:
             n: Number of images.
-            labels: A label 0…K−1, or K for "no class", for each image: a list, array or tensor. Default:
-                (seed + k) mod K.
+            labels: For each image the name of a class (`config.class_names`), or its number 0…K−1, or K for "no class":
+                a list, array or tensor. Default: (seed + k) mod K.
             steps: Intervals of the solver's time grid; 1 is one-step generation, and what a one-step generator does.
             guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
             seed: Seed of the first image.
@@ -357,7 +362,7 @@ class Network(nn.Module):
         """
         wanted = {"steps": steps, "solver": solver, "guidance": guidance, "shift": shift}
         sampler = self.sampler.with_options(**wanted, guidance_interval=guidance_interval)
-        y = sampling.resolve_labels(n, labels, seed, self.config.classes)
+        y = sampling.resolve_labels(n, labels, seed, self.config.classes, self.config.class_names)
         n, seed = int(n), int(seed)
         return self.pictures(self.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
 

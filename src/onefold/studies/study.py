@@ -28,8 +28,8 @@ from onefold.files import is_unused, write_whole
 from onefold.metrics import Record
 from onefold.training.config import Config
 from onefold.training.conversion import one_step_config
+from onefold.training.datasets import open_data
 from onefold.training.prepare import decide, fit_to_data
-from onefold.training.run import open_data
 
 __all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "explain_disk_errors"]
 

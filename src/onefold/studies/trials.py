@@ -29,9 +29,10 @@ from onefold.metrics import spectrum
 from onefold.pixels import to_float
 from onefold.studies.study import Trial
 from onefold.training.checkpoint import checkpoints
+from onefold.training.datasets import open_data
 from onefold.training.interruption import Interrupted, Interruption
 from onefold.training.loop import train
-from onefold.training.run import Run, open_data
+from onefold.training.run import Run
 
 __all__ = ["run_trial", "run_trials"]
 

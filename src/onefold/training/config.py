@@ -26,11 +26,14 @@ class DataConfig:
     """Where the images come from."""
 
     source: str = "digits"
-    """`digits`, or the path of an image folder, .zip, .npz or .parquet file."""
+    """`digits`, or the path of a folder or file that holds images."""
     test: str | None = None
-    """Images for evaluation alone. Without it, `holdout` of the source is set apart from training."""
+    """Images for evaluation alone. Without it, the test part of the source, or else `holdout` of it, set apart from
+    training."""
     holdout: float = 0.05
     unreadable: Annotated[Literal["refuse", "skip"], Suppress] = "refuse"  # --unreadable on the command line
+    labels_from: Annotated[str | None, Suppress] = None  # --labels-from on the command line
+    """Where the labels are, if it is not clear; see `open_dataset`."""
     workers: int = 2
     """Threads that decode images of a source too large for memory."""
     mirrored: Annotated[str, Suppress] = ""  # a fact about a recipe's own data; --objective.flip decides for others

@@ -12,7 +12,8 @@ __all__ = ["average_of", "trainable_copy", "update"]
 
 def average_of(network: Network) -> Network:
     """A copy of the network that takes no gradient, to become its average."""
-    return copy.deepcopy(network).requires_grad_(False).eval()
+    # Not eval(): a network that is ready for use looks at the values it is given, and makes the host wait for it.
+    return copy.deepcopy(network).requires_grad_(False).train()
 
 
 def trainable_copy(network: Network) -> Network:

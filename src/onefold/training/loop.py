@@ -24,12 +24,13 @@ from onefold.pixels import to_float
 from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.datasets import open_data, split, with_test_part
 from onefold.training.interruption import Interrupted, Interruption
 from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, somebody_looks
 from onefold.training.monitor import Monitor
 from onefold.training.phases import Phase, phase_at, phases_of
 from onefold.training.prepare import decide, fit_to_data, mirror_note
-from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, open_data, split
+from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run
 from onefold.training.state import Skips, TrainingState, seeded
 from onefold.training.step import training_step
 
@@ -103,7 +104,7 @@ def train(
         elif images is not None:
             run = extend(run, images)
         notes = data_notes(run)
-        if notes and not quiet:
+        if not quiet:
             print("\n".join(notes))
         state = _begin(run, device, network)
         with (
@@ -119,6 +120,7 @@ def _new(config: Config, folder: Path, data: object, test_data: object, network:
     """A new run, fitted to its data and its machine; nothing is written yet."""
     if data is None:
         datasets = open_data(config.data)
+        config = replace(config, data=with_test_part(config.data, datasets))
     else:
         datasets = split(data, test_data, config.data)
         names = datasets[0].source, None if test_data is None else datasets[1].source
@@ -142,6 +144,11 @@ def _check_fit(run: Run) -> None:
     config, (data, _) = run.config, run.open_data()
     if fit_to_data(config, data) != config:
         network, shape = config.network, data.image_shape
+        if network.classes == data.classes and (*network.image_size, network.channels) == shape:
+            raise UserError(
+                f"{config.data.source}: its classes have other names than when the run began; restore the data or "
+                "start a new run"
+            )
         raise UserError(
             f"{config.data.source}: now holds {shape} with {data.classes} classes, but the run began with "
             f"{(*network.image_size, network.channels)} and {network.classes}; restore the data or start a new run"

@@ -146,7 +146,8 @@ class Phase(ABC):
         return self.config.sampler if self.index == len(names_of_phases(self.config)) - 1 else Sampler()
 
     def begin_from(self, source: Network) -> Network:
-        """The network of this run with the weights of another; label vectors are random where the classes differ.
+        """The network of this run with the weights of another. Where the classes differ, label vectors are those of the
+        classes of the same name, and else random.
 
         Raises:
             UserError: a network whose other weights do not fit.
@@ -159,6 +160,13 @@ class Phase(ABC):
         if missing:
             cure = "give one of the same architecture, patch, width and channels"
             raise UserError(f"start: the weights do not fit this run's network ({missing[0]} differs); {cure}")
+        ours, others = network.config.class_names, source.config.class_names
+        if ours != others:
+            rows = [(ours.index(name), others.index(name)) for name in ours if name in others]
+            for name in labels:
+                fitting.pop(name, None)
+                for row, other in rows:
+                    own[name][row] = theirs[name][other]
         network.load_state_dict({**own, **fitting})
         return network
 

@@ -21,7 +21,8 @@ LONG_RUN = 5e12
 def fit_to_data(config: Config, data: Dataset) -> Config:
     """The configuration with the network's image size, channels and classes taken from the data, and its phases named.
 
-    A network with `classes` = 0 stays unconditional. Whether images are mirrored is decided, if it was not.
+    The names of the classes are kept where they are not just their numbers. A network with `classes` = 0 stays
+    unconditional. Whether images are mirrored is decided, if it was not.
 
     Raises:
         UserError: a patch that does not divide the images, a sampler with guidance where there are no classes, or
@@ -29,7 +30,10 @@ def fit_to_data(config: Config, data: Dataset) -> Config:
     """
     height, width, channels = data.image_shape
     classes = data.classes if config.network.classes else 0
-    network = replace(config.network, image_size=(height, width), channels=channels, classes=classes)
+    numbers = tuple(map(str, range(classes)))
+    names = () if not classes or data.class_names == numbers else data.class_names
+    kind = {"image_size": (height, width), "channels": channels, "classes": classes, "class_names": names}
+    network = replace(config.network, **kind)
     _ = network.grid  # says so if the patch does not divide the images
     check_guidance(config.sampler.guidance, classes)
     flip = config.data.may_be_mirrored if config.objective.flip is None else config.objective.flip

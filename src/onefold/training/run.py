@@ -2,23 +2,24 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onefold import __version__, settings
-from onefold.data import Dataset, as_dataset, holdout, open_dataset
-from onefold.data.messages import count_text, shape_text
+from onefold.data import Dataset
+from onefold.data.messages import count_text
 from onefold.errors import UserError, writing
 from onefold.files import is_unused, sha256_of, write_whole
 from onefold.networks import Network
-from onefold.training.config import Config, DataConfig
+from onefold.training.config import Config
+from onefold.training.datasets import DataRecord, check_unchanged, describe, open_data, split
 from onefold.training.log import read_log
 from onefold.training.phases import length
 
-__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run", "open_data", "split"]
+__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,18 @@ class Run:
         """Images of the whole run."""
         return length(self.config)
 
-    def open_data(self) -> tuple[Dataset, Dataset]:
+    def open_data(self, say: Callable[[str], None] = lambda line: None) -> tuple[Dataset, Dataset]:
         """The images that it trains on, and those that training never sees.
 
+        `say` is told what has changed in them since the run began, a line each.
+
         Raises:
-            UserError: data that cannot be read, or test images unlike the training images.
+            UserError: data that cannot be read, test images unlike the training images, or other classes than those
+                that the run began with.
         """
-        return self.datasets or open_data(self.config.data)
+        datasets = self.datasets or open_data(self.config.data)
+        check_unchanged(self.folder, datasets, say)
+        return datasets
 
 
 def load_run(folder: str | Path, *, data: object = None, test_data: object = None) -> Run:
@@ -113,7 +119,7 @@ def check_new(folder: Path) -> None:
 
 
 def create_folder(run: Run) -> None:
-    """Make the folder of a new run and write its configuration.
+    """Make the folder of a new run and write its configuration, and what its data are.
 
     Raises:
         UserError: the folder holds a run or other files already, or cannot be made.
@@ -122,6 +128,7 @@ def create_folder(run: Run) -> None:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_config(run.folder, run.config, [])
+        DataRecord.of(run.open_data()).write(run.folder)
     except OSError as error:
         raise UserError(f"{run.folder}: cannot be written ({error.strerror}); choose another --out") from error
 
@@ -157,43 +164,13 @@ def extend(run: Run, images: int) -> Run:
     return replace(run, config=config)
 
 
-def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
-    """The images to train on, and those that training never sees.
-
-    Raises:
-        UserError: data that cannot be read, or test images unlike the training images.
-    """
-    train = open_dataset(data.source, unreadable=data.unreadable)
-    return split(train, None if data.test is None else open_dataset(data.test, unreadable=data.unreadable), data)
-
-
-def split(train: object, test: object, data: DataConfig) -> tuple[Dataset, Dataset]:
-    """Training and test images, of a kind; without test images, `data.holdout` of the training images are set apart.
-
-    Raises:
-        UserError: what is no data set, or test images unlike the training images.
-    """
-    train = as_dataset(train)
-    if test is None:
-        return holdout(train, data.holdout)
-    test = as_dataset(test)
-    kinds = [f"{shape_text(part.image_shape)} with {part.classes} classes" for part in (test, train)]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"{test.source}: {kinds[0]}, but {train.source}: {kinds[1]}; give test images of the same kind")
-    numbered = tuple(map(str, range(train.classes)))  # as where a file holds numbers alone
-    if numbered not in (test.class_names, train.class_names) and test.class_names != train.class_names:
-        pairs = zip(test.class_names, train.class_names, strict=True)
-        own, other = next(pair for pair in pairs if pair[0] != pair[1])
-        raise UserError(f"{test.source}: has a class {own} where {train.source} has {other}; name its classes alike")
-    return train, test
-
-
 def data_notes(run: Run) -> list[str]:
-    """What a person should know of a run's data before it is trained, a line each.
+    """What a person should know of a run's data before it is trained, a line each: first what they are.
 
     Images that were left out since they cannot be read are listed in the run's `skipped.txt`.
     """
-    parts = run.open_data()
+    changed: list[str] = []
+    parts = run.open_data(changed.append)
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
     names = list(dict.fromkeys(name for part in parts for name in part.skipped))
     if names:
@@ -203,7 +180,7 @@ def data_notes(run: Run) -> list[str]:
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         left_out = f"left out {count_text(len(names))} that cannot be read ({some}); see {path}"
         notes.append(f"{run.config.data.source}: {left_out}")
-    return notes
+    return [describe(DataRecord.of(parts)), *(f"note: {note}" for note in [*notes, *changed])]
 
 
 def _git_commit() -> str | None:
