@@ -189,9 +189,9 @@ def test_generators_differ_in_what_their_arms_name_alone():
     study = tiny(None)
     base = one_step_config(study.config)
     for arm in study.arms:
-        config = study.config_of(arm, 3, Path("there"))
-        changed = {*arm.changes, "training.seed", *(["start"] if arm.after else [])}
-        whole = base if arm.after else study.config
+        config = study.arm_config(arm, 3, Path("there"))
+        changed = {*arm.changes, "training.seed", *(["start"] if arm.teacher else [])}
+        whole = base if arm.teacher else study.config
         assert config.with_changes({name: value_of(whole, name) for name in changed}) == whole
         assert config.training.seed == 3
     assert len({str(arm.changes) for arm in study.arms}) == len(study.arms) - 1, (
