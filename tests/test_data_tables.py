@@ -1,4 +1,4 @@
-"""Tables in shards and folders, as the Hugging Face Hub and `datasets.save_to_disk` have them, and columns of labels."""
+"""Tables in shards and folders, as the Hugging Face Hub and `datasets` have them, and columns of labels."""
 
 import json
 from collections.abc import Sequence
@@ -337,5 +337,5 @@ def test_sources_without_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     np.save("set.npy", noise(3, 4, 5))
     assert open_dataset(source, labels_from="none").classes == 0
-    with pytest.raises(UserError, match="--labels-from y: .*; leave it out"):
+    with pytest.raises(UserError, match=r"--labels-from y: .*; leave it out"):
         open_dataset(source, labels_from="y")
