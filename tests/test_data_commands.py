@@ -12,7 +12,8 @@ from data_images import cut, encode, noise, png, write_folder
 from onefold import cli, metrics
 from onefold.extractor import extractor_for
 from onefold.recipes import recipe
-from onefold.training.run import Run, create_folder, open_data
+from onefold.training.datasets import open_data
+from onefold.training.run import Run, create_folder
 
 
 @pytest.fixture(autouse=True)

@@ -330,9 +330,7 @@ def _number_of(word: str, class_names: Sequence[str]) -> int:
         return int(word)
     named = [f"{name} ({k})" for k, name in enumerate(class_names)]
     if not named:
-        raise UserError(
-            f"labels: {word!r} is no class of this network, whose classes have no names; give their numbers"
-        )
+        raise UserError(f"labels: {word!r} is no class of this network, which knows classes by number; give numbers")
     close = [named[list(class_names).index(name)] for name in difflib.get_close_matches(word, class_names, 3)]
     more = f" and {len(named) - 20:,} more" if len(named) > 20 else ""
     known = f"perhaps {', '.join(close)}" if close else f"it knows {', '.join(named[:20])}{more}"

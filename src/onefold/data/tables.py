@@ -263,20 +263,19 @@ def _labels(
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Give labels, int64 (n,), and class names, by Hugging Face's metadata or else by the values."""
     labels, found = classes_of(source, count, values)
-    if names is None or not found or set(found) <= set(names):
-        if names is not None and found:
-            number = {name: k for k, name in enumerate(names)}
-            return np.array([number[name] for name in found])[labels], names
+    if names is None or not found:
         return labels, found
     if found == ("-1",):  # the Hub's mark for a test set without labels
         return np.zeros(count, dtype=np.int64), ()
+    words = any(isinstance(value[0] if isinstance(value, list) and value else value, str) for value in values or ())
+    number = {name if words else str(k): k for k, name in enumerate(names)}
     for row, label in enumerate(labels.tolist()):
-        if not re.fullmatch("[0-9]+", found[label]) or int(found[label]) >= len(names):
+        if found[label] not in number:
             raise UserError(
                 f"{source}: row {row} has {column} {found[label]}, but there are {len(names)} classes; mend the table, "
                 "or say --labels-from none"
             )
-    return np.array([int(name) for name in found])[labels], names
+    return np.array([number[name] for name in found])[labels], names
 
 
 def _bytes_of(value: object, folder: Path, limit: int | None) -> bytes:
