@@ -28,7 +28,8 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = unfinished(path)
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        # What is no UTF-8 in a name is escaped: as "\udce9", which JSON reads back to the same name.
+        with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

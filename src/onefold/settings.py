@@ -20,8 +20,9 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> str:
-    """A dataclass as indented JSON, all fields written out."""
-    return json.dumps(asdict(value), indent=2, ensure_ascii=False) + "\n"
+    """A dataclass as indented JSON, all fields written out; lone surrogates of file names are escaped, as JSON can."""
+    text = json.dumps(asdict(value), indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def from_json(kind: type[T], text: str, where: str) -> T:

@@ -148,13 +148,6 @@ def over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(paper, image).convert("RGB")
 
 
-def reason(error: Exception) -> str:
-    """Say in a few words, on one line, why reading or decoding failed."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _open_image(data: bytes) -> Image.Image:
     if not data:
         raise ValueError("the file is empty")

@@ -98,12 +98,12 @@ def list_source(source: str | Path) -> Listing:
     path = path_of(source)
     if path is None:
         return list_digits(name)
-    if not name or not path.exists():
+    if not name or not exists(path):
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
     suffix = _suffix_of(path)
     if is_idx_folder(path):
         return list_idx_folder(name, path)
-    if path != Path(name).expanduser() and suffix not in _WITH_PARTS:
+    if path != _expanded(name) and suffix not in _WITH_PARTS:
         raise UserError(f"{name}: {path} has no part named {part_of(name)}; give it without :{part_of(name)}")
     if path.is_dir() and (suffix is None or suffix in _BUILT_IN):  # some formats are folders
         return list_folder(name, path)
@@ -112,14 +112,30 @@ def list_source(source: str | Path) -> Listing:
     return _as_listing(_READERS[suffix](name, path), name)
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there; nothing is at a name that the system does not take, being too long, for one."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def path_of(source: str | Path) -> Path | None:
     """Give the path that a source stands for, whether there is one or not; None for an embedded set."""
     if isinstance(source, str) and source in DIGITS:
         return None
-    path = Path(source).expanduser()
-    if part_of(str(source)) is None or path.exists():
+    path = _expanded(source)
+    if part_of(str(source)) is None or exists(path):
         return path
-    return Path(str(source).rpartition(":")[0]).expanduser()
+    return _expanded(str(source).rpartition(":")[0])
+
+
+def _expanded(source: str | Path) -> Path:
+    """The path with a home folder in place of ~; as it is where there is no such user."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
 
 
 def check_output(path: Path, suffix: str, source: str | Path) -> None:

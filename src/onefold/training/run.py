@@ -11,7 +11,7 @@ from typing import Any
 from onefold import __version__, settings
 from onefold.data import Dataset, as_dataset, holdout, open_dataset
 from onefold.data.messages import count_text, shape_text
-from onefold.errors import UserError, writing
+from onefold.errors import UserError, printable, writing
 from onefold.files import is_unused, sha256_of, write_whole
 from onefold.networks import Network
 from onefold.training.config import Config, DataConfig
@@ -193,11 +193,11 @@ def data_notes(run: Run) -> list[str]:
     if names:
         path = run.folder / "skipped.txt"
         with writing(path):
-            write_whole(path, "\n".join(names) + "\n")
+            write_whole(path, "\n".join(map(printable, names)) + "\n")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         left_out = f"left out {count_text(len(names))} that cannot be read ({some}); see {path}"
         notes.append(f"{run.config.data.source}: {left_out}")
-    return notes
+    return list(map(printable, notes))
 
 
 def _git_commit() -> str | None:
