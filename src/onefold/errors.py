@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["TrainingAborted", "UserError", "printable", "quoted", "reason", "writing"]
+__all__ = ["TrainingAborted", "UserError", "placeholder", "printable", "quoted", "reason", "writing"]
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, line breaks, what changes the direction of writing, and lone surrogates."""
@@ -57,6 +57,19 @@ def quoted(path: object) -> str:
         return "".join(f"\\x{byte:02x}" for byte in found[0].encode("utf-8", how))
 
     return "$'" + _UNPRINTABLE.sub(escaped, re.sub(r"([\\'])", r"\\\1", text)) + "'"
+
+
+def placeholder(head: bytes) -> str | None:
+    """What a file is instead of what its name promises, by its first bytes, and the cure; None if it may be that.
+
+    Git leaves a pointer of a hundred bytes where its extension for large files (LFS) is not installed, and a download
+    may leave a web page.
+    """
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
+    if head[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "is a web page, not the file itself; download it again"
+    return None
 
 
 def reason(error: BaseException) -> str:

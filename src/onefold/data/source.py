@@ -1,6 +1,7 @@
 """From what a person writes to a data set: `open_dataset`; and where a result may be written, never in place of it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
@@ -18,6 +19,7 @@ from onefold.data.objects import ObjectListing, source_name
 from onefold.data.parquet import list_parquet
 from onefold.data.zip import list_zip
 from onefold.errors import UserError, writing
+from onefold.files import refuse_placeholder
 
 Reader: TypeAlias = Callable[[str, Path], object]
 """Called with (name as it was given, path) of a file; returns its images in a form that `as_dataset` takes."""
@@ -101,6 +103,9 @@ def list_source(source: str | Path) -> Listing:
     if not name or not exists(path):
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
     suffix = _suffix_of(path)
+    if path.is_file() and suffix is not None:
+        with suppress(OSError):  # which the reader names
+            refuse_placeholder(path)
     if is_idx_folder(path):
         return list_idx_folder(name, path)
     if path != _expanded(name) and suffix not in _WITH_PARTS:

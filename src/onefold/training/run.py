@@ -12,7 +12,7 @@ from onefold import __version__, settings
 from onefold.data import Dataset, as_dataset, holdout, open_dataset
 from onefold.data.messages import count_text, shape_text
 from onefold.errors import UserError, printable, writing
-from onefold.files import is_unused, sha256_of, write_whole
+from onefold.files import is_unused, refuse_placeholder, sha256_of, write_whole
 from onefold.networks import Network
 from onefold.training.config import Config, DataConfig
 from onefold.training.log import read_log
@@ -86,6 +86,7 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a run (no config.json); give the folder that `onefold train --out` made")
+    refuse_placeholder(path)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError, TypeError) as error:
