@@ -23,7 +23,8 @@ from torch import Tensor
 from onefold import __version__, sampling
 from onefold.compute import Precision, sampling_context
 from onefold.data import read_all
-from onefold.errors import UserError
+from onefold.data.messages import count_text
+from onefold.errors import UserError, quoted
 from onefold.extractor import extractor_for
 from onefold.metrics import (
     FeatureExtractor,
@@ -44,10 +45,10 @@ from onefold.networks.base import Network
 from onefold.pictures.grids import encode_decode
 from onefold.pixels import to_float
 from onefold.sampling import Sampler
-from onefold.training.run import Run, load_run, open_data
+from onefold.training.run import Run, load_run
 from onefold.verifier import Verifier
 
-__all__ = ["KEYS", "SPLITS", "Metric", "evaluate"]
+__all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "SPLITS", "Metric", "evaluate"]
 
 KEYS = (
     "frechet_distance",
@@ -67,9 +68,12 @@ KEYS = (
 )
 """All that a record may hold, but for metrics of one's own."""
 
+LEAST_IMAGES, LEAST_TEST_IMAGES = 4, 2
+"""Of training images, and of test images, to measure anything."""
 SPLITS = 10
 """Random halvings that the yardsticks are averaged over."""
 NEIGHBOURS = 3
+SPLIT = "train (samples), test (reconstructions, latents)"
 REDUCED = 64
 """Height and width that larger images are reduced to before they are compared pixel by pixel."""
 
@@ -127,13 +131,16 @@ def evaluate(
     sampler = sampler or run.config.sampler
     network = run.network.to(device)
     sampling.check_guidance(sampler.guidance, network.config.classes)
-    train, test = open_data(run.config.data)
-    extractor = extractor or extractor_for(train, say)
+    train, test = run.open_data()
+    if len(train) < LEAST_IMAGES:
+        cure = f"look at samples instead, `onefold sample {quoted(run.folder)}`"
+        raise UserError(f"{train.source}: {count_text(len(train))} to train on are too few to measure anything; {cure}")
     count = min(images, len(train))
-    if count < 4:
-        raise UserError(f"images: {count} are too few to measure anything; give at least 4")
-    if len(test) < 2:
-        raise UserError(f"{test.source}: {len(test)} test image is too few; give more with --test-data, or train anew")
+    if count < LEAST_IMAGES:
+        raise UserError(f"images: {count} are too few to measure anything; give at least {LEAST_IMAGES}")
+    if len(test) < LEAST_TEST_IMAGES:
+        raise UserError(f"{test.source}: {count_text(len(test), 'test image')} is too few; give more with --test-data")
+    extractor = extractor or extractor_for(train, say)
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
@@ -163,7 +170,7 @@ def evaluate(
         "kid_error": kid_error,
         "precision": precision_,
         "recall": recall,
-        "memorisation": _memorisation(generated, real, held_out, say),
+        "memorisation": _memorisation(generated, real, None if test is train else held_out, say),
         "reconstruction": _reconstruction(network, held_out, extractor, batch),
         "latent": _latent(network, held_out, batch),
         "images_per_second": count / seconds,
@@ -176,9 +183,9 @@ def evaluate(
         numbers["frechet_to_reference"] = frechet_from_moments(reference, moments)
     numbers |= {name: _number(name, metric(real, generated)) for name, metric in (metrics or {}).items()}
     protocol = Protocol(
-        data=run.config.data.source,
+        data=train.source,
         data_sha256=train.digest(),
-        split="train (samples), test (reconstructions, latents)",
+        split="train (samples, reconstructions, latents)" if test is train else SPLIT,
         extractor=extractor.name,
         extractor_sha256=extractor.sha256,
         resize=extractor.resize,
@@ -226,10 +233,10 @@ def _sampler_text(sampler: Sampler) -> str:
     return text
 
 
-def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor, say: Say) -> dict[str, float] | None:
+def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor | None, say: Say) -> dict[str, float] | None:
     """In pixels, of images reduced to `REDUCED`, against the reference; None where those are copies of one another."""
     try:
-        found = memorisation(_shrink(generated), _shrink(real), _shrink(held_out))
+        found = memorisation(_shrink(generated), _shrink(real), None if held_out is None else _shrink(held_out))
     except UserError as error:
         say(f"memorisation is not measured: {error}")
         return None

@@ -15,7 +15,7 @@ from onefold.errors import UserError, printable, writing
 from onefold.extractor import extractor_for
 from onefold.pictures.grids import save_png
 from onefold.training.log import ImageProgress
-from onefold.training.run import load_run, open_data
+from onefold.training.run import load_run
 
 __all__ = ["convert", "inspect", "stats"]
 
@@ -97,7 +97,7 @@ def stats(
     if out.exists():
         _check_statistics(out)
     dataset = data.open_dataset(source, unreadable=unreadable)
-    learned_from = dataset if run is None else open_data(load_run(run).config.data)[0]
+    learned_from = dataset if run is None else load_run(run).open_data()[0]
     images, _ = data.read_all(dataset)  # first, for it may find an image that cannot be read
     extractor = metrics.from_file(features) if features else extractor_for(learned_from, console.print)
     with writing(out):

@@ -12,7 +12,7 @@ from onefold.commands.terminal import console
 from onefold.compute import Precision, resolve_device, sampling_context
 from onefold.data.messages import count_text
 from onefold.data.parallel import map_ordered
-from onefold.errors import UserError
+from onefold.errors import UserError, printable
 from onefold.networks.base import Network
 from onefold.networks.ratio import RatioNet
 from onefold.pictures.grids import grid, save_png
@@ -87,12 +87,12 @@ def sample(
         if separate:
             folder = out or Path(f"{_name(run)}-samples")
             _write_each(folder, (network.pictures([z]) for z in latents), seed, y, origin)
-            console.print(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
+            console.print(printable(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
             return
         images = network.pictures(latents)
     path = out or Path(f"{_name(run)}-samples.png")
     save_png(path, grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
-    console.print(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
+    console.print(printable(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
 
 
 def _name(run: Path) -> str:
@@ -140,7 +140,7 @@ def reconstruct(
     """
     path = out or Path(f"{_name(run)}-reconstructions.png")
     psnr, count = write_reconstructions(run, images, path)
-    console.print(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB")
+    console.print(printable(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB"))
 
 
 def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from onefold import evaluation
+from onefold.errors import printable, quoted
 from onefold.estimate import Estimate
 from onefold.training.config import Config
 from onefold.training.run import Run
@@ -43,7 +45,10 @@ def show_run(console: Console, run: Run) -> None:
         losses = "  ".join(f"{name} {last[name]:.4f}" for name in names if last.get(name) is not None)
         shown = (f"{last['images']:,} images", losses, f"{last['images_per_second']:,.0f} images/s")
         console.print("; ".join(part for part in shown if part))
-    console.print(f"run: {run.folder}; pictures: {run.folder / 'samples'}; next: onefold evaluate {run.folder}")
+    train, test = run.open_data()
+    measurable = len(train) >= evaluation.LEAST_IMAGES and len(test) >= evaluation.LEAST_TEST_IMAGES
+    following = f"onefold {'evaluate' if measurable else 'sample'} {quoted(run.folder)}"
+    console.print(printable(f"run: {run.folder}; pictures: {run.folder / 'samples'}; next: {following}"))
 
 
 def show_record(console: Console, record: Mapping[str, Any]) -> None:

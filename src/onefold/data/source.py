@@ -135,6 +135,15 @@ def path_of(source: str | Path) -> Path | None:
     return _expanded(str(source).rpartition(":")[0])
 
 
+def absolute(source: str) -> str:
+    """A source as a run keeps it: by its whole path, from whatever folder it is read later; embedded sets by name."""
+    path = path_of(source)
+    if path is None:
+        return source
+    part = "" if path == _expanded(source) else f":{part_of(source)}"
+    return f"{path.absolute()}{part}"
+
+
 def _expanded(source: str | Path) -> Path:
     """The path with a home folder in place of ~; as it is where there is no such user."""
     try:

@@ -51,6 +51,7 @@ def onestep(
     config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"))
     config = config.with_changes({"onestep.method": method, **(changes or {})})
     folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'ratio' else method}")
+    run.check_data()
     data, test_data = run.datasets or (None, None)
     return train(config, folder, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
 
@@ -70,7 +71,7 @@ def converted(folder: str | Path, *, images: int | None = None, batch: int | Non
     check_teacher(run)
     config = one_step_config(run.config, images=images, batch=batch)
     anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
-    return config.with_changes({"start": str(folder), "start_sha256": run.model_sha256, **anew})
+    return config.with_changes({"start": str(Path(folder).absolute()), "start_sha256": run.model_sha256, **anew})
 
 
 def one_step_config(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:
@@ -112,5 +113,5 @@ def check_teacher(run: Run) -> None:
     if run.images < run.length:
         raise UserError(
             f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); "
-            f"train it on with `onefold train … --out {run.folder} --resume`"
+            f"train it on with `{run.resume_command}`"
         )

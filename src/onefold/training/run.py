@@ -11,14 +11,30 @@ from typing import Any
 from onefold import __version__, settings
 from onefold.data import Dataset, as_dataset, holdout, open_dataset
 from onefold.data.messages import count_text, shape_text
-from onefold.errors import UserError, printable, writing
+from onefold.data.source import absolute, exists, path_of
+from onefold.errors import UserError, printable, quoted, writing
 from onefold.files import is_unused, refuse_placeholder, sha256_of, write_whole
 from onefold.networks import Network
 from onefold.training.config import Config, DataConfig
 from onefold.training.log import read_log
 from onefold.training.phases import length
 
-__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run", "open_data", "split"]
+__all__ = [
+    "LEAST_HELD_OUT",
+    "Run",
+    "check_new",
+    "create_folder",
+    "data_notes",
+    "extend",
+    "held_out_count",
+    "load_run",
+    "move_data",
+    "open_data",
+    "split",
+]
+
+LEAST_HELD_OUT = 8
+"""Images that are set apart for evaluation, where there are enough: of fewer the alarms and the numbers know little."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +46,16 @@ class Run:
     datasets: tuple[Dataset, Dataset] | None = field(default=None, compare=False)
     """Training and test images, where they do not come from a source that the configuration names."""
 
+    @property
+    def resume_command(self) -> str:
+        """What makes it go on, for messages."""
+        return f"onefold train --resume --out {quoted(self.folder)}"
+
     @cached_property
     def network(self) -> Network:
         """The published average, ready for use. Raises UserError before the first checkpoint."""
         if not (self.folder / "model" / "model.safetensors").is_file():
-            raise UserError(
-                f"{self.folder}: no model yet; train it on with `onefold train … --out {self.folder} --resume`"
-            )
+            raise UserError(f"{self.folder}: no model yet; train it on with `{self.resume_command}`")
         network = Network.from_pretrained(self.folder / "model")
         network.sampler = self.config.sampler
         return network
@@ -68,7 +87,14 @@ class Run:
         Raises:
             UserError: data that cannot be read, or test images unlike the training images.
         """
+        self.check_data()
         return self.datasets or open_data(self.config.data)
+
+    def check_data(self) -> None:
+        """Raises a UserError that names the run, where its data have gone."""
+        for option, source in (("data", self.config.data.source), ("test_data", self.config.data.test)):
+            if self.datasets is None:
+                _check_there(self.folder, option, source)
 
 
 def load_run(folder: str | Path, *, data: object = None, test_data: object = None) -> Run:
@@ -76,11 +102,12 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
 
     Args:
         folder: What `onefold train --out` made.
-        data: The images of a run that was trained on a Python object (see `onefold.train`).
+        data: The images that it was trained on: as they were given, where that was a Python object (see
+            `onefold.train`), or the place that their files have now.
         test_data: Likewise.
 
     Raises:
-        UserError: not a run's folder, or a configuration that this version cannot read.
+        UserError: not a run's folder, a configuration that this version cannot read, or images of another kind.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -92,7 +119,49 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
     config = settings.from_json(Config, json.dumps(described), str(path))
-    return Run(folder, config, None if data is None else split(data, test_data, config.data))
+    if data is None and test_data is None:
+        return Run(folder, config)
+    return Run(folder, config, _given_again(folder, config, data, test_data))
+
+
+def _given_again(folder: Path, config: Config, data: object, test_data: object) -> tuple[Dataset, Dataset]:
+    """Training and test images of a run that are given anew, in whole or in part."""
+
+    def opened(given: object, option: str, recorded: str | None) -> Dataset | None:
+        if given is None and recorded is None:
+            return None
+        if given is None:
+            _check_there(folder, option, recorded)
+        source = recorded if given is None else given
+        if isinstance(source, str | Path):
+            return open_dataset(source, unreadable=config.data.unreadable)
+        return as_dataset(source)
+
+    train, test = opened(data, "data", config.data.source), opened(test_data, "test_data", config.data.test)
+    assert train is not None
+    network = config.network
+    wanted = (*network.image_size, network.channels), network.classes
+    found = train.image_shape, train.classes if network.classes else 0
+    if found != wanted:
+        kinds = [f"{shape_text(shape)} with {classes} classes" for shape, classes in (found, wanted)]
+        raise UserError(f"{train.source}: {kinds[0]}, but {folder} was trained on {kinds[1]}; give the same images")
+    return split(train, test, config.data)
+
+
+def _check_there(folder: Path, option: str, source: str | None) -> None:
+    """Refuse a run whose images have gone, in words that say whose path it is."""
+    path = None if source is None else path_of(source)
+    if path is None or exists(path):
+        return
+    key = "data.source" if option == "data" else "data.test"
+    cure = f"onefold.load_run(folder, {option}=…)"
+    if str(source).endswith("(a Python object)"):
+        raise UserError(f"{folder}: was trained on {source}, which only Python can give: {cure}")
+    options = f"--{option.replace('_', '-')} with evaluate, onestep and train --resume"
+    raise UserError(
+        f"{source}: no such file or folder, but {folder} was trained on it ({key} in its config.json); "
+        f"say where it is now: {options}, or {cure}"
+    )
 
 
 def check_new(folder: Path) -> None:
@@ -152,6 +221,23 @@ def extend(run: Run, images: int) -> Run:
     return replace(run, config=config)
 
 
+def move_data(run: Run, data: str | Path | None, test_data: str | Path | None) -> Run:
+    """The same run, whose images lie elsewhere now; recorded in `config.json`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    new = {"data.source": data, "data.test": test_data}
+    changes = {name: absolute(str(source)) for name, source in new.items() if source is not None}
+    config = run.config.with_changes(changes)
+    if config == run.config:
+        return run
+    described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    with writing(run.folder):
+        write_config(run.folder, config, described.get("extensions", ()))
+    return replace(run, config=config)
+
+
 def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
     """The images to train on, and those that training never sees.
 
@@ -165,12 +251,15 @@ def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
 def split(train: object, test: object, data: DataConfig) -> tuple[Dataset, Dataset]:
     """Training and test images, of a kind; without test images, `data.holdout` of the training images are set apart.
 
+    At least `LEAST_HELD_OUT` are, or a quarter of fewer; sets too small for that serve for both.
+
     Raises:
         UserError: what is no data set, or test images unlike the training images.
     """
     train = as_dataset(train)
     if test is None:
-        return holdout(train, data.holdout)
+        held = held_out_count(len(train), data.holdout)
+        return holdout(train, held / len(train)) if held else (train, train)
     test = as_dataset(test)
     kinds = [f"{shape_text(part.image_shape)} with {part.classes} classes" for part in (test, train)]
     if kinds[0] != kinds[1]:
@@ -183,6 +272,12 @@ def split(train: object, test: object, data: DataConfig) -> tuple[Dataset, Datas
     return train, test
 
 
+def held_out_count(count: int, fraction: float) -> int:
+    """Of so many images, how many are set apart for evaluation; 0 where there are too few."""
+    held = max(round(count * fraction), min(LEAST_HELD_OUT, count // 4))
+    return held if held >= 2 else 0
+
+
 def data_notes(run: Run) -> list[str]:
     """What a person should know of a run's data before it is trained, a line each.
 
@@ -190,6 +285,16 @@ def data_notes(run: Run) -> list[str]:
     """
     parts = run.open_data()
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    (train, test), source = parts, run.config.data.source
+    if test is train:
+        consequence = "reconstructions, health and numbers are of training images"
+        notes.append(f"{source}: {count_text(len(train))} are too few to set some apart; {consequence}")
+    elif run.config.data.test is None and (count := len(train) + len(test)) * run.config.data.holdout < len(test) - 1:
+        notes.append(
+            f"{source}: {len(test)} of {count_text(count)} are set apart for evaluation; fewer would tell little"
+        )
+    if len(test) == 1:
+        notes.append("of one test image the latents have no spread: a collapse is not seen")
     names = list(dict.fromkeys(name for part in parts for name in part.skipped))
     if names:
         path = run.folder / "skipped.txt"
