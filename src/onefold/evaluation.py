@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from onefold.metrics import (
     psnr,
     ssim,
 )
+from onefold.metrics.few import few_images, wilson_interval
 from onefold.networks.base import Network
 from onefold.pictures.grids import encode_decode
 from onefold.pixels import to_float
@@ -63,6 +65,9 @@ KEYS = (
     "images_per_second",
     "class_accuracy",
     "class_accuracy_real",
+    "class_accuracy_interval",
+    "class_accuracy_real_interval",
+    "few",
     "frechet_to_reference",
     "protocol",
 )
@@ -121,7 +126,7 @@ def evaluate(
         UserError: no model, unreadable data, a sampler that does not suit the network, statistics of another extractor,
             or a metric with the name of another or without a number.
     """
-    if not isinstance(run, Run | str | Path):
+    if not isinstance(cast(object, run), Run | str | Path):
         cure = "give a run, or its folder: a network alone does not know its data"
         raise UserError(f"run: {type(run).__name__} is no run; {cure}")
     run = run if isinstance(run, Run) else load_run(run)
@@ -178,10 +183,17 @@ def evaluate(
     if wanted is not None and extractor.classes == network.config.classes:
         numbers["class_accuracy"] = class_accuracy(extractor, generated, labels, batch)
         numbers["class_accuracy_real"] = class_accuracy(extractor, *read_all(test, np.arange(len(held_out))))
+        for name, seen in (("class_accuracy", count), ("class_accuracy_real", len(held_out))):
+            numbers[f"{name}_interval"] = list(wilson_interval(float(numbers[name]), seen))  # type: ignore[arg-type]
     if reference is not None:
         moments = Moments.from_features(generated_features, extractor.sha256)
         numbers["frechet_to_reference"] = frechet_from_moments(reference, moments)
     numbers |= {name: _number(name, metric(real, generated)) for name, metric in (metrics or {}).items()}
+    outside = count - 1 if test is train else len(held_out)
+    few = few_images(generated=count, held_out=outside, tested=len(held_out), width=extractor.width)
+    if numbers["memorisation"] is None:
+        few.pop("memorisation", None)
+    numbers["few"] = {name: why for name, why in few.items() if name.partition(".")[0] in numbers}
     protocol = Protocol(
         data=train.source,
         data_sha256=train.digest(),

@@ -29,6 +29,8 @@ def extractor_for(data: Dataset, say: Callable[[str], None] = lambda line: None)
     path = folder / f"classifier-{data.digest()[:16]}.safetensors"
     with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
         return metrics.from_file(path)
+    if len(data) < 2:
+        raise UserError(f"{data.source}: holds 1 image to train on, too few to learn features from; add some")
     say(printable(f"training a small classifier of {data.source} for the features (once; kept as {path})"))
     count = min(len(data), LARGEST // int(np.prod(data.image_shape)))
     images, labels = read_all(data, np.linspace(0, len(data) - 1, count).round().astype(np.int64))

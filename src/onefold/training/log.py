@@ -178,4 +178,4 @@ class ImageProgress:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        self._progress.console.print(printable(line), highlight=False, markup=False, emoji=False)
+        self._progress.console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -288,7 +288,7 @@ def data_notes(run: Run) -> list[str]:
     (train, test), source = parts, run.config.data.source
     if test is train:
         consequence = "reconstructions, health and numbers are of training images"
-        notes.append(f"{source}: {count_text(len(train))} are too few to set some apart; {consequence}")
+        notes.append(f"{source}: {count_text(len(train))}, too few to set some apart; {consequence}")
     elif run.config.data.test is None and (count := len(train) + len(test)) * run.config.data.holdout < len(test) - 1:
         notes.append(
             f"{source}: {len(test)} of {count_text(count)} are set apart for evaluation; fewer would tell little"
