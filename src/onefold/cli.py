@@ -4,6 +4,7 @@ Wrong input, or too little memory, ends with exit code 2 and one line on stderr,
 with 143 and Ctrl-C with 130, both after a checkpoint.
 """
 
+import io
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from onefold import __version__
 from onefold.commands import data, demo, estimate, evaluate, images, onestep, study, tables, train
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import console
-from onefold.errors import TrainingAborted, UserError
+from onefold.errors import TrainingAborted, UserError, printable, reason
 from onefold.training.interruption import Interrupted
 
 __all__ = ["COMMANDS", "main", "run"]
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know ASCII alone, and a name be no text at all
+            stream.reconfigure(errors="backslashreplace")
     try:
         _dispatch(arguments)
     except UserError as error:
@@ -64,6 +68,8 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a name that the system does not take, a disk that fails
+        return _fail(f"{error.filename or 'a file'}: {reason(error)}; check the name and the disk", 2)
     return 0
 
 
@@ -89,5 +95,5 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _fail(error: object, code: int) -> int:
-    print(f"onefold: {error}", file=sys.stderr)
+    print(f"onefold: {printable(error)}", file=sys.stderr)
     return code

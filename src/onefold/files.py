@@ -2,14 +2,19 @@
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from onefold.errors import UserError, writing
+import torch
+from safetensors.torch import load, load_file
+from torch import Tensor
 
-__all__ = ["is_unused", "locked", "sha256_of", "unfinished", "write_whole"]
+from onefold.errors import UserError, placeholder, printable, writing
+
+__all__ = ["is_unused", "locked", "read_tensors", "refuse_placeholder", "sha256_of", "unfinished", "write_whole"]
 
 UNFINISHED = ".writing-"
 
@@ -28,7 +33,8 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = unfinished(path)
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        # What is no UTF-8 in a name is escaped: as "\udce9", which JSON reads back to the same name.
+        with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -69,6 +75,36 @@ def sha256_of(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_placeholder(path: Path) -> None:
+    """Refuse a file that is empty, or not the one that it stands for (see `errors.placeholder`).
+
+    Raises:
+        UserError: naming what it is; OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    what = placeholder(head) if head else "is empty; copy or download it again"
+    if what is not None:
+        raise UserError(f"{path}: {what}")
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Raises:
+        UserError: an empty file, or one that only stands for another.
+        OSError, SafetensorError: there is none, or it is something else or not whole.
+    """
+    refuse_placeholder(path)
+    if printable(path) == str(path):
+        tensors = load_file(path, device=str(device))
+    else:  # safetensors opens no names that are not UTF-8
+        tensors = {name: value.to(device) for name, value in load(path.read_bytes()).items()}
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return tensors, header.get("__metadata__") or {}
 
 
 def is_unused(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Pixels: between uint8 images, as files and `network.sample` have them, and what networks take; mirrored, moved."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def to_images(x: Float[Tensor, "n C H W"]) -> UInt8[np.ndarray, "n H W C"]:
     Raises:
         UserError: no float tensor of four axes, or numbers that are not finite.
     """
-    if not isinstance(x, Tensor):
+    if not isinstance(cast(object, x), Tensor):
         cure = "give a tensor, torch.from_numpy(x)" if isinstance(x, np.ndarray) else "give a tensor (n, C, H, W)"
         raise UserError(f"x: {type(x).__name__} is no tensor; {cure}")
     if x.ndim != 4 or x.numel() == 0:

@@ -18,8 +18,8 @@ from onefold.estimate import measure
 from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.training.config import Config, DataConfig, TrainingConfig
+from onefold.training.datasets import split
 from onefold.training.phases import training_flops
-from onefold.training.run import split
 
 __all__ = ["SIZES", "Plan", "make_plan", "patch_for", "plan"]
 

@@ -306,7 +306,7 @@ def _listed(labels: Any, n: int) -> list[Any]:
         raise UserError(f"labels: {plain!r} is a single label; give one for each image, [{plain!r}] * {n}")
     listed = list(plain)
     if any(isinstance(label, list) for label in listed):
-        raise UserError(f"labels: shape {tuple(np.shape(plain))} is not ({n},); give one number for each image")
+        raise UserError(f"labels: shape {np.shape(listed)} is not ({n},); give one number for each image")
     return [label.item() if isinstance(label, np.generic | Tensor) else label for label in listed]
 
 

@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from onefold.errors import UserError, reason
+from onefold.errors import UserError, placeholder, reason
 
 __all__ = ["check", "from_file", "from_json", "override", "to_json", "with_new_defaults"]
 
@@ -20,8 +20,9 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> str:
-    """A dataclass as indented JSON, all fields written out."""
-    return json.dumps(asdict(value), indent=2, ensure_ascii=False) + "\n"
+    """A dataclass as indented JSON, all fields written out; lone surrogates of file names are escaped, as JSON can."""
+    text = json.dumps(asdict(value), indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def from_json(kind: type[T], text: str, where: str) -> T:
@@ -33,7 +34,9 @@ def from_json(kind: type[T], text: str, where: str) -> T:
     try:
         value = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_number)
     except ValueError as error:
-        raise UserError(f"{where}: not readable as JSON ({error}); restore the file or write it anew") from error
+        what = placeholder(text[:512].encode("utf-8", "replace"))
+        cure = what or f"not readable as JSON ({error}); restore the file or write it anew"
+        raise UserError(f"{where}: {cure}") from error
     return _convert(kind, value, where)
 
 

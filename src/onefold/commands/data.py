@@ -11,7 +11,7 @@ from onefold import data, metrics
 from onefold.commands.terminal import console
 from onefold.data.messages import count_text, shape_text
 from onefold.data.source import check_output
-from onefold.errors import UserError, writing
+from onefold.errors import UserError, printable, writing
 from onefold.extractor import extractor_for
 from onefold.pictures.grids import save_png
 from onefold.training.log import ImageProgress
@@ -134,4 +134,4 @@ def _report_skipped(names: Sequence[str], notes: Sequence[str] = ()) -> None:
     for note in notes:
         console.print(f"note: {note}")
     if names:
-        console.print(f"{count_text(len(names), 'unreadable image')} left out: {', '.join(names)}")
+        console.print(f"{count_text(len(names), 'unreadable image')} left out: {', '.join(map(printable, names))}")

@@ -13,7 +13,7 @@ from onefold.commands.terminal import console
 from onefold.compute import Precision, resolve_device, sampling_context
 from onefold.data.messages import count_text
 from onefold.data.parallel import map_ordered
-from onefold.errors import UserError
+from onefold.errors import UserError, printable
 from onefold.networks.base import Network, NetworkConfig
 from onefold.networks.ratio import RatioNet
 from onefold.pictures.grids import grid, save_png
@@ -92,7 +92,7 @@ def sample(
             folder = out or Path(f"{_name(run)}-samples")
             named = None if y is None else [_class_name(config, label) for label in y]
             _write_each(folder, (network.pictures([z]) for z in latents), seed, y, named, origin)
-            console.print(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
+            console.print(printable(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
             return
         images = network.pictures(latents)
     path = out or Path(f"{_name(run)}-samples.png")
@@ -100,7 +100,7 @@ def sample(
     if y is not None and config.class_names:
         about["classes"] = ", ".join(_class_name(config, label) for label in y)
     save_png(path, grid(images), {**origin, **about})
-    console.print(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
+    console.print(printable(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
 
 
 def _name(run: Path) -> str:
@@ -168,7 +168,7 @@ def reconstruct(
     """
     path = out or Path(f"{_name(run)}-reconstructions.png")
     psnr, count = write_reconstructions(run, images, path)
-    console.print(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB")
+    console.print(printable(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB"))
 
 
 def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:

@@ -60,7 +60,8 @@ def train(arguments: list[str]) -> None:
         Example: onefold train auto --data photos.zip --minutes 30 --out runs/photos
 
         Args:
-            data: Images to train on: digits, or the path of a folder or file. Default: the recipe's.
+            data: Images to train on: digits, or the path of a folder or file. Default: the recipe's. With --resume, the
+                place that they have now.
             test_data: Images for evaluation alone. Default: the data's test part (test/, val/), or a part set apart.
             unreadable: Stop at an image that cannot be read, or leave it out.
             labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
@@ -81,7 +82,8 @@ def train(arguments: list[str]) -> None:
             )
         if resume:
             check_resume_options(options)
-            finished = _resume(out or Path("runs") / default.recipe, name, images, quiet=quiet)
+            folder = out or Path("runs") / default.recipe
+            finished = resume_run(_run_of(folder, name), images, data=data, test_data=test_data, quiet=quiet)
         else:
             config = with_architecture(
                 config.with_changes({"data.unreadable": unreadable, "data.labels_from": labels_from}), architecture
@@ -133,12 +135,12 @@ def _values(options: Sequence[str], *names: str) -> dict[str, str]:
     return found
 
 
-def _resume(folder: Path, name: str | None, images: int | None, *, quiet: bool) -> Run:
-    """The run, which is of the recipe if one is named, trained to its end."""
+def _run_of(folder: Path, name: str | None) -> Run:
+    """The run in a folder, which is of the recipe if one is named."""
     run = load_run(folder)
     if name not in (None, run.config.recipe):
         raise UserError(f"{folder}: is a run of {run.config.recipe}, not of {name}; leave the recipe out to resume it")
-    return resume_run(run, images, quiet=quiet)
+    return run
 
 
 def _with_data(config: Config, data: str | None, test_data: str | None) -> Config:
@@ -166,4 +168,5 @@ def _with_start(config: Config, start: Path, options: Sequence[str]) -> Config:
             raise UserError(f"{option}: the network is that of --from {start}; leave it out")
     network, model = Network.from_pretrained(start), start / "model" if (start / "model").is_dir() else start
     sha256 = sha256_of(model / "model.safetensors")
-    return replace(config, network=network.config, start=str(start), start_sha256=sha256)
+    place = str(start.absolute()) if start.exists() else str(start)  # on the hub
+    return replace(config, network=network.config, start=place, start_sha256=sha256)

@@ -5,6 +5,7 @@ its centre is kept. All become grey if all were grey, else RGB; transparent part
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from onefold.data.messages import LARGEST, channels_text
 from onefold.data.parallel import CHUNK, Progress, map_indices
 from onefold.data.parts import looks_like_parts
 from onefold.data.source import check_output, list_source
-from onefold.errors import UserError, writing
+from onefold.errors import UserError, printable, writing
 
 Result = TypeVar("Result")
 
@@ -118,7 +119,12 @@ def convert(
         if written == 0:
             raise UserError(f"{listing.source}: none of its images can be read; check the files")
     return Conversion(
-        out, (height, width, 1 if mode == "L" else 3), written, enlarged, tuple(skipped), tuple(listing.notes)
+        out,
+        (height, width, 1 if mode == "L" else 3),
+        written,
+        enlarged,
+        tuple(skipped),
+        tuple(map(printable, listing.notes)),
     )
 
 
@@ -126,14 +132,21 @@ def class_folders(class_names: tuple[str, ...]) -> list[str]:
     """Make a folder name for each class that sorts to its number, so that labels survive the conversion.
 
     Mostly that is the class's own name. Names that would be hidden, nested, alike or sorted differently are
-    changed or numbered; so are those that would not be read as classes, such as train and test.
+    changed or numbered; so are those that would not be read as classes, such as train and test. A byte that is no UTF-8
+    becomes the letter that it is in Latin-1, what cannot be printed "_".
     """
-    folders = [name.replace("/", "_").replace("\\", "_").strip() for name in class_names]
+    folders = [re.sub(r"[/\\]", "_", _letters(name)).strip() for name in class_names]
     folders = [f"_{name}" if name.startswith((".", "__MACOSX")) or not name else name for name in folders]
     plain = not looks_like_parts(folders, beside=True) and not looks_like_chunks([(name, 1) for name in folders])
     if plain and len(set(folders)) == len(folders) and sorted(folders, key=natural_key) == folders:
         return folders
     return [f"{number:05d} {name}" for number, name in enumerate(folders)]
+
+
+def _letters(name: str) -> str:
+    """A name that every zip and file system can hold."""
+    name = "".join(chr(ord(letter) - 0xDC00) if "\udca0" <= letter <= "\udcff" else letter for letter in name)
+    return "".join(letter if printable(letter) == letter else "_" for letter in name)
 
 
 def _png(listing: Listing, index: int, mode: str, width: int, height: int) -> tuple[bytes, bool]:

@@ -19,7 +19,7 @@ from onefold.data.decode import Pixels, Shape
 from onefold.data.listing import HEADERS, Listing, Unreadable, spread_indices
 from onefold.data.messages import count_text, shape_text, shortened
 from onefold.data.parallel import map_indices
-from onefold.errors import UserError
+from onefold.errors import UserError, printable
 
 
 class Dataset(ABC):
@@ -49,7 +49,7 @@ class Dataset(ABC):
         self.image_shape = image_shape
         self.class_names = class_names
         self.skipped = skipped
-        self.notes = notes
+        self.notes = tuple(map(printable, notes))
         self._digest: str | None = None
 
     @property

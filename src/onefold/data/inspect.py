@@ -19,7 +19,7 @@ from onefold.data.listing import Listing, Unreadable, spread_indices
 from onefold.data.messages import best_size, channels_text, count_text, shape_text
 from onefold.data.parallel import Progress, map_indices
 from onefold.data.source import list_source
-from onefold.errors import UserError
+from onefold.errors import UserError, printable
 
 _MOST_TILES = 100
 _GAP = 2
@@ -150,7 +150,7 @@ def describe(inspection: Inspection) -> list[str]:
     reasons = [f"{name}: {reason}" for name, reason in found.unreadable.items()]
     lines += [f"  {line}" for line in _shorten(reasons)]
     lines += [f"note: {line}" for line in found.notes]
-    return lines + [f"advice: {line}" for line in found.advice]
+    return list(map(printable, lines + [f"advice: {line}" for line in found.advice]))
 
 
 def contact_sheet(

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onefold.data.classes import classes_of, natural_key
-from onefold.data.decode import FORMATS_TEXT, Pixels, Shape, decode, read_header, reason
+from onefold.data.decode import FORMATS_TEXT, Pixels, Shape, decode, read_header
 from onefold.data.messages import best_size, convert_command, count_text, shortened
-from onefold.errors import UserError
+from onefold.errors import UserError, printable, reason
 
 # Enough of a file to know its size: a camera's header with its preview has less than this.
 _HEAD = 1 << 17
@@ -45,9 +45,8 @@ class Unreadable(UserError):
     def __str__(self) -> str:
         # Put together when it is read: the command comes from the other images, and most such errors are caught.
         cure = self.cure or self._listing.skip_advice()
-        return (
-            f"{self._listing.source}: {self.name} cannot be read ({self.reason}); replace it{cure and ', or ' + cure}"
-        )
+        what = f"{self.name} cannot be read ({self.reason})"
+        return printable(f"{self._listing.source}: {what}; replace it{cure and ', or ' + cure}")
 
 
 class Listing(ABC):

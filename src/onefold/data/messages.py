@@ -3,12 +3,12 @@
 Height stands before width, as in (H, W, C); one image, two images.
 """
 
-import shlex
 from collections.abc import Sequence
 
 import numpy as np
 
 from onefold.data.decode import Shape
+from onefold.errors import quoted
 
 LARGEST = 8192
 """Most pixels of a side that images are converted to."""
@@ -58,7 +58,7 @@ def convert_command(source: str, size: tuple[int, int], *, skip: bool = False) -
     """Write the command that converts a source to this (H, W); `skip` leaves out what cannot be read."""
     height, width = size
     sides = f"--size {width}" if height == width else f"--size {width} --height {height}"
-    return f"onefold data convert {shlex.quote(source)} OUT.zip {sides}" + (" --unreadable skip" if skip else "")
+    return f"onefold data convert {quoted(source)} OUT.zip {sides}" + (" --unreadable skip" if skip else "")
 
 
 def _even(side: int) -> int:

@@ -1,6 +1,7 @@
 """From what a person writes to a data set: `open_dataset`; and where a result may be written, never in place of it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
@@ -19,6 +20,7 @@ from onefold.data.parts import part_of
 from onefold.data.tables import is_table_folder, list_table, list_table_folder
 from onefold.data.zip import list_zip
 from onefold.errors import UserError, writing
+from onefold.files import refuse_placeholder
 
 Reader: TypeAlias = Callable[[str, Path], object]
 """Called with (name as it was given, path) of a file; returns its images in a form that `as_dataset` takes."""
@@ -111,12 +113,15 @@ def list_source(source: str | Path, labels_from: str | None = None) -> Listing:
     path = path_of(source)
     if path is None:
         return list_digits(name, labels_from)
-    if not name or not path.exists():
+    if not name or not exists(path):
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
     suffix = _suffix_of(path)
+    if path.is_file() and suffix is not None:
+        with suppress(OSError):  # which the reader names
+            refuse_placeholder(path)
     if path.is_dir() and suffix not in _READERS:  # some formats are folders
         return _folder_reader(path)(name, path, labels_from)
-    if path != Path(name).expanduser() and suffix not in _WITH_PARTS:
+    if path != _expanded(name) and suffix not in _WITH_PARTS:
         raise UserError(f"{name}: {path} has no part named {part_of(name)}; give it without :{part_of(name)}")
     if suffix is None:
         raise UserError(f"{name}: not a kind of file that holds a data set; give {_known_kinds()}")
@@ -134,14 +139,39 @@ def _folder_reader(path: Path) -> BuiltIn:
     return list_table_folder if is_table_folder(path) else list_folder
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there; nothing is at a name that the system does not take, being too long, for one."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def path_of(source: str | Path) -> Path | None:
     """Give the path that a source stands for, whether there is one or not; None for an embedded set."""
     if isinstance(source, str) and source in DIGITS:
         return None
-    path = Path(source).expanduser()
-    if part_of(str(source)) is None or path.exists():
+    path = _expanded(source)
+    if part_of(str(source)) is None or exists(path):
         return path
-    return Path(str(source).rpartition(":")[0]).expanduser()
+    return _expanded(str(source).rpartition(":")[0])
+
+
+def absolute(source: str) -> str:
+    """A source as a run keeps it: by its whole path, from whatever folder it is read later; embedded sets by name."""
+    path = path_of(source)
+    if path is None:
+        return source
+    part = "" if path == _expanded(source) else f":{part_of(source)}"
+    return f"{path.absolute()}{part}"
+
+
+def _expanded(source: str | Path) -> Path:
+    """The path with a home folder in place of ~; as it is where there is no such user."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
 
 
 def check_output(path: Path, suffix: str, source: str | Path) -> None:

@@ -91,7 +91,8 @@ def torchscript(path: Path, device: str) -> Run:
         with warnings.catch_warnings():
             # PyTorch advises those who write such files to move on; this one is already written.
             warnings.simplefilter("ignore", DeprecationWarning)
-            network = torch.jit.load(str(path), map_location=device).eval()
+            with path.open("rb") as file:  # opened here: torch takes no names that are not UTF-8
+                network = torch.jit.load(file, map_location=device).eval()
     except RuntimeError:
         raise UserError(f"{path}: is no TorchScript file; write it with torch.jit.trace(...).save") from None
 

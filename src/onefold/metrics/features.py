@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from onefold.errors import UserError
+from onefold.files import refuse_placeholder
 from onefold.metrics.classifier import Classifier
 from onefold.metrics.external import external_extractor, file_sha256, onnx, torchscript
 
@@ -89,6 +90,7 @@ def from_file(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .safetensors, .pt, .torchscript or .onnx file")
+    refuse_placeholder(path)
     found = file_sha256(path)
     if sha256 is not None and sha256.lower() != found:
         raise UserError(f"{path}: SHA-256 is {found}, not {sha256.lower()}; get the file that was meant")

@@ -5,6 +5,7 @@ does not change the numbers beyond rounding.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from onefold.errors import UserError
 
 def check_images(images: Tensor, shape: tuple[int | None, ...] = (None, None, None)) -> None:
     """Raise `UserError` unless `images` is uint8 (n, C, H, W) with n ≥ 1 and its (C, H, W) is `shape`."""
-    if not isinstance(images, Tensor):
+    if not isinstance(cast(object, images), Tensor):
         cure = "use torch.from_numpy(images)" if isinstance(images, np.ndarray) else "stack them into one"
         last = isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[3] in (1, 3, 4)
         cure += ", channels first: .permute(0, 3, 1, 2)" if last else ""

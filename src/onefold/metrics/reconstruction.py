@@ -16,6 +16,7 @@ Shapes: images (B, C, H, W), uint8 in [0, 255] or float in [−1, 1]; values (B,
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ def _gaussian(size: int) -> Tensor:
 def _pairs(reconstruction: Tensor, original: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Both in chunks of images, as float64 in [0, 1] on the CPU. What is wrong is said at once."""
     for images in (reconstruction, original):
-        if not isinstance(images, Tensor):
+        if not isinstance(cast(object, images), Tensor):
             cure = "use onefold.to_tensor(images)"
             raise UserError(f"images: {type(images).__name__} where a tensor (B, C, H, W) belongs; {cure}")
     if reconstruction.shape != original.shape or original.ndim != 4 or original.numel() == 0:

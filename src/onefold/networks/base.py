@@ -30,12 +30,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from onefold import sampling, settings
 from onefold.errors import UserError, reason
+from onefold.files import read_tensors
 from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
 from onefold.networks.trunk import Trunk, trunk_flops
@@ -423,10 +424,10 @@ class Network(nn.Module):
             other = f"{type(network).__name__}, not {cls.__name__}"
             raise UserError(f"{source}: holds {other}; load it with {type(network).__name__}.from_pretrained")
         try:
-            network.load_state_dict(load_file(folder / "model.safetensors"))
+            network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         except (OSError, SafetensorError, RuntimeError) as error:
-            path = folder / "model.safetensors"
-            raise UserError(f"{path}: does not hold this network ({reason(error)})") from error
+            path, cure = folder / "model.safetensors", "copy or download it whole, or give another run"
+            raise UserError(f"{path}: does not hold this network ({reason(error)}); {cure}") from error
         return network.eval()
 
 

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onefold import settings
 from onefold.errors import UserError, reason
+from onefold.files import read_tensors
 from onefold.networks.backbone import Backbone
 from onefold.networks.base import Network
 
@@ -114,7 +115,7 @@ class RatioNet(nn.Module):
         try:
             text = (folder / "config.json").read_text(encoding="utf-8")
             ratio = cls(settings.from_json(RatioConfig, text, str(folder / "config.json")))
-            ratio.load_state_dict(load_file(folder / "model.safetensors"))
+            ratio.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         except (OSError, SafetensorError, RuntimeError, UnicodeDecodeError) as error:
             raise UserError(f"{folder}: holds no ratio network ({reason(error)})") from error
         return ratio.eval()

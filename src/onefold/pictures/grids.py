@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from onefold.errors import UserError, writing
+from onefold.errors import UserError, printable, writing
 from onefold.networks.base import Network
 from onefold.pixels import to_float, to_uint8
 
@@ -50,7 +50,7 @@ def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[st
     """
     info = PngInfo()
     for key, value in (metadata or {}).items():
-        info.add_text(key, str(value))
+        info.add_text(key, printable(value))
     channels = image.shape[2]
     shown = image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3]
     if path.suffix.lower() != ".png":

@@ -16,13 +16,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onefold import settings
 from onefold.errors import UserError, reason
-from onefold.files import UNFINISHED, unfinished
+from onefold.files import UNFINISHED, read_tensors, unfinished
 from onefold.training.config import Config
 from onefold.training.log import Window
 from onefold.training.phases import phases_of
@@ -99,9 +99,9 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
         if counters.phase != state.counters.phase:
             state.enter(phases_of(config)[counters.phase])
         for name, module in state.modules.items():
-            module.load_state_dict(load_file(path / f"{name}.safetensors", device=str(_device_of(module))))
+            module.load_state_dict(read_tensors(path / f"{name}.safetensors", _device_of(module))[0])
         device = state.network.device
-        moments = load_file(path / "optimizer.safetensors", device=str(device))
+        moments, _ = read_tensors(path / "optimizer.safetensors", device)
         if described["optimizer"] != _kind(state.optimizers, moments):
             raise UserError(f"{path}: its optimizer.safetensors is not what this run's optimizer left")
         _set_optimizer_tensors(state.optimizers, moments)

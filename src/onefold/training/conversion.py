@@ -53,6 +53,7 @@ def onestep(
     config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"), unfinished=unfinished)
     config = config.with_changes({"onestep.method": method, **(changes or {})})
     folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'ratio' else method}")
+    run.check_data()
     data, test_data = run.datasets or (None, None)
     return train(config, folder, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
 
@@ -76,7 +77,7 @@ def converted(
     seen = min(run.images, run.config.training.images)  # all lengths follow from what the teacher has seen
     config = one_step_config(run.config.with_changes({"training.images": seen}), images=images, batch=batch)
     anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
-    return config.with_changes({"start": str(folder), "start_sha256": run.model_sha256, **anew})
+    return config.with_changes({"start": str(Path(folder).absolute()), "start_sha256": run.model_sha256, **anew})
 
 
 def one_step_config(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:
@@ -118,5 +119,5 @@ def check_teacher(run: Run, *, unfinished: bool = False) -> None:
     if run.images < run.length and not unfinished:
         raise UserError(
             f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); train it on "
-            f"with `onefold train --resume --out {run.folder}`, or begin from what there is with --unfinished"
+            f"with `{run.resume_command}`, or begin from what there is with --unfinished"
         )

@@ -15,15 +15,19 @@ import numpy as np
 from onefold import settings
 from onefold.data import Dataset, as_dataset, holdout, open_dataset, with_classes_of
 from onefold.data.messages import count_text, shape_text, shortened
+from onefold.data.source import exists, path_of
 from onefold.errors import UserError
 from onefold.files import write_whole
-from onefold.training.config import DataConfig
+from onefold.training.config import Config, DataConfig
 
-__all__ = ["DataRecord", "PartRecord", "describe", "open_data", "split"]
+__all__ = ["LEAST_HELD_OUT", "DataRecord", "PartRecord", "check_there", "check_unchanged", "describe", "given_again"]
+__all__ += ["held_out_count", "open_data", "split", "with_test_part"]
 
 FILE = "data.json"
 SHOWN = 12
 """Classes that a line names."""
+LEAST_HELD_OUT = 8
+"""Images that are set apart for evaluation, where there are enough: of fewer the alarms and the numbers know little."""
 
 
 def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
@@ -56,14 +60,16 @@ def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
 def split(train: object, test: object, data: DataConfig) -> tuple[Dataset, Dataset]:
     """Training and test images, of a kind; without test images, `data.holdout` of the training images are set apart.
 
-    Classes of test images are those of the training images that have the same names.
+    At least `LEAST_HELD_OUT` are, or a quarter of fewer; sets too small for that serve for both. Classes of test images
+    are those of the training images that have the same names.
 
     Raises:
         UserError: what is no data set, or test images unlike the training images.
     """
     train = as_dataset(train)
     if test is None:
-        return holdout(train, data.holdout)
+        held = held_out_count(len(train), data.holdout)
+        return holdout(train, held / len(train)) if held else (train, train)
     test = as_dataset(test)
     if test.image_shape != train.image_shape:
         kinds = [shape_text(part.image_shape) for part in (test, train)]
@@ -166,3 +172,49 @@ def with_test_part(data: DataConfig, datasets: tuple[Dataset, Dataset]) -> DataC
     """The settings with the source of the test images in them, where it is a part beside the training images."""
     train, test = datasets
     return replace(data, test=test.source) if data.test is None and test.source in train.test_sources else data
+
+
+def held_out_count(count: int, fraction: float) -> int:
+    """Of so many images, how many are set apart for evaluation; 0 where there are too few."""
+    held = max(round(count * fraction), min(LEAST_HELD_OUT, count // 4))
+    return held if held >= 2 else 0
+
+
+def given_again(folder: Path, config: Config, data: object, test_data: object) -> tuple[Dataset, Dataset]:
+    """Training and test images of a run that are given anew, in whole or in part."""
+
+    def opened(given: object, option: str, recorded: str | None) -> Dataset | None:
+        if given is None and recorded is None:
+            return None
+        if given is None:
+            check_there(folder, option, recorded)
+        source = recorded if given is None else given
+        if isinstance(source, str | Path):
+            return open_dataset(source, unreadable=config.data.unreadable, labels_from=config.data.labels_from)
+        return as_dataset(source)
+
+    train, test = opened(data, "data", config.data.source), opened(test_data, "test_data", config.data.test)
+    assert train is not None
+    network = config.network
+    wanted = (*network.image_size, network.channels), network.classes
+    found = train.image_shape, train.classes if network.classes else 0
+    if found != wanted:
+        kinds = [f"{shape_text(shape)} with {classes} classes" for shape, classes in (found, wanted)]
+        raise UserError(f"{train.source}: {kinds[0]}, but {folder} was trained on {kinds[1]}; give the same images")
+    return split(train, test, config.data)
+
+
+def check_there(folder: Path, option: str, source: str | None) -> None:
+    """Refuse a run whose images have gone, in words that say whose path it is."""
+    path = None if source is None else path_of(source)
+    if path is None or exists(path):
+        return
+    key = "data.source" if option == "data" else "data.test"
+    cure = f"onefold.load_run(folder, {option}=…)"
+    if str(source).endswith("(a Python object)"):
+        raise UserError(f"{folder}: was trained on {source}, which only Python can give: {cure}")
+    options = f"--{option.replace('_', '-')} with evaluate, onestep and train --resume"
+    raise UserError(
+        f"{source}: no such file or folder, but {folder} was trained on it ({key} in its config.json); "
+        f"say where it is now: {options}, or {cure}"
+    )

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 from torch import Tensor
 
-from onefold.errors import writing
+from onefold.errors import printable, writing
 from onefold.files import write_whole
 
 __all__ = ["ImageProgress", "RunLog", "Window", "in_words", "peak_memory", "read_log", "somebody_looks"]
@@ -178,4 +178,4 @@ class ImageProgress:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        self._progress.console.print(line, highlight=False)
+        self._progress.console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -15,6 +15,7 @@ import torch
 
 from onefold.compute import eager, resolve_device
 from onefold.data import Loader, read_all
+from onefold.data.source import absolute
 from onefold.errors import TrainingAborted, UserError, writing
 from onefold.files import locked
 from onefold.networks import Network
@@ -30,7 +31,7 @@ from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_m
 from onefold.training.monitor import Monitor
 from onefold.training.phases import Phase, phase_at, phases_of
 from onefold.training.prepare import decide, fit_to_data, mirror_note
-from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run
+from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, move_data
 from onefold.training.state import Skips, TrainingState, seeded
 from onefold.training.step import training_step
 
@@ -64,7 +65,7 @@ def train(
             `training.prepare.fit_to_data`). Not needed to resume.
         out: The run's folder; default `runs/<recipe>`.
         data: Images to train on, in place of `config.data.source`: any object with `image_shape` (H, W, C), `classes`,
-            `len()` and `[i]` → (uint8 (H, W, C), label).
+            `len()` and `[i]` → (uint8 (H, W, C), label); or a source. With `resume`, the place that they have now.
         test_data: Images of the same kind for evaluation alone; default: some of `data` are set apart.
         network: A network whose weights to start from, such as `OneFold.from_pretrained(…)`; it stays as it is.
         callbacks: Called with (run, line) after each line of the log.
@@ -86,6 +87,7 @@ def train(
         run = load_run(folder, data=data, test_data=test_data)
         run = replace(run, datasets=run.open_data())
         _check_fit(run)
+        run = move_data(run, *(given if isinstance(given, str | Path) else None for given in (data, test_data)))
     elif images is not None:
         raise UserError("images: makes a run longer that is resumed; a new one has training.images")
     elif config is None:
@@ -118,12 +120,18 @@ def train(
 
 def _new(config: Config, folder: Path, data: object, test_data: object, network: Network | None, *, quiet: bool) -> Run:
     """A new run, fitted to its data and its machine; nothing is written yet."""
-    if data is None:
+    if data is None and test_data is None:
         datasets = open_data(config.data)
-        config = replace(config, data=with_test_part(config.data, datasets))
+        source = with_test_part(config.data, datasets)
+        places = absolute(source.source), None if source.test is None else absolute(source.test)
+        config = config.with_changes({"data.source": places[0], "data.test": places[1]})
     else:
+        data = config.data.source if data is None else data
         datasets = split(data, test_data, config.data)
-        names = datasets[0].source, None if test_data is None else datasets[1].source
+        names = [
+            absolute(each.source) if isinstance(given, str | Path) else each.source if given is not None else None
+            for given, each in zip((data, test_data), datasets, strict=True)
+        ]
         config = config.with_changes({"data.source": names[0], "data.test": names[1]})
     if network is not None:
         config = replace(config, network=network.config, start=config.start or "a network in memory")
@@ -328,5 +336,6 @@ class Trainer:
             monitor, where = self.monitor, f"{self.run.folder}: {self.monitor.alarm} at {self.images:,} images"
             raise TrainingAborted(f"{where}, saved: {stops}; {monitor.cure}")
         if self.interruption.signal and not self.finished:
-            where = f"stopped at {self.images:,} of {self.run.length:,} images, saved; go on with --resume"
+            where = f"stopped at {self.images:,} of {self.run.length:,} images, saved"
+            where += f"; go on with --resume: `{self.run.resume_command}`"
             raise Interrupted(self.interruption.signal, f"{self.run.folder}: {where}")

@@ -11,15 +11,16 @@ from typing import Any
 from onefold import __version__, settings
 from onefold.data import Dataset
 from onefold.data.messages import count_text
-from onefold.errors import UserError, writing
-from onefold.files import is_unused, sha256_of, write_whole
+from onefold.data.source import absolute
+from onefold.errors import UserError, printable, quoted, writing
+from onefold.files import is_unused, refuse_placeholder, sha256_of, write_whole
 from onefold.networks import Network
 from onefold.training.config import Config
-from onefold.training.datasets import DataRecord, check_unchanged, describe, open_data, split
+from onefold.training.datasets import DataRecord, check_there, check_unchanged, describe, given_again, open_data
 from onefold.training.log import read_log
 from onefold.training.phases import length
 
-__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run"]
+__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run", "move_data"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,13 @@ class Run:
         """Folder of the published network. Raises UserError before the first checkpoint."""
         folder = self.folder / "model"
         if not (folder / "model.safetensors").is_file():
-            raise UserError(
-                f"{self.folder}: no model yet; train it on with `onefold train --resume --out {self.folder}`"
-            )
+            raise UserError(f"{self.folder}: no model yet; train it on with `{self.resume_command}`")
         return folder
+
+    @property
+    def resume_command(self) -> str:
+        """What makes it go on, for messages."""
+        return f"onefold train --resume --out {quoted(self.folder)}"
 
     @cached_property
     def network(self) -> Network:
@@ -78,9 +82,16 @@ class Run:
             UserError: data that cannot be read, test images unlike the training images, or other classes than those
                 that the run began with.
         """
+        self.check_data()
         datasets = self.datasets or open_data(self.config.data)
         check_unchanged(self.folder, datasets, say)
         return datasets
+
+    def check_data(self) -> None:
+        """Raises a UserError that names the run, where its data have gone."""
+        for option, source in (("data", self.config.data.source), ("test_data", self.config.data.test)):
+            if self.datasets is None:
+                check_there(self.folder, option, source)
 
 
 def load_run(folder: str | Path, *, data: object = None, test_data: object = None) -> Run:
@@ -88,22 +99,26 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
 
     Args:
         folder: What `onefold train --out` made.
-        data: The images of a run that was trained on a Python object (see `onefold.train`).
+        data: The images that it was trained on: as they were given, where that was a Python object (see
+            `onefold.train`), or the place that their files have now.
         test_data: Likewise.
 
     Raises:
-        UserError: not a run's folder, or a configuration that this version cannot read.
+        UserError: not a run's folder, a configuration that this version cannot read, or images of another kind.
     """
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a run (no config.json); give the folder that `onefold train --out` made")
+    refuse_placeholder(path)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
     config = settings.from_json(Config, json.dumps(described), str(path))
-    return Run(folder, config, None if data is None else split(data, test_data, config.data))
+    if data is None and test_data is None:
+        return Run(folder, config)
+    return Run(folder, config, given_again(folder, config, data, test_data))
 
 
 def check_new(folder: Path) -> None:
@@ -164,6 +179,23 @@ def extend(run: Run, images: int) -> Run:
     return replace(run, config=config)
 
 
+def move_data(run: Run, data: str | Path | None, test_data: str | Path | None) -> Run:
+    """The same run, whose images lie elsewhere now; recorded in `config.json`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    new = {"data.source": data, "data.test": test_data}
+    changes = {name: absolute(str(source)) for name, source in new.items() if source is not None}
+    config = run.config.with_changes(changes)
+    if config == run.config:
+        return run
+    described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    with writing(run.folder):
+        write_config(run.folder, config, described.get("extensions", ()))
+    return replace(run, config=config)
+
+
 def data_notes(run: Run) -> list[str]:
     """What a person should know of a run's data before it is trained, a line each: first what they are.
 
@@ -172,15 +204,26 @@ def data_notes(run: Run) -> list[str]:
     changed: list[str] = []
     parts = run.open_data(changed.append)
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    (train, test), source = parts, run.config.data.source
+    if test is train:
+        consequence = "reconstructions, health and numbers are of training images"
+        notes.append(f"{source}: {count_text(len(train))}, too few to set some apart; {consequence}")
+    elif run.config.data.test is None and (count := len(train) + len(test)) * run.config.data.holdout < len(test) - 1:
+        notes.append(
+            f"{source}: {len(test)} of {count_text(count)} are set apart for evaluation; fewer would tell little"
+        )
+    if len(test) == 1:
+        notes.append("of one test image the latents have no spread: a collapse is not seen")
     names = list(dict.fromkeys(name for part in parts for name in part.skipped))
     if names:
         path = run.folder / "skipped.txt"
         with writing(path):
-            write_whole(path, "\n".join(names) + "\n")
+            write_whole(path, "\n".join(map(printable, names)) + "\n")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         left_out = f"left out {count_text(len(names))} that cannot be read ({some}); see {path}"
         notes.append(f"{run.config.data.source}: {left_out}")
-    return [describe(DataRecord.of(parts)), *(f"note: {note}" for note in [*notes, *changed])]
+    lines = [describe(DataRecord.of(parts)), *(f"note: {note}" for note in [*notes, *changed])]
+    return list(map(printable, lines))
 
 
 def _git_commit() -> str | None:
