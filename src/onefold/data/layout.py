@@ -208,7 +208,7 @@ def _listed_labels(
         return None, [f"{file} holds no labels and is not used"]
     entries = cast(dict[str, Any], content)["labels"]
     if not entries:
-        none: dict[str, object] = dict.fromkeys(paths)
+        none = cast(dict[str, object], dict.fromkeys(paths))
         return none, [f"folders are no classes, for the labels of {file} are null"]
     try:
         pairs = list(entries.items()) if isinstance(entries, dict) else [(str(name), label) for name, label in entries]
