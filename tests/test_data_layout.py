@@ -159,6 +159,18 @@ def test_a_class_called_train_survives_conversion(tmp_path: Path):
     assert open_dataset(done.path).class_names == ("00000 0001", "00001 0002")
 
 
+def test_a_part_without_images_and_other_folders_are_said(write):
+    source = write(
+        several("train/a", "train/b") | {"test/a/1.heic": b"?", "labels/1.txt": b"?", "train/a/x.heic": b"?"}
+    )
+    data = open_dataset(source)
+    assert len(data) == 6
+    assert data.notes[0] == "no images that onefold reads in labels, test"
+    assert any(".heic (2), .txt (1)" in note for note in data.notes)
+    files = several("train", "test") | {"test/x.heic": b"?"}
+    assert open_dataset(write(files, "other")).notes == ("of the parts train, test, train is read",)
+
+
 def test_words_for_parts():
     assert [part_of(f"set:{word}") for word in ("Training", "dev", "EVAL", "none")] == ["train", "val", "test", None]
     assert [part_in(name) for name in ("x-test-0", "cifar_TRAIN.x", "train-test", "contest")] == [

@@ -254,6 +254,14 @@ def test_labels_that_are_none_are_refused(tmp_path: Path, values: list[Any], tex
     assert labels(tmp_path / "set.parquet", labels_from="none") == [None] * 3
 
 
+def test_columns_that_may_hold_labels_are_named(tmp_path: Path):
+    made = table([0, 1, 2], genre=["a", "b", "a"], id=[1, 2, 3], caption=["p", "q", "r"])
+    source = parquet(tmp_path / "set.parquet", made)
+    assert open_dataset(source).notes == ("there are no labels; if genre holds the classes, say --labels-from genre",)
+    source = parquet(tmp_path / "set.parquet", table([0, 1], label=[{"k": 1}] * 2))
+    assert open_dataset(source).notes == ("label holds struct<k: int64>, which is not read as labels",)
+
+
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +315,11 @@ def test_a_metadata_table_beside_images_is_no_table_of_images(tmp_path: Path):
         ({"X_train": 0, "Y_train": [2, 0, 1]}, "201", None),
         ({"images_train": 0, "labels_train": [2.0, 0.0, 1.0]}, "201", None),
         ({"train_data": 0, "train_targets": [2, 0, 1], "valid_data": 0}, "201", "of the parts train, val"),
+        (
+            {"images": 0, "train_labels": [2, 0, 1]},
+            None,
+            "train_labels may hold labels, but of a part, and is not used",
+        ),
         ({"x": 0, "who": [0, 1, 1]}, None, "if who holds the classes, say --labels-from who"),
         ({"images": 0, "labels": [2, 0, 1], "class_names": NAMES}, ["bee", "zebra", "ant"], None),
         ({"images": 0, "labels": [2, 0, 2], "label_names": ["a", "b", "a"]}, ["a (2)", "a (0)", "a (2)"], None),

@@ -29,7 +29,7 @@ FOLDERS = "folders"
 
 Path = tuple[str, ...]
 
-_SUSPECTS = ("label", "class", "annotation", "metadata", "target")
+_SUSPECTS = ("dataset", "label", "class", "annotation", "metadata", "target")
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xml", ".parquet")
 
 
@@ -67,10 +67,15 @@ def lay_out(
         )
     paths = {name: tuple(name.split("/")) for name in images}
     base, choice = _part(source, list(paths.values()), by_folders=labels_from == FOLDERS)
+    used = {path[len(base) - 1] for path in paths.values()} if base else set[str]()
     paths = {name: path for name, path in paths.items() if path[: len(base)] == base}
-    if base and choice:  # what lies in other parts is no part's loss
-        rest = [name for name in rest if tuple(name.split("/"))[: len(base)] == base or name.endswith(LABELS)]
     notes = list(choice.notes) if choice else []
+    if choice:
+        beside = _beside_parts(base, rest)
+        if empty := sorted(beside - used, key=natural_key):
+            notes.append(f"no images that onefold reads in {shortened(empty)}")
+        others = {(*base[:-1], name) for name in used} - {base}
+        rest = [name for name in rest if tuple(name.split("/"))[: len(base)] not in others or name.endswith(LABELS)]
     tests = choice.tests if choice else ()
     known = None
     if labels_from in (None, LABELS):
@@ -117,6 +122,13 @@ def _part(source: str, paths: Sequence[Path], *, by_folders: bool) -> tuple[Path
     choice = choose_part(source, parts.values(), ", ".join(parts))
     folder = next(name for name, part in parts.items() if part == choice.part)
     return (*base, folder), choice
+
+
+def _beside_parts(base: Path, rest: Sequence[str]) -> set[str]:
+    """The folders beside that of a part, and its own, as far as there is something in them that is no image."""
+    depth = len(base) - 1
+    paths = [tuple(name.split("/")) for name in rest]
+    return {path[depth] for path in paths if path[:depth] == base[:-1] and len(path) > depth + 1}
 
 
 def _stripped(paths: dict[str, Path], depth: int, *, packed: bool) -> dict[str, Path]:
@@ -208,7 +220,7 @@ def _listed_labels(
         return None, [f"{file} holds no labels and is not used"]
     entries = cast(dict[str, Any], content)["labels"]
     if not entries:
-        none = cast(dict[str, object], dict.fromkeys(paths))
+        none = dict.fromkeys(paths, cast(object, None))
         return none, [f"folders are no classes, for the labels of {file} are null"]
     try:
         pairs = list(entries.items()) if isinstance(entries, dict) else [(str(name), label) for name, label in entries]

@@ -26,7 +26,7 @@ Array = NDArray[np.generic]
 _IMAGES = ("images", "x", "arr_0", "data", "image", "imgs", "img")
 
 # Where the names of the classes stand, by their numbers.
-_CLASS_NAMES = ("class_names", "label_names", "classes", "names")
+_CLASS_NAMES = ("class_names", "label_names", "target_names", "classes", "names")
 
 # What numpy raises on files that hold no plain arrays.
 _NO_ARRAYS = (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
@@ -40,6 +40,10 @@ def list_npz(source: str, path: Path, labels_from: str | None = None) -> ArrayLi
             images = file[images_key]
             apart = [key for key in file.files if key != images_key and _part_and_word(key)[0] == _part(images_key)]
             labels, names, notes = _labels(source, apart, file.__getitem__, len(images), labels_from)
+            others = [key for key in file.files if key not in (images_key, *apart)]
+            if labels is None and labels_from is None and _part(images_key) is None:
+                unused = [key for key in others if looks_like_labels(_part_and_word(key)[1])]
+                notes = (*notes, *(f"{key} may hold labels, but of a part, and is not used" for key in unused))
     except UserError:
         raise
     except _NO_ARRAYS as error:

@@ -9,7 +9,7 @@ kept. Tables are held in memory in their encoded form, those of Arrow mapped fro
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -154,7 +154,7 @@ def _list(source: str, files: Sequence[Path], folder: Path, choice: Choice, labe
         features = _features(schema, file)
         image = _image_column(where, schema, features)
         if number == 0:
-            column = _label_column(source, schema, features, image, labels_from)
+            column = _label_column(source, schema, features, image, labels_from, reader)
             wanted, notes = (image, column[0]), column[1]
             names = _names_of(features.get(column[0] or ""))
         needed = [wanted[0], *([wanted[1]] if wanted[1] else [])]
@@ -237,7 +237,7 @@ def _image_column(source: str, schema: Any, features: dict[str, Any]) -> str:
 
 
 def _label_column(
-    source: str, schema: Any, features: dict[str, Any], image: str, labels_from: str | None
+    source: str, schema: Any, features: dict[str, Any], image: str, labels_from: str | None, reader: Any
 ) -> tuple[str | None, list[str]]:
     """Give the name of the column of labels, None without, and what is to be said."""
     import pyarrow as pa
@@ -253,9 +253,26 @@ def _label_column(
     plain = [name for name in columns if is_plain(name)]
     typed = [name for name in plain if _type_of(features.get(name)) == "ClassLabel"]
     named = [name for name in plain if looks_like_labels(name)]
-    others = [name for name in plain if pa.types.is_dictionary(schema.field(name).type)]
+    others: list[str] = []
+    if not named and not typed and labels_from is None:
+        others = [name for name in plain if _could_be_labels(schema.field(name), reader)]
     column = choose_column(source, {name: name for name in [*named, *typed]}, columns, labels_from, others)
-    return column.name, list(column.notes)
+    nested = [name for name in columns if name not in plain and looks_like_labels(name)]
+    kinds = [f"{name} holds {schema.field(name).type}, which is not read as labels" for name in nested]
+    return column.name, [*column.notes, *(kinds if labels_from is None else [])]
+
+
+def _could_be_labels(field: Any, reader: Callable[[list[str]], Table]) -> bool:
+    """Whether a column has integers or words, and fewer different ones than rows."""
+    import pyarrow as pa
+
+    types, kind = pa.types, field.type
+    if types.is_dictionary(kind):
+        return True
+    if not (types.is_integer(kind) or types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind)):
+        return False
+    values = reader([field.name]).column(0)
+    return 1 < len(values.unique()) <= max(len(values) // 2, 2)
 
 
 def _labels(
