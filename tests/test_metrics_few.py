@@ -38,16 +38,16 @@ def test_wilsons_interval_holds_the_truth_19_times_of_20():
 
 def test_noise_passes_for_digits_where_they_are_few_and_not_from_the_threshold_on():
     """Digits with their pixels in another order: no digit at all."""
-    x, _ = read_all(open_dataset("digits"))
-    order = torch.from_numpy(np.random.default_rng(0).permutation(64))
-    noise, extractor = x.flatten(2)[:, :, order].unflatten(2, (8, 8)), metrics.digits_classifier()
-    real, made = extractor.features(x), extractor.features(noise)
+    (x, _), rng, extractor = read_all(open_dataset("digits")), np.random.default_rng(0), metrics.digits_classifier()
+    real = extractor.features(x)
+    orders = [torch.from_numpy(rng.permutation(64)) for _ in range(6)]
+    made = [extractor.features(x.flatten(2)[:, :, order].unflatten(2, (8, 8))) for order in orders]
 
     def precision(n: int) -> float:
-        return metrics.precision_recall(real[:n], made[-n:])[0]
+        return float(np.mean([metrics.precision_recall(real[:n], noise[-n:])[0] for noise in made]))
 
-    assert precision(16) > 0.9
-    assert precision(LEAST_REGION) < 0.15
+    assert precision(16) > 0.6
+    assert precision(LEAST_REGION) < 0.2
 
 
 def test_few_held_out_images_make_copies_of_new_ones():
