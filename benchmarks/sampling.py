@@ -20,8 +20,9 @@ import torch
 import tyro
 
 import onefold
-from onefold.compute import Precision, resolve_device, sampling_context
+from onefold.compute import resolve_device, sampling_context
 from onefold.networks.base import build
+from onefold.settings import Precision
 from onefold.training.config import Config
 from timing import machine, seconds_of, table, taking_turns, write
 

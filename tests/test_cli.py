@@ -78,13 +78,21 @@ def pixels(path: str | Path) -> np.ndarray:
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]], ids=str)
+@pytest.mark.parametrize("words", [["--help"], ["-h"]], ids=str)
 def test_the_overview_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]):
     assert call(*words) == 0
     shown = capsys.readouterr().out
-    for name, function in cli.COMMANDS.items():
+    for name in cli.COMMANDS:
         assert f"  {name} " in shown
-        assert (function.__doc__ or "").splitlines()[0] in shown
+        assert (cli.command(name).__doc__ or "").splitlines()[0] in shown
+
+
+def test_onefold_alone_shows_where_to_begin(capsys: pytest.CaptureFixture[str]):
+    assert call() == 0
+    shown = capsys.readouterr().out
+    for name in ("data inspect", "train", "sample", "onestep", "evaluate"):
+        assert f"  onefold {name} " in shown
+    assert "`onefold --help` shows all commands" in shown
 
 
 @pytest.mark.parametrize("name", [*cli.COMMANDS, "train digits", "train imagenet256-b"])

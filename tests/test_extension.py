@@ -10,12 +10,11 @@ import pytest
 import onefold
 from helpers_runs import differing, log, newest, tiny
 from onefold.cli import run as command
-from onefold.errors import UserError
+from onefold.errors import Interrupted, UserError
 from onefold.files import locked
 from onefold.schedule import Schedule
 from onefold.training.checkpoint import checkpoints
 from onefold.training.conversion import one_step_config
-from onefold.training.interruption import Interrupted
 from onefold.training.loop import train
 from onefold.training.run import load_run
 from test_interruption import interrupt

@@ -19,6 +19,7 @@ import onefold
 from helpers_one_step import newest_of
 from helpers_runs import differing, log, tiny
 from onefold import cli
+from onefold.errors import Interrupted
 from onefold.objectives import one_step
 from onefold.objectives.one_step import OneStep
 from onefold.sampling import Sampler
@@ -26,7 +27,6 @@ from onefold.schedule import Schedule
 from onefold.training import loop, one_step_monitor
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.interruption import Interrupted
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step

@@ -22,7 +22,7 @@ from data_images import noise
 from helpers_one_step import newest_of, one_step_from
 from helpers_runs import differing, log, tiny
 from onefold import cli, metrics
-from onefold.errors import TrainingAborted, UserError
+from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.metrics import Record
 from onefold.networks import RatioNet
 from onefold.objectives import one_step
@@ -30,7 +30,6 @@ from onefold.training import loop, one_step_monitor
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.conversion import converted
-from onefold.training.interruption import Interrupted
 from onefold.training.one_step_monitor import OneStepMonitor
 from onefold.training.run import Run, load_run
 from onefold.training.state import Counters, TrainingState

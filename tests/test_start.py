@@ -16,12 +16,11 @@ from conftest import randomised
 from data_images import noise
 from helpers_runs import differing, log, newest, tiny
 from onefold.cli import run as command
-from onefold.errors import UserError
+from onefold.errors import Interrupted, UserError
 from onefold.evaluation import evaluate
 from onefold.networks import NetworkConfig, build
 from onefold.training import loop
 from onefold.training.checkpoint import checkpoints
-from onefold.training.interruption import Interrupted
 from onefold.training.phases import phases_of
 from test_interruption import interrupt
 

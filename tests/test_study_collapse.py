@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from onefold import cli
-from onefold.errors import TrainingAborted, UserError
+from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.files import locked
 from onefold.metrics import Record
 from onefold.networks.base import NetworkConfig
@@ -25,7 +25,6 @@ from onefold.studies import Study, collapse, figures, run_study, trials
 from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
 from onefold.studies.study import Trial, begin, check
 from onefold.training import loop
-from onefold.training.interruption import Interrupted
 from onefold.training.log import RunLog
 from onefold.training.run import load_run
 

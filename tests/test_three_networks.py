@@ -26,9 +26,9 @@ from onefold.training import latent_diffusion, loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.interruption import Interruption
-from onefold.training.log import ImageProgress
 from onefold.training.loop import Trainer
 from onefold.training.phases import phase_at, phases_of, training_flops
+from onefold.training.progress import ImageProgress
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from onefold.training.log import Window, in_words
+from onefold.training.log import Window
+from onefold.training.progress import in_words
 
 CPU = torch.device("cpu")
 GOOD, BAD = torch.tensor(False), torch.tensor(True)

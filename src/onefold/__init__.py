@@ -15,9 +15,15 @@ change. The documentation is in `docs/`.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Threads that wait for one another sleep. Where they spin, as is OpenMP's default, and another process needs a core,
+# sampling takes several times as long. Read when torch loads, so it has no effect on a torch that is there already;
+# who sets OMP_WAIT_POLICY (or GOMP_SPINCOUNT, KMP_BLOCKTIME, which go before it) decides.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from onefold import data, metrics, networks, objectives

@@ -1,50 +1,73 @@
 """The command `onefold`: finds the command of the command line, calls it, and gives its exit code.
 
 Wrong input, or too little memory, ends with exit code 2 and one line on stderr, an aborted training with 3, SIGTERM
-with 143 and Ctrl-C with 130, both after a checkpoint.
+with 143 and Ctrl-C with 130, both after a checkpoint. A command's module, and with it torch, is imported only when it
+is called, so that the overview appears at once.
 """
 
+import contextlib
+import importlib
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-
-import torch
+from types import FrameType
 
 from onefold import __version__
-from onefold.commands import data, demo, estimate, evaluate, images, onestep, study, tables, train
-from onefold.commands.arguments import parse
-from onefold.commands.terminal import console
-from onefold.errors import TrainingAborted, UserError, printable, reason
-from onefold.training.interruption import Interrupted
+from onefold.errors import Interrupted, TrainingAborted, UserError, printable, reason
 
-__all__ = ["COMMANDS", "main", "run"]
+__all__ = ["COMMANDS", "command", "main", "run"]
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo.demo,
-    "train": train.train,
-    "onestep": onestep.onestep,
-    "sample": images.sample,
-    "reconstruct": images.reconstruct,
-    "evaluate": evaluate.evaluate,
-    "estimate": estimate.estimate,
-    "study collapse": study.collapse,
-    "study onestep": study.onestep,
-    "study initialisation": study.initialisation,
-    "study bias": study.bias,
-    "data inspect": data.inspect,
-    "data convert": data.convert,
-    "data stats": data.stats,
+COMMANDS: dict[str, str] = {
+    "demo": "Train on the embedded digits, sample, evaluate, and show where the pictures are.",
+    "train": "Train one network, end to end.",
+    "onestep": "Make a one-step generator of a trained run.",
+    "sample": "Generate images with a run's network.",
+    "reconstruct": "Encode and decode images: above the originals, below what the network makes of them.",
+    "evaluate": "Measure a run against real images; writes evaluation/….json into the run.",
+    "estimate": "Say what a training costs: parameters, arithmetic, memory, time.",
+    "study collapse": "Compare naive joint training, and each step from it to DSD, under one budget; writes table and "
+    "pictures.",
+    "study onestep": "Compare divergences, ratio networks and score distillation in one-step training; writes table "
+    "and pictures.",
+    "study initialisation": "Compare what a one-step generator and its ratio network start from, in pixels; writes "
+    "table and pictures.",
+    "study bias": "Measure bias and variance of the generator's gradient from two learned scores against one learned "
+    "ratio.",
+    "data inspect": "Say what is in a data source: shapes, ranges, classes, unreadable files, and what to do about "
+    "them.",
+    "data convert": "Write a zip of PNG images of one size: resized with a filter against aliasing, cropped at the "
+    "centre.",
+    "data stats": "Store the feature statistics of a data source, for `onefold evaluate --reference`.",
 }
+"""Each command and the first line of its docstring."""
+
+BEGINNING = {
+    "onefold data inspect photos/": "what is in a folder of images",
+    "onefold train digits --out runs/digits": "train a network on the embedded digits, some minutes on a laptop",
+    "onefold sample runs/digits -n 64": "images from it",
+    "onefold onestep runs/digits": "make a one-step generator of it",
+    "onefold evaluate runs/digits": "measure it against real images",
+}
+"""The commands to begin with."""
 
 PARSING = ("train", "onestep", "estimate")
 """Commands that parse their own arguments: the first, a recipe or run, decides the defaults of the options."""
 
+MODULES = {"sample": "images", "reconstruct": "images"}
+"""Of the commands whose module in `commands` does not bear the name of their first word."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    signal.signal(signal.SIGINT, _leave)  # while modules are imported, which may not bear an exception
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    if code > 128:  # threads and processes that still work have nothing to add
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -60,40 +83,104 @@ def run(arguments: list[str]) -> int:
         return _fail(error, 3)
     except Interrupted as error:
         return _fail(error, 128 + error.signal)
-    except torch.OutOfMemoryError as error:
-        cure = "give less to a pass (--training.micro-batch, or --batch); `onefold estimate` tells what fits"
-        return _fail(f"the device has no memory left ({str(error).splitlines()[0]}); {cure}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet
+            raise
+        cure = "give less to a pass (--training.micro-batch, or --batch); `onefold estimate` tells what fits"
+        return _fail(f"the device has no memory left ({str(error).splitlines()[0]}); {cure}", 2)
     except OSError as error:  # a name that the system does not take, a disk that fails
         return _fail(f"{error.filename or 'a file'}: {reason(error)}; check the name and the disk", 2)
     return 0
 
 
+def command(name: str) -> Callable[..., None]:
+    """The function of a command, whose module is imported."""
+    first, *rest = name.split()
+    module = importlib.import_module(f"onefold.commands.{MODULES.get(first, first)}")
+    return getattr(module, rest[0] if rest else first)
+
+
 def _dispatch(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        tables.show_commands(console, COMMANDS)
-        return
+    if not arguments:
+        return _show_beginning()
+    if arguments[0] in ("-h", "--help"):
+        return _show(COMMANDS)
     if arguments[0] == "--version":
-        console.print(f"onefold {__version__}")
-        return
+        print(f"onefold {__version__}")
+        return None
+    if arguments[0] == "--print-completion":
+        return _print_completion(arguments[1:])
     for words in (2, 1):
         name, rest = " ".join(arguments[:words]), arguments[words:]
-        if name in PARSING:
-            return COMMANDS[name](rest)
         if name in COMMANDS:
-            return parse(COMMANDS[name], rest, f"onefold {name}")
-    group = {name: command for name, command in COMMANDS.items() if name.startswith(arguments[0] + " ")}
+            return _call(name, rest)
+    group = {name: line for name, line in COMMANDS.items() if name.startswith(arguments[0] + " ")}
     if group and arguments[1:] in (["-h"], ["--help"]):
-        tables.show_commands(console, group)
-        return
+        return _show(group)
     known = ", ".join(group or COMMANDS)
     raise UserError(f"{' '.join(arguments[:2]) if group else arguments[0]}: no such command; choose one of {known}")
+
+
+def _call(name: str, arguments: list[str]) -> None:
+    function = command(name)
+    if signal.getsignal(signal.SIGINT) is _leave:  # all is imported
+        signal.signal(signal.SIGINT, _interrupt)
+    if name in PARSING:
+        return function(arguments)
+    from onefold.commands.arguments import parse
+
+    return parse(function, arguments, f"onefold {name}")
+
+
+def _print_completion(arguments: list[str]) -> None:
+    from onefold.commands.completion import check_shell, options_in, script
+
+    shell, options = check_shell(arguments), dict[str, list[str]]()
+    for name in COMMANDS:
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            _call(name, ["--help"])
+        options[name] = options_in(shown.getvalue())
+    print(script(shell, options), end="")
+
+
+def _show_beginning() -> None:
+    print("onefold: image generators as one network, trained in one run, sampled in one step\n")
+    width = max(map(len, BEGINNING))
+    for line, what in BEGINNING.items():
+        print(f"  {line:<{width}}  {what}")
+    print("\n`onefold --help` shows all commands, `onefold COMMAND --help` a command's options and an example.")
+    print('`eval "$(onefold --print-completion bash)"` (or zsh) completes them; there is one for fish too.')
+
+
+def _show(commands: dict[str, str]) -> None:
+    print("onefold: image generators as one network, trained in one run, sampled in one step\n")
+    width = max(map(len, commands))
+    for name, line in commands.items():
+        print(f"  {name:<{width}} {line}")
+    print("\n`onefold COMMAND --help` shows a command's options and an example.")
 
 
 def _fail(error: object, code: int) -> int:
     print(f"onefold: {printable(error)}", file=sys.stderr)
     return code
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End at once: there is nothing to save, or it is the second time."""
+    os.write(2, b"onefold: interrupted\n")
+    os._exit(128 + number)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C ends what is being done; the next ends the process."""
+    signal.signal(signal.SIGINT, _leave)
+    raise KeyboardInterrupt

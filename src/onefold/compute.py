@@ -5,6 +5,9 @@ without: so "auto" measures before it chooses. Norms, losses, parameters and ave
 is attention on a CPU (see `trunk.Attention`).
 """
 
+import importlib
+import signal
+import statistics
 import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,9 +19,9 @@ from torch import nn
 from onefold.errors import UserError
 from onefold.networks.base import Network
 from onefold.networks.trunk import Block
+from onefold.settings import Precision
 
 __all__ = [
-    "Precision",
     "can_compile",
     "compile_blocks",
     "eager",
@@ -30,8 +33,9 @@ __all__ = [
     "speed_up",
 ]
 
-Precision = Literal["auto", "float32", "bfloat16"]
-"""Of matrix products; auto: bfloat16 where it is at least twice as fast."""
+
+TURNS = 9
+"""Measurements of each precision that `speed_up` takes the median of."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -93,26 +97,27 @@ def precision_for_speed_up(times: float) -> Literal["float32", "bfloat16"]:
 def speed_up(device: torch.device) -> float:
     """How many times as fast bf16 matrix products are as float32 ones, measured in some 50 ms; 0: there are none.
 
-    The products are large enough for a GPU to take longer than starting them does.
+    The two are measured in turns, and the median of each counts: other work on the machine, which comes and goes, slows
+    both down alike. The products are large enough for a GPU to take longer than starting them does.
     """
     size = 512 if device.type == "cpu" else 4096
     a = torch.randn(size, size, device=device)
     try:
-        return _seconds_of_product(a) / _seconds_of_product(a.bfloat16())
+        b = a.bfloat16()
+        both = [(_seconds_of_products(a), _seconds_of_products(b)) for _ in range(TURNS)]
     except RuntimeError:
         return 0.0
+    single, half = (statistics.median(times) for times in zip(*both, strict=True))
+    return single / half
 
 
-def _seconds_of_product(a: torch.Tensor) -> float:
-    times: list[float] = []
-    for _ in range(7):
-        start = time.perf_counter()
-        product = a
-        for _ in range(4):
-            product = a @ a
-        product[0, 0].item()  # wait for the device
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _seconds_of_products(a: torch.Tensor) -> float:
+    start = time.perf_counter()
+    product = a
+    for _ in range(4):
+        product = a @ a
+    product[0, 0].item()  # wait for the device
+    return time.perf_counter() - start
 
 
 # --- compilation ------------------------------------------------------------------------------------------------------
@@ -138,6 +143,7 @@ def compile_blocks(module: nn.Module, *, dynamic: bool) -> None:
     number of networks. With `dynamic` that is one for all numbers of images and tokens; else one for each, which is
     faster.
     """
+    _start_compiler()
     torch._dynamo.config.recompile_limit = 64  # shapes and gradients of all roles share the code of one block
     for block in _blocks(module):
         block.compile(dynamic=dynamic)
@@ -149,11 +155,28 @@ def _blocks(module: nn.Module) -> list[Block]:
 
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works on this device: a small function is compiled and run."""
+    _start_compiler()
     try:
         doubled = torch.compile(_doubled)(torch.ones(8, device=device))
     except Exception:  # whatever the compiler's tool chain raises, the answer is no
         return False
     return bool((doubled == 2).all())
+
+
+def _start_compiler() -> None:
+    """Start the processes that torch compiles in, so that Ctrl-C in a terminal, which reaches all, is not for them.
+
+    Without this they die of it, each with its traceback, while the training still wants to save. They inherit that the
+    signal is blocked; in this process it is not, a moment later.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        module = importlib.import_module("torch._inductor.async_compile")  # before torch 2.8, the import starts them
+        getattr(module, "maybe_warm_pool", lambda: None)()
+    except ImportError:  # another build of torch: then there is nothing to start
+        pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _doubled(x: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """The errors that reach a person, and how the names in them are written.
 
 A `UserError` is wrong input: the command prints its single line and exits with 2. Its text names the file or
-option, says what is wrong and how to mend it. `TrainingAborted` is a training that cannot go on (exit code 3).
+option, says what is wrong and how to mend it. `TrainingAborted` is a training that cannot go on (exit code 3), and
+`Interrupted` one that a signal has ended (143 for SIGTERM, 130 for Ctrl-C).
 
 Files may have any name: with line breaks in it, or bytes that are no UTF-8, which Python holds as lone surrogates that
 no terminal and no file takes. `printable` writes them as they are escaped in Python, `quoted` as a shell reads them.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["TrainingAborted", "UserError", "placeholder", "printable", "quoted", "reason", "writing"]
+__all__ = ["Interrupted", "TrainingAborted", "UserError", "placeholder", "printable", "quoted", "reason", "writing"]
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, line breaks, what changes the direction of writing, and lone surrogates."""
@@ -31,6 +32,14 @@ class UserError(ValueError):
 
 class TrainingAborted(RuntimeError):
     """Training met non-finite numbers or a collapse that it cannot leave. Exit code 3."""
+
+
+class Interrupted(Exception):
+    """A signal ended the training; what there was to save is saved. `signal` is its number."""
+
+    def __init__(self, signal: int, line: str) -> None:
+        super().__init__(line)
+        self.signal = signal
 
 
 def printable(text: object) -> str:

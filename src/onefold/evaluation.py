@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from onefold import __version__, sampling
-from onefold.compute import Precision, sampling_context
+from onefold.compute import sampling_context
 from onefold.data import read_all
 from onefold.data.messages import count_text
 from onefold.errors import UserError, quoted
@@ -47,6 +47,7 @@ from onefold.networks.base import Network
 from onefold.pictures.grids import encode_decode
 from onefold.pixels import to_float
 from onefold.sampling import Sampler
+from onefold.settings import Precision
 from onefold.training.run import Run, load_run
 from onefold.verifier import Verifier
 

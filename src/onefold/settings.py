@@ -14,9 +14,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from onefold.errors import UserError, placeholder, reason
 
-__all__ = ["check", "from_file", "from_json", "override", "to_json", "with_new_defaults"]
+__all__ = ["Precision", "check", "from_file", "from_json", "override", "to_json", "with_new_defaults"]
 
 T = TypeVar("T")
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Of matrix products; auto: bfloat16 where it is at least twice as fast."""
 
 
 def to_json(value: Any) -> str:

@@ -1,21 +1,16 @@
-"""`onefold data inspect`, `convert` and `stats`."""
+"""`onefold data inspect`, `convert` and `stats`.
+
+What needs torch is imported where it is used, so that `--help` does without it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from tyro.conf import Positional
 
-from onefold import data, metrics
 from onefold.commands.terminal import console
-from onefold.data.messages import count_text, shape_text
-from onefold.data.source import check_output
 from onefold.errors import UserError, printable, writing
-from onefold.extractor import extractor_for
-from onefold.pictures.grids import save_png
-from onefold.training.log import ImageProgress
-from onefold.training.run import load_run
 
 __all__ = ["convert", "inspect", "stats"]
 
@@ -33,6 +28,12 @@ def inspect(
         labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
         sheet: Also write a contact sheet of 64 images to this PNG file.
     """
+    import numpy as np
+
+    from onefold import data
+    from onefold.data.source import check_output
+    from onefold.pictures.grids import save_png
+
     if sheet is not None:
         check_output(sheet, ".png", source)
     console.print("\n".join(data.describe(data.inspect(source, sample=None if all else 2000, labels_from=labels_from))))
@@ -68,6 +69,10 @@ def convert(
         labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
         quiet: No progress bar.
     """
+    from onefold import data
+    from onefold.data.messages import count_text, shape_text
+    from onefold.training.progress import ImageProgress
+
     with ImageProgress("converting", 1, quiet=quiet) as bar:
         wanted = size if height is None else (height, size)
         done = data.convert(
@@ -106,6 +111,12 @@ def stats(
         unreadable: Stop at an image that cannot be read, or leave it out.
         labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
     """
+    from onefold import data, metrics
+    from onefold.data.messages import count_text
+    from onefold.data.source import check_output
+    from onefold.extractor import extractor_for
+    from onefold.training.run import load_run
+
     if features is not None and run is not None:
         raise UserError("--run: cannot go with --features; choose one")
     check_output(out, ".safetensors", source)
@@ -124,6 +135,8 @@ def stats(
 
 def _check_statistics(path: Path) -> None:
     """Refuse to replace what is none: weights and feature extractors are .safetensors too."""
+    from onefold import metrics
+
     try:
         metrics.Moments.load(path)
     except UserError as error:
@@ -131,6 +144,8 @@ def _check_statistics(path: Path) -> None:
 
 
 def _report_skipped(names: Sequence[str], notes: Sequence[str] = ()) -> None:
+    from onefold.data.messages import count_text
+
     for note in notes:
         console.print(f"note: {note}")
     if names:

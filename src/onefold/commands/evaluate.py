@@ -6,13 +6,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from onefold import evaluation, metrics
 from onefold.commands import tables
 from onefold.commands.images import verifier_factory
 from onefold.commands.terminal import console, discard
-from onefold.compute import Precision, resolve_device
 from onefold.errors import writing
-from onefold.training.run import load_run
+from onefold.settings import Precision
 
 __all__ = ["evaluate"]
 
@@ -68,6 +66,10 @@ def evaluate(
         json: Print the record as JSON.
         quiet: Print nothing but the record.
     """
+    from onefold import evaluation, metrics  # only here, since they load torch
+    from onefold.compute import resolve_device
+    from onefold.training.run import load_run
+
     loaded = load_run(run, data=data, test_data=test_data)
     sampler = loaded.config.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
     verifier = verifier_factory(run, best_of=best_of, resample=resample)

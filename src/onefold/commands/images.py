@@ -1,26 +1,25 @@
-"""`onefold sample` and `onefold reconstruct`."""
+"""`onefold sample` and `onefold reconstruct`.
+
+What needs torch is imported where it is used, so that `--help` does without it.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import tyro
 from tyro.conf import Positional
 
 from onefold.commands.terminal import console
-from onefold.compute import Precision, resolve_device, sampling_context
-from onefold.data.messages import count_text
-from onefold.data.parallel import map_ordered
 from onefold.errors import UserError, printable
-from onefold.networks.base import Network, NetworkConfig
-from onefold.networks.ratio import RatioNet
-from onefold.pictures.grids import grid, save_png
-from onefold.reconstruction import write_reconstructions
-from onefold.sampling import check_guidance, resolve_labels
-from onefold.training.run import load_run
-from onefold.verifier import Verifier
+from onefold.settings import Precision
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onefold.networks.base import Network, NetworkConfig
+    from onefold.verifier import Verifier
 
 __all__ = ["reconstruct", "sample", "verifier_factory"]
 
@@ -31,7 +30,7 @@ WRITERS = 2
 def sample(
     run: Positional[Path],
     /,
-    n: int | None = None,
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     out: Path | None = None,
     labels: tuple[str, ...] | None = None,
     steps: int | None = None,
@@ -49,7 +48,7 @@ def sample(
 ) -> None:
     """Generate images with a run's network.
 
-    Example: onefold sample runs/digits --n 100 --steps 50 --labels 3 --out threes.png
+    Example: onefold sample runs/digits -n 100 --steps 50 --labels 3 --out threes.png
 
     Args:
         run: A run's folder, a saved network's folder, or a network on the hub (owner/name).
@@ -72,6 +71,13 @@ def sample(
             where it is at least twice as fast.
         compiled: Compile the network, which takes some 20 seconds the first time.
     """
+    from onefold.compute import resolve_device, sampling_context
+    from onefold.data.messages import count_text
+    from onefold.networks.base import Network
+    from onefold.pictures.grids import grid, save_png
+    from onefold.sampling import check_guidance, resolve_labels
+    from onefold.training.run import load_run
+
     network = load_run(run).network if (run / "checkpoints").is_dir() else Network.from_pretrained(run)
     sampler = network.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
     n = n if n is not None else len(labels) if labels is not None and len(labels) > 1 else 64
@@ -124,21 +130,23 @@ def _file_word(name: str, label: int) -> str:
 
 def _write_each(
     folder: Path,
-    batches: Iterable[np.ndarray],
+    batches: "Iterable[np.ndarray]",
     seed: int,
     labels: list[int] | None,
     names: list[str] | None,
     origin: dict[str, Any],
 ) -> None:
     """A PNG file for each image, written by threads while the next batches are sampled."""
+    from onefold.data.parallel import map_ordered
+    from onefold.pictures.grids import save_png
 
-    def numbered() -> Iterator[tuple[int, np.ndarray]]:
+    def numbered() -> "Iterator[tuple[int, np.ndarray]]":
         start = 0
         for images in batches:
             yield start, images
             start += len(images)
 
-    def write(batch: tuple[int, np.ndarray]) -> None:
+    def write(batch: "tuple[int, np.ndarray]") -> None:
         start, images = batch
         for k, image in enumerate(images, start):
             label, seeded = "", {**origin, "seed": seed + k, "label": "none"}
@@ -166,12 +174,15 @@ def reconstruct(
         images: Image files of the network's size, or a data source (folder, .zip, …; its first 30 images).
         out: PNG file to write. Default: RUN-reconstructions.png, here.
     """
+    from onefold.data.messages import count_text
+    from onefold.reconstruction import write_reconstructions
+
     path = out or Path(f"{_name(run)}-reconstructions.png")
     psnr, count = write_reconstructions(run, images, path)
     console.print(printable(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB"))
 
 
-def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) -> Callable[[Network], Verifier] | None:
+def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) -> "Callable[[Network], Verifier] | None":
     """What makes the verifier of a network with the run's ratio network; None if none is wanted."""
     if best_of is None and resample is None:
         return None
@@ -183,6 +194,9 @@ def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) ->
         raise UserError(f"{option}: {count} is not positive; give at least 1")
     if not (run / "ratio").is_dir():
         raise UserError(f"{option}: {run} has no ratio network; give a run that `onefold onestep` made")
+    from onefold.networks.ratio import RatioNet
+    from onefold.verifier import Verifier
+
     ratio = RatioNet.from_pretrained(run / "ratio")
     choice = "best" if best_of is not None else "resample"
     return lambda network: Verifier(network, ratio.to(network.device), count, choice)

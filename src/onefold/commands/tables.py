@@ -1,18 +1,19 @@
 """Tables and lines for people at a terminal."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from onefold import evaluation
 from onefold.errors import printable, quoted
-from onefold.estimate import Estimate
-from onefold.training.config import Config
-from onefold.training.run import Run
 
-__all__ = ["duration", "show_commands", "show_estimate", "show_record", "show_run"]
+if TYPE_CHECKING:
+    from onefold.estimate import Estimate
+    from onefold.training.config import Config
+    from onefold.training.run import Run
+
+__all__ = ["duration", "show_estimate", "show_record", "show_run"]
 
 DEVICES = (8, 64)
 """Numbers of devices for which `show_estimate` divides the time of one."""
@@ -26,29 +27,55 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def show_commands(console: Console, commands: Mapping[str, Callable[..., None]]) -> None:
-    """The overview that `onefold --help` prints."""
-    console.print("onefold: image generators as one network, trained in one run, sampled in one step\n")
-    width = max(map(len, commands))
-    for name, function in commands.items():
-        line = (function.__doc__ or "").strip().splitlines()[0]
-        console.print(f"  {name:<{width}} {line}", markup=False)
-    console.print("\n`onefold COMMAND --help` shows a command's options and an example.", markup=False)
-
-
-def show_run(console: Console, run: Run) -> None:
+def show_run(console: Console, run: "Run") -> None:
     """What a finished training leaves."""
     history = run.history
     if history:
         last = history[-1]
         names = ("reconstruction", "denoising", "ratio", "student")
         losses = "  ".join(f"{name} {last[name]:.4f}" for name in names if last.get(name) is not None)
-        shown = (f"{last['images']:,} images", losses, f"{last['images_per_second']:,.0f} images/s")
+        speed = _speed_of(history)
+        shown = (f"{last['images']:,} images", losses, "" if speed is None else f"{speed:,.0f} images/s on average")
         console.print("; ".join(part for part in shown if part))
+    for caution in _cautions(run):
+        console.print(caution)
+    from onefold import evaluation  # only here, since it loads torch
+
     train, test = run.open_data()
     measurable = len(train) >= evaluation.LEAST_IMAGES and len(test) >= evaluation.LEAST_TEST_IMAGES
     following = f"onefold {'evaluate' if measurable else 'sample'} {quoted(run.folder)}"
     console.print(printable(f"run: {run.folder}; pictures: {run.folder / 'samples'}; next: {following}"))
+
+
+def _speed_of(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """Images per second over a whole log, compilation and slow beginnings included, pictures and checkpoints not."""
+    images, seconds, before = 0, 0.0, 0
+    for line in history:
+        speed = line.get("images_per_second")
+        if speed:
+            images += line["images"] - before
+            seconds += (line["images"] - before) / speed
+        before = line["images"]
+    return images / seconds if seconds else None
+
+
+def _cautions(run: "Run") -> list[str]:
+    """What a short run cannot show."""
+    training, history = run.config.training, run.history
+    found: list[str] = []
+    if run.length <= training.warmup:
+        found.append(
+            f"Too short to judge: its {run.length:,} images end within the warm-up of {training.warmup:,}, before the "
+            "learning rate is what it should be; --images makes it longer"
+        )
+    if len(history) < 2:
+        found.append(f"One line of the log: no curves; --training.log-every is {training.log_every:,} images")
+    elif sum(bool(line.get("health") or line.get("onestep")) for line in history) == 1:
+        found.append(
+            f"Health was measured once, so that nothing is known of its course; --training.health-every is "
+            f"{training.health_every:,} images"
+        )
+    return found
 
 
 def show_record(console: Console, record: Mapping[str, Any]) -> None:
@@ -102,7 +129,7 @@ def _intervals(record: Mapping[str, Any]) -> str:
     return f"at 95 %: {texts[0]}; real {texts[1]}"
 
 
-def show_estimate(console: Console, name: str, config: Config, cost: Estimate) -> None:
+def show_estimate(console: Console, name: str, config: "Config", cost: "Estimate") -> None:
     """What a recipe costs."""
     table = Table(box=None, pad_edge=False, show_header=False)
     network = config.network

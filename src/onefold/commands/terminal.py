@@ -1,16 +1,18 @@
-"""What the commands share: what they print on, and what they refuse alike."""
+"""What the commands share: what they print on, and what they refuse alike.
+
+What needs torch is imported where it is used, so that `--help` does without it.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from onefold.errors import UserError
-from onefold.networks.base import NETWORKS
-from onefold.recipes import RECIPES
-from onefold.training import loop
-from onefold.training.checkpoint import checkpoints
-from onefold.training.config import Config
-from onefold.training.run import Run
+
+if TYPE_CHECKING:
+    from onefold.training.config import Config
+    from onefold.training.run import Run
 
 __all__ = [
     "check_resume_options",
@@ -34,17 +36,21 @@ def recipe_first(command: str, arguments: Sequence[str], *instead: str) -> tuple
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], list(arguments[1:])
     if not {*instead, "--help", "-h"} & set(arguments):
+        from onefold.recipes import RECIPES
+
         known = ", ".join(RECIPES)
         raise UserError(f"{command}: give a recipe first, one of {known}; see `onefold {command} --help`")
     return None, list(arguments)
 
 
-def with_architecture(config: Config, architecture: str | None) -> Config:
+def with_architecture(config: "Config", architecture: str | None) -> "Config":
     """The configuration of the architecture that is wanted, if one is; its name may have hyphens.
 
     Raises:
         UserError: no such network is registered.
     """
+    from onefold.networks.base import NETWORKS
+
     if architecture is None:
         return config
     name = architecture.replace("-", "_")
@@ -55,9 +61,12 @@ def with_architecture(config: Config, architecture: str | None) -> Config:
 
 
 def resume_run(
-    run: Run, images: int | None = None, *, data: str | None = None, test_data: str | None = None, quiet: bool
-) -> Run:
+    run: "Run", images: int | None = None, *, data: str | None = None, test_data: str | None = None, quiet: bool
+) -> "Run":
     """A run, trained to its end, or on to `images`; says so if it had reached it before. Its data may have moved."""
+    from onefold.training import loop
+    from onefold.training.checkpoint import checkpoints
+
     saved = checkpoints(run.folder)
     if images is None and saved and int(saved[-1].name) >= run.length and not quiet:
         cure = "--images with a larger number makes it longer"

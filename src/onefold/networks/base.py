@@ -417,6 +417,8 @@ class Network(nn.Module):
         folder = folder / "model" if (folder / "model").is_dir() else folder
         if not (folder / "config.json").is_file():
             raise UserError(f"{source}: no config.json there; give the folder of a run or of a saved network")
+        if not (folder / "model.safetensors").is_file():
+            raise UserError(f"{source}: no model yet (no model.safetensors); a run has one after its first checkpoint")
         network = build(settings.from_file(NetworkConfig, folder / "config.json"))
         if (folder / "sampler.json").is_file():  # a network saved by hand may lack it
             network.sampler = settings.from_file(sampling.Sampler, folder / "sampler.json")

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from onefold.errors import TrainingAborted, UserError
+from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.files import locked
 from onefold.studies import figures, table
 from onefold.studies.study import Study, Trial, begin, check, explain_disk_errors
 from onefold.studies.trials import run_trials
-from onefold.training.interruption import Interrupted
 
 __all__ = ["run_study"]
 

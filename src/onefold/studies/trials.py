@@ -22,7 +22,7 @@ import torch
 from onefold import settings
 from onefold.compute import resolve_device
 from onefold.data import read_all
-from onefold.errors import TrainingAborted, UserError
+from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.evaluation import evaluate
 from onefold.files import write_whole
 from onefold.metrics import spectrum
@@ -30,7 +30,7 @@ from onefold.pixels import to_float
 from onefold.studies.study import Trial
 from onefold.training.checkpoint import checkpoints
 from onefold.training.datasets import open_data
-from onefold.training.interruption import Interrupted, Interruption
+from onefold.training.interruption import Interruption
 from onefold.training.loop import train
 from onefold.training.run import Run
 

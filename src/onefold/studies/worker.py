@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 
 from onefold import settings
-from onefold.errors import UserError
+from onefold.errors import Interrupted, UserError
 from onefold.studies.study import Arm, Trial, explain_disk_errors
 from onefold.studies.trials import run_trial
 from onefold.training.config import Config
-from onefold.training.interruption import Interrupted
 
 
 def main() -> int:

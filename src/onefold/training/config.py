@@ -17,6 +17,7 @@ from onefold.objectives.self_distillation import SelfDistillation
 from onefold.objectives.two_stages import TwoStages
 from onefold.sampling import Sampler
 from onefold.schedule import Schedule
+from onefold.settings import Precision
 
 __all__ = ["Config", "DataConfig", "TrainingConfig"]
 
@@ -59,7 +60,7 @@ class TrainingConfig(Schedule):
     """Images for each optimizer step, however they are split up."""
     micro_batch: int | None = None
     """Images for each forward and backward pass; smaller ones need less memory. None: the whole batch."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of matrix products; norms, losses, parameters and averages are float32 in any case."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the blocks with torch.compile, which takes half a minute. auto: for long runs, where it can be done."""

@@ -1,18 +1,17 @@
 """The wish to stop: SIGTERM and Ctrl-C become a request, so that a training can save before it ends."""
 
+import contextlib
 import signal
+import sys
+import threading
+from collections.abc import Generator
 from types import FrameType, TracebackType
 from typing import Self
 
-__all__ = ["Interrupted", "Interruption"]
+__all__ = ["Interruption"]
 
-
-class Interrupted(Exception):
-    """A signal ended the training; everything is saved. `signal` is its number."""
-
-    def __init__(self, signal: int, line: str) -> None:
-        super().__init__(line)
-        self.signal = signal
+PATIENCE = 1.5
+"""Seconds after which somebody who wants to stop is told what that waits for."""
 
 
 class Interruption:
@@ -23,7 +22,10 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._at_once = False
         self._before: dict[int, signal.Handlers | int | None] = {}
+        self._timer = threading.Timer(PATIENCE, _say_what_it_waits_for)
+        self._timer.daemon = True
 
     def __enter__(self) -> Self:
         try:
@@ -36,10 +38,29 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._timer.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self, holds: bool = True) -> Generator[None]:
+        """Work during which there is nothing to save, if that `holds`: a signal breaks it off (KeyboardInterrupt)."""
+        if holds and self.signal:
+            raise KeyboardInterrupt
+        self._at_once = holds
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
+        if self._at_once:
+            raise KeyboardInterrupt
+        self._timer.start()
+
+
+def _say_what_it_waits_for() -> None:
+    print("onefold: finishing the step, then saving; Ctrl-C again ends at once", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a run tells: one JSON object per line in `log.jsonl`, and a progress bar for who watches.
+"""What a run tells: one JSON object per line in `log.jsonl`.
 
 The log is a pure record of the run: when a run resumes at an earlier checkpoint, lines beyond it are cut off, so that
 the file reads as if there had been no interruption (but for the times).
@@ -12,19 +12,16 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor
 
-from onefold.errors import printable, writing
+from onefold.errors import writing
 from onefold.files import write_whole
 
-__all__ = ["ImageProgress", "RunLog", "Window", "in_words", "peak_memory", "read_log", "somebody_looks"]
+__all__ = ["RunLog", "Window", "peak_memory", "read_log"]
 
 
 class RunLog:
@@ -124,58 +121,3 @@ class Window:
         window = cls()
         window.sums = {name: torch.tensor(both, dtype=torch.float32, device=device) for name, both in kept.items()}
         return window
-
-
-def in_words(means: Mapping[str, float | None]) -> str:
-    """The means of a window in a few words, for the progress bar, which tells the speed itself."""
-    told = {name: mean for name, mean in means.items() if name != "images_per_second"}
-    return "  ".join(f"{name} {mean:.4f}" for name, mean in told.items())
-
-
-def somebody_looks(quiet: bool) -> bool:
-    """Whether somebody looks at a terminal and wants to be told."""
-    return not quiet and sys.stderr.isatty()
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} images/s" if task.speed else "– images/s")
-
-
-class ImageProgress:
-    """A progress bar with images/s and time left; silent when `quiet` or when nobody watches a terminal."""
-
-    def __init__(self, title: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,}/{task.total:,}"),
-            _Speed(),
-            TimeRemainingColumn(),
-            TextColumn("left  {task.fields[note]}"),
-        )
-        self._progress = Progress(*columns, disable=not somebody_looks(quiet), speed_estimate_period=20)
-        self._task = self._progress.add_task(title, total=total, completed=done, note="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def update(self, done: int, note: str | None = None) -> None:
-        if note is None:
-            self._progress.update(self._task, completed=done)
-        else:
-            self._progress.update(self._task, completed=done, note=note)
-
-    def of(self, done: int, total: int) -> None:
-        """A callback for work that says (done, total)."""
-        self._progress.update(self._task, completed=done, total=total)
-
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        self._progress.console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -5,6 +5,7 @@
 `train` prepares a run and owns its files; `Trainer` takes the steps. All that changes weights is `training_step`.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from onefold.compute import eager, resolve_device
 from onefold.data import Loader, read_all
 from onefold.data.source import absolute
-from onefold.errors import TrainingAborted, UserError, writing
+from onefold.errors import Interrupted, TrainingAborted, UserError, writing
 from onefold.files import locked
 from onefold.networks import Network
 from onefold.pictures import curves
@@ -26,11 +27,12 @@ from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import open_data, split, with_test_part
-from onefold.training.interruption import Interrupted, Interruption
-from onefold.training.log import ImageProgress, RunLog, Window, in_words, peak_memory, somebody_looks
+from onefold.training.interruption import Interruption
+from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
 from onefold.training.phases import Phase, phase_at, phases_of
 from onefold.training.prepare import decide, fit_to_data, mirror_note
+from onefold.training.progress import ImageProgress, in_words
 from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, move_data
 from onefold.training.state import Skips, TrainingState, seeded
 from onefold.training.step import training_step
@@ -71,7 +73,7 @@ def train(
         callbacks: Called with (run, line) after each line of the log.
         resume: Continue the run in `out` from its newest complete checkpoint, with its own configuration.
         images: With `resume`, make the run longer: so many images in all (see `training.run.extend`).
-        quiet: No progress bar.
+        quiet: No progress bar, nor lines of it.
 
     Raises:
         UserError: settings, data or a folder that cannot be used.
@@ -139,12 +141,16 @@ def _new(config: Config, folder: Path, data: object, test_data: object, network:
     note = mirror_note(wanted, config)
     if note is not None and not quiet:
         print(note)
-    say = print if somebody_looks(quiet) else hush
+    say = hush if quiet else _say
     return Run(folder, decide(config, resolve_device(config.training.device), say), datasets)
 
 
 def hush(line: str) -> None:
     """Takes a line and does not print it."""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _check_fit(run: Run) -> None:
@@ -199,6 +205,8 @@ class Trainer:
         self.interruption, self.progress, self.callbacks = interruption, progress, tuple(callbacks)
         self.config, self.training = run.config, run.config.training
         self.data, self.test = run.open_data()
+        self.saved = self.images
+        """Images at the newest checkpoint; 0 before there is one."""
         self.log = RunLog(run.folder / "log.jsonl", images=self.images)
         shown, _ = read_all(self.test, np.arange(min(len(self.test), 30)))
         self.shown = shown.to(device)
@@ -215,6 +223,7 @@ class Trainer:
             workers=workers,
             device=self.device,
         ) as loader:
+            self.draw_missing()
             while not self.finished:
                 self.enter_phase()
                 self.step(loader)
@@ -222,8 +231,8 @@ class Trainer:
                     self.roll_back(loader)
                     continue
                 line = self.tell()
-                self.draw()
                 self.save_or_stop(line.get("alarm"))
+                self.draw()
 
     # --- where the run stands ---
 
@@ -238,6 +247,12 @@ class Trainer:
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` images has been reached by the last step, or the end."""
         return self.finished or self.images // every > (self.images - self.training.batch) // every
+
+    @property
+    def shows_first(self) -> bool:
+        """Whether the first tenth of the run is done by the last step, where there are pictures in any case."""
+        tenth = self.run.length / 10
+        return self.images >= tenth > self.images - self.training.batch
 
     # --- what a step consists of ---
 
@@ -254,13 +269,35 @@ class Trainer:
         """Compile what the phase trains, and look at it by its own monitor."""
         if self.training.compile == "yes":
             self.state.compile(phase)
+            self.progress.tell("compiling the network in the first steps: half a minute, or some on a busy machine")
         self.monitor: Monitor = phase.monitor(self.run, self.data, self.test, self.device, self.progress.say)
 
     def step(self, loader: Loader) -> None:
+        """A step. A signal breaks off a compiled one, which may take a minute, where there is nothing to save."""
         self.state.window.begin()
-        x, y = next(loader)
-        values = training_step(self.state, to_float(x), y, self.config)
+        compiles = self.training.compile == "yes"
+        at_once = compiles and self.images == self.saved
+        try:
+            with self.interruption.at_once(at_once):
+                x, y = next(loader)
+                values = training_step(self.state, to_float(x), y, self.config)
+        except KeyboardInterrupt as error:
+            if at_once and self.interruption.signal:
+                raise self.interrupted() from error
+            raise
+        except Exception as error:  # Ctrl-C in a terminal also ends the compilers that this process has started
+            if compiles and self.interruption.signal:
+                raise self.interrupted() from error
+            raise
         self.state.window.add(values, skipped=self.state.skips.last)
+
+    def interrupted(self) -> Interrupted:
+        """A signal has ended the training, and what there is to save is saved."""
+        at = f"at {self.saved:,} of {self.run.length:,} images, saved" if self.saved else "before its first checkpoint"
+        return Interrupted(
+            self.interruption.signal,
+            f"{self.run.folder}: stopped {at}; go on with --resume: `{self.run.resume_command}`",
+        )
 
     def gives_up(self) -> bool:
         """Whether too many steps in a row were skipped. Only here and where it logs does the host wait."""
@@ -313,12 +350,6 @@ class Trainer:
             callback(self.run, line)
         return line
 
-    def draw(self) -> None:
-        """The pictures that are due."""
-        if self.due(self.training.sample_every):
-            with eager():
-                save_grids(self.state.published, self.shown, self.run.folder, self.images)
-
     def save_or_stop(self, alarm: str | None) -> None:
         """The checkpoint that is due; after an alarm or a signal save and end the training.
 
@@ -331,11 +362,37 @@ class Trainer:
         good = self.state.counters.skipped_in_row == 0 or self.finished
         if (self.due(self.training.checkpoint_every) and good) or self.interruption.signal or stops:
             checkpoint.save(self.state, self.config, self.run.folder)
-            curves.write(self.run.history, self.run.folder / "curves.png")
+            self.saved = self.images
         if stops:
+            curves.write(self.run.history, self.run.folder / "curves.png")
             monitor, where = self.monitor, f"{self.run.folder}: {self.monitor.alarm} at {self.images:,} images"
             raise TrainingAborted(f"{where}, saved: {stops}; {monitor.cure}")
         if self.interruption.signal and not self.finished:
-            where = f"stopped at {self.images:,} of {self.run.length:,} images, saved"
-            where += f"; go on with --resume: `{self.run.resume_command}`"
-            raise Interrupted(self.interruption.signal, f"{self.run.folder}: {where}")
+            raise self.interrupted()
+
+    def draw(self) -> None:
+        """The pictures that are due, all after the checkpoint: a signal breaks them off, and resuming draws them.
+
+        Raises:
+            Interrupted: a signal.
+        """
+        first = self.shows_first
+        try:
+            with self.interruption.at_once(not self.finished):
+                if first or self.due(self.training.sample_every):
+                    with eager():
+                        save_grids(self.state.published, self.shown, self.run.folder, self.images)
+                if self.images == self.saved:
+                    curves.write(self.run.history, self.run.folder / "curves.png")
+        except KeyboardInterrupt:
+            if not self.interruption.signal or self.finished:
+                raise
+            return self.save_or_stop(None)
+        if first:
+            self.progress.tell(f"first pictures: {self.run.folder / 'samples' / f'{self.images:09d}.png'}")
+
+    def draw_missing(self) -> None:
+        """What a signal broke off, or a kill, where the run goes on."""
+        drawn = self.run.folder / "samples" / f"{self.images:09d}-reconstructions.png"
+        if self.images and not drawn.exists():
+            self.draw()
