@@ -115,7 +115,7 @@ def _name(run: Path) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def _class_name(config: NetworkConfig, label: int) -> str:
+def _class_name(config: "NetworkConfig", label: int) -> str:
     """What a class is called, in metadata; its number where it has no name."""
     if label == config.classes:
         return "no class"
