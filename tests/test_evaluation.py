@@ -397,7 +397,7 @@ def test_few_images_are_measured_or_refused_with_a_cure(tmp_path: Path, count: i
     if count >= 4:
         assert all(np.isfinite(value) for value in evaluate(finished).numbers().values())
         return
-    with pytest.raises(UserError, match="too few to measure anything; .*onefold sample") as caught:
+    with pytest.raises(UserError, match=r"too few to measure anything; .*onefold sample") as caught:
         evaluate(finished)
     assert "\n" not in str(caught.value)
 

@@ -18,8 +18,7 @@ from onefold.data.npz import list_npy, list_npz
 from onefold.data.objects import ObjectListing, source_name
 from onefold.data.parquet import list_parquet
 from onefold.data.zip import list_zip
-from onefold.errors import UserError, writing
-from onefold.files import refuse_placeholder
+from onefold.errors import UserError, placeholder, writing
 
 Reader: TypeAlias = Callable[[str, Path], object]
 """Called with (name as it was given, path) of a file; returns its images in a form that `as_dataset` takes."""
@@ -103,9 +102,8 @@ def list_source(source: str | Path) -> Listing:
     if not name or not exists(path):
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
     suffix = _suffix_of(path)
-    if path.is_file() and suffix is not None:
-        with suppress(OSError):  # which the reader names
-            refuse_placeholder(path)
+    if path.is_file() and suffix in _BUILT_IN and (what := _stand_in(path)):
+        raise UserError(f"{name}: {what}")
     if is_idx_folder(path):
         return list_idx_folder(name, path)
     if path != _expanded(name) and suffix not in _WITH_PARTS:
@@ -115,6 +113,13 @@ def list_source(source: str | Path) -> Listing:
     if suffix is None:
         raise UserError(f"{name}: not a kind of file that holds a data set; give {_known_kinds()}")
     return _as_listing(_READERS[suffix](name, path), name)
+
+
+def _stand_in(path: Path) -> str | None:
+    """What a file only stands for another as; what cannot be opened or is empty its reader names."""
+    with suppress(OSError), path.open("rb") as file:
+        return placeholder(file.read(512))
+    return None
 
 
 def exists(path: Path) -> bool:
