@@ -143,8 +143,10 @@ def test_what_only_stands_for_a_file_is_recognised(start: str, tmp_path: Path):
             with pytest.raises(UserError, match=words):
                 onefold.OneFold.from_pretrained(tmp_path / "net")
         (tmp_path / "net" / name).write_bytes(whole)
-    for name in ("a.zip", "a.npz", "a.parquet", "a.safetensors", "a.pt"):
+    for name in ("a.safetensors", "a.pt", "a.zip", "a.npz", "a.parquet"):
         (tmp_path / name).write_text(start)
+        if not start and name == "a.zip":
+            words = "whole zip|npz|parquet|empty"  # in the words of each reader
         opened = onefold.metrics.from_file if name in ("a.safetensors", "a.pt") else open_dataset
         with pytest.raises(UserError, match=words):
             opened(tmp_path / name)

@@ -19,8 +19,7 @@ from onefold.data.objects import ObjectListing, source_name
 from onefold.data.parts import part_of
 from onefold.data.tables import is_table_folder, list_table, list_table_folder
 from onefold.data.zip import list_zip
-from onefold.errors import UserError, writing
-from onefold.files import refuse_placeholder
+from onefold.errors import UserError, placeholder, writing
 
 Reader: TypeAlias = Callable[[str, Path], object]
 """Called with (name as it was given, path) of a file; returns its images in a form that `as_dataset` takes."""
@@ -116,9 +115,8 @@ def list_source(source: str | Path, labels_from: str | None = None) -> Listing:
     if not name or not exists(path):
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
     suffix = _suffix_of(path)
-    if path.is_file() and suffix is not None:
-        with suppress(OSError):  # which the reader names
-            refuse_placeholder(path)
+    if path.is_file() and suffix in _BUILT_IN and (what := _stand_in(path)):
+        raise UserError(f"{name}: {what}")
     if path.is_dir() and suffix not in _READERS:  # some formats are folders
         return _folder_reader(path)(name, path, labels_from)
     if path != _expanded(name) and suffix not in _WITH_PARTS:
@@ -137,6 +135,13 @@ def _folder_reader(path: Path) -> BuiltIn:
     if is_idx_folder(path):
         return list_idx_folder
     return list_table_folder if is_table_folder(path) else list_folder
+
+
+def _stand_in(path: Path) -> str | None:
+    """What a file only stands for another as; what cannot be opened or is empty its reader names."""
+    with suppress(OSError), path.open("rb") as file:
+        return placeholder(file.read(512))
+    return None
 
 
 def exists(path: Path) -> bool:
