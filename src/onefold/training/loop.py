@@ -5,7 +5,6 @@
 `train` prepares a run and owns its files; `Trainer` takes the steps. All that changes weights is `training_step`.
 """
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from onefold.training.datasets import open_data, split, with_test_part
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
-from onefold.training.phases import Phase, phase_at, phases_of
+from onefold.training.phases import Phase, Say, phase_at, phases_of
 from onefold.training.prepare import decide, fit_to_data, mirror_note
 from onefold.training.progress import ImageProgress, in_words
 from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, move_data
@@ -83,6 +82,7 @@ def train(
     if test_data is not None and data is None:
         raise UserError("test_data: goes with data; for data that the configuration names, set data.test")
     folder = Path(out) if out else Path("runs") / (config.recipe if config else "")
+    told: list[str] = []
     if resume:
         if network is not None:
             raise UserError(f"network: the run in {folder} goes on with its own weights; leave it out")
@@ -95,7 +95,7 @@ def train(
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
     else:
-        run = _new(config, folder, data, test_data, network, quiet=quiet)
+        run = _new(config, folder, data, test_data, network, told.append)
         if network is None and run.config.start:
             network = Network.from_pretrained(run.config.start)
         if network is not None:  # what is wrong is said before anything is written
@@ -116,11 +116,13 @@ def train(
             Interruption() as interruption,
             ImageProgress("training", run.length, done=state.counters.images, quiet=quiet) as progress,
         ):
+            for line in told:
+                progress.tell(line)
             Trainer(run, state, device, interruption, progress, tuple(callbacks)).train()
     return run
 
 
-def _new(config: Config, folder: Path, data: object, test_data: object, network: Network | None, *, quiet: bool) -> Run:
+def _new(config: Config, folder: Path, data: object, test_data: object, network: Network | None, say: Say) -> Run:
     """A new run, fitted to its data and its machine; nothing is written yet."""
     if data is None and test_data is None:
         datasets = open_data(config.data)
@@ -139,18 +141,9 @@ def _new(config: Config, folder: Path, data: object, test_data: object, network:
         config = replace(config, network=network.config, start=config.start or "a network in memory")
     wanted, config = config, fit_to_data(config, datasets[0])
     note = mirror_note(wanted, config)
-    if note is not None and not quiet:
-        print(note)
-    say = hush if quiet else _say
+    if note is not None:
+        say(note)
     return Run(folder, decide(config, resolve_device(config.training.device), say), datasets)
-
-
-def hush(line: str) -> None:
-    """Takes a line and does not print it."""
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _check_fit(run: Run) -> None:

@@ -1,7 +1,7 @@
 """The progress of long work, for who watches: a bar in a terminal or a notebook, lines anywhere else.
 
-Into a pipe, a file or the log of a cluster's job goes a line at the start and then one whenever `SECONDS` have passed
-or `SHARE` of the work is done, so that nobody waits for minutes without a sign. All of it goes to standard error.
+Into a pipe, a file or the log of a cluster's job goes a line after the first step, and then one whenever `SECONDS` have
+passed or `SHARE` of the work is done, so that nobody waits for minutes without a sign. All goes to standard error.
 """
 
 import sys
@@ -56,7 +56,6 @@ class ImageProgress:
 
     def __enter__(self) -> Self:
         self._display.start()
-        self._display.show(self.done, self.total, self.note)
         return self
 
     def __exit__(
