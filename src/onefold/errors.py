@@ -1,7 +1,7 @@
-"""The errors that reach a person.
+"""The errors that reach the user.
 
-A `UserError` is wrong input: the command prints its single line and exits with 2. Its text names the file or
-option, says what is wrong and how to mend it. `TrainingAborted` is a training that cannot go on (exit code 3).
+A `UserError` reports wrong input: the command prints its single line and exits with code 2. Its text names the file or
+option and says what is wrong and how to fix it. `TrainingAborted` means that training cannot continue (exit code 3).
 """
 
 import errno
@@ -15,19 +15,19 @@ __all__ = ["TrainingAborted", "UserError", "reason", "writing"]
 
 
 class UserError(ValueError):
-    """Wrong input; `str(error)` is one line that names the cause and the cure. Exit code 2."""
+    """Wrong input; `str(error)` is one line that names the cause and the remedy. Exit code 2."""
 
 
 class TrainingAborted(RuntimeError):
-    """Training met non-finite numbers or a collapse that it cannot leave. Exit code 3."""
+    """Training met non-finite values or a collapse from which it cannot recover. Exit code 3."""
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """An error's message, on one line."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "no space left on the disk"
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return "a file stands where a folder belongs"
+        return "a file is where a folder should be"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
