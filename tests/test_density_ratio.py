@@ -449,7 +449,7 @@ def test_draws_come_from_the_generator():
         ({"divergence": "kl"}, "ratio.divergence: 'kl' is not one of reverse_kl, jensen_shannon"),
         ({"penalty_step": 0.0}, "ratio.penalty_step: 0.0 is not positive"),
         ({"penalty": -1.0}, "ratio.penalty: -1.0 is not 0 or more"),
-        ({"t_max": 1.5}, "ratio.t_max: 1.5 is not within 0 to 1"),
+        ({"t_max": 1.5}, "ratio.t_max: 1.5 is not between 0 and 1"),
     ],
 )
 def test_wrong_options_are_refused(change: dict[str, object], says: str):

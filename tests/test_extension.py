@@ -152,6 +152,6 @@ def test_a_new_run_has_its_length_in_its_configuration(tmp_path: Path):
 
 def test_a_run_that_another_process_trains_stays_as_it_is(run: onefold.Run):
     before = described(run.folder)
-    with locked(run.folder), pytest.raises(UserError, match="another process works in this folder"):
+    with locked(run.folder), pytest.raises(UserError, match="another process is working in this folder"):
         train(None, run.folder, resume=True, images=320, quiet=True)
     assert described(run.folder) == before

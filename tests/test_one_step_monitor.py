@@ -282,10 +282,10 @@ LOW = {"diversity": 0.5}
         (made_up(LOW, {}), None),
         (made_up(LOW, {}, LOW), None),
         (made_up(LOW, LOW, {}), None),
-        (made_up({}, LOW, LOW), "diversity is 0.5, not within 0.6 to 1.5"),
+        (made_up({}, LOW, LOW), "diversity is 0.5, outside 0.6 to 1.5"),
         (made_up(LOW, LOW, LOW), "diversity"),
         (made_up(LOW, None, LOW), "diversity"),
-        (made_up(LOW, {"diversity": 1.7}), "diversity is 1.7, not within 0.6 to 1.5"),
+        (made_up(LOW, {"diversity": 1.7}), "diversity is 1.7, outside 0.6 to 1.5"),
         (made_up(LOW, {"contrast": 0.1}), None),
         (made_up(LOW, {**LOW, "contrast": 0.1}), "diversity"),
         (made_up({"contrast": 0.1, **LOW}, {"contrast": 0.1, **LOW}), "contrast"),
@@ -304,7 +304,7 @@ def test_each_bound_is_one_of_its_own(name: str, side: int):
     assert departure(made_up({name: bound}, {name: bound})) is None
     assert departure(made_up({name: inside}, {name: inside})) is None
     found = departure(made_up({name: out}, {name: out}))
-    assert found == f"{name} is {out:.3g}, not within {BOUNDS[name][0]:g} to {BOUNDS[name][1]:g}"
+    assert found == f"{name} is {out:.3g}, outside {BOUNDS[name][0]:g} to {BOUNDS[name][1]:g}"
     lines = made_up({name: out}, {name: out})
     for line in lines:
         line.get("onestep", {}).pop(name, None)

@@ -577,7 +577,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("given --onestep.critic-warmup 48", nothing, "onestep.critic_warmup: 48 images leave none of 48 for"),
     ("given --onestep.selection 1", nothing, "onestep.selection: 1 sample has no distance"),
     ("given --onestep.selection -1", nothing, "onestep.selection: -1 is not 0 or more"),
-    ("given --onestep.codec-share 2", nothing, "onestep.codec_share: 2.0 is not within 0 to 1"),
+    ("given --onestep.codec-share 2", nothing, "onestep.codec_share: 2.0 is not between 0 and 1"),
     ("given --onestep.ratio.divergence kl", nothing, "onestep given: ratio.divergence: 'kl' is not one of reverse_kl"),
     ("given --onestep.critic-updates 0", nothing, "onestep.critic_updates: 0 is not positive"),
     ("given --images 0", nothing, "training.images: 0 is not positive"),

@@ -101,8 +101,8 @@ def test_few_images_are_moved_and_warned_of(monkeypatch: pytest.MonkeyPatch):
     at_rate(monkeypatch, 1e11)
     few, many = planned(noise(100, 16, 16, 1)), planned(np.zeros((2_000, 16, 16, 1), np.uint8))
     assert few.config.objective.shift > 0 == many.config.objective.shift
-    assert any("learned by heart" in reason for reason in few.reasons)
-    assert not any("learned by heart" in reason for reason in many.reasons)
+    assert any("memorised" in reason for reason in few.reasons)
+    assert not any("memorised" in reason for reason in many.reasons)
     assert not few.config.objective.flip, "nobody has said that left and right are alike"
 
 
@@ -161,7 +161,7 @@ REFUSED = [
     (["auto"], "train auto: give your images with --data"),
     (["auto", "--data", "missing.zip"], "missing.zip: no such file or folder"),
     (["auto", "--data", "digits", "--minutes", "soon"], "--minutes: 'soon' is not a number"),
-    (["auto", "--data", "digits", "--minutes", "0"], "--minutes: 0 is too short a training"),
+    (["auto", "--data", "digits", "--minutes", "0"], "--minutes: 0 is too short"),
     (["digits", "--minutes", "3"], "--minutes: belongs to the recipe auto"),
 ]
 

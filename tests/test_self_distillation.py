@@ -454,8 +454,8 @@ def test_reconstruction_errors_by_hand():
     ("changes", "text"),
     [
         ({"draws": 0}, "objective.draws: 0 is not positive"),
-        ({"label_dropout": 1.1}, "objective.label_dropout: 1.1 is not within 0 to 1"),
-        ({"decoder_noise": -0.1}, "objective.decoder_noise: -0.1 is not within 0 to 1"),
+        ({"label_dropout": 1.1}, "objective.label_dropout: 1.1 is not between 0 and 1"),
+        ({"decoder_noise": -0.1}, "objective.decoder_noise: -0.1 is not between 0 and 1"),
         ({"decoder_noise_from": math.nan}, "objective.decoder_noise_from: nan is not"),
     ],
 )

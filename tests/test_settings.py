@@ -176,11 +176,11 @@ REFUSED = [
     ('{"inner": {"a": 1, "b": NaN}}', "not readable as JSON"),
     ('{"inner": {"a": 1, "b": -Infinity}}', "not readable as JSON"),
     ('{"inner": {"a": 1, "b": 1e999}}', "inner: b: inf is not a finite number"),
-    ("[]", "[] where a group of settings belongs"),
+    ("[]", "[] is not a group of settings"),
     ("{}", "setting 'inner' is missing"),
     ('{"inner": {}}', "inner: setting 'a' is missing"),
-    ('{"inner": 3}', "inner: 3 where a group of settings belongs"),
-    ('{"inner": null}', "inner: None where a group of settings belongs"),
+    ('{"inner": 3}', "inner: 3 is not a group of settings"),
+    ('{"inner": null}', "inner: None is not a group of settings"),
     ('{"inner": {"a": 1, "c": 2}}', "inner: unknown setting 'c'; Inner has a, b"),
     ('{"inner": {"a": 1}, "Kind": "x"}', "unknown setting 'Kind'; Outer has inner, kind"),
     ('{"inner": {"a": 1.5}}', "inner: a: 1.5 is not of type int"),
@@ -257,7 +257,7 @@ def test_a_group_may_be_changed_as_a_whole():
     assert own.onestep.schedule is schedule
     assert override(own, {"onestep.schedule": None}) == Config()
     assert from_json(Config, to_json(own), "config.json") == own
-    with pytest.raises(UserError, match=r"^onestep\.schedule: .* where a group of settings belongs"):
+    with pytest.raises(UserError, match=r"^onestep\.schedule: .* is not a group of settings"):
         override(Config(), {"onestep.schedule": SelfDistillation()})
 
 
@@ -271,7 +271,7 @@ def test_a_group_may_be_changed_as_a_whole():
         ({"training.batch": True}, "training.batch: True is not of type int"),
         ({"training.batch": 0}, "training.batch: 0 is not positive"),
         ({"objective.target": "teacher"}, "objective.target: 'teacher' is not one of 'ema'"),
-        ({"objective.time": 3}, "objective.time: 3 where a group of settings belongs"),
+        ({"objective.time": 3}, "objective.time: 3 is not a group of settings"),
         ({"training": NetworkConfig()}, "training: NetworkConfig("),
         ({"training.seed": NetworkConfig()}, "training.seed: NetworkConfig("),
         ({"": 3}, ": no such setting"),

@@ -267,6 +267,6 @@ def test_wrong_arguments_are_refused(tmp_path: Path, change: dict[str, Any], say
 def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path):
     (tmp_path / "file").write_text("")
     said: list[str] = []
-    with pytest.raises(UserError, match=r"file: cannot be written \(a file stands where a folder belongs\)"):
+    with pytest.raises(UserError, match=r"file: cannot be written \(a file is where a folder should be\)"):
         run_bias(tmp_path / "file", **TINY, say=said.append)
     assert said == []

@@ -416,5 +416,5 @@ def test_what_was_measured_at_the_beginning_holds_for_the_whole_study(tmp_path: 
 
 
 def test_two_processes_cannot_work_on_one_study(tmp_path: Path):
-    with locked(tmp_path), pytest.raises(UserError, match="another process works in this folder"):
+    with locked(tmp_path), pytest.raises(UserError, match="another process is working in this folder"):
         run_study(tiny(), tmp_path)

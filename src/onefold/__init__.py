@@ -9,9 +9,9 @@
     z = run.network.encode(onefold.to_tensor(images))               # float (B, C, H, W) in [-1, 1] -> (B, N, D)
     again = onefold.to_images(run.network.decode(z))                # and back to uint8 (n, H, W, C)
 
-`recipe`, `train`, `onestep`, `evaluate`, `reconstruct`, `load_run` and `OneFold.from_pretrained` are where to begin.
-Wrong input raises a `UserError` of one line, which says what is wrong and how to mend it. What is not named here may
-change. The documentation is in `docs/`.
+Start from `recipe`, `train`, `onestep`, `evaluate`, `reconstruct`, `load_run` and `OneFold.from_pretrained`. Wrong
+input raises a `UserError`: one line that says what is wrong and how to fix it. Anything not named here may change. The
+documentation is in `docs/`.
 """
 
 import importlib
@@ -76,7 +76,7 @@ _ROOMS = {
     "training.loop": ("train",),
     "training.run": ("Run", "load_run"),
 }
-"""Where the public names are. They are imported when they are first used, so that `import onefold` takes no time."""
+"""Where the public names live. Each is imported on first use, which keeps `import onefold` fast."""
 
 
 def __getattr__(name: str) -> Any:

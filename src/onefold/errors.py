@@ -1,11 +1,11 @@
-"""The errors that reach a person, and how the names in them are written.
+"""The errors that reach the user, and how the names in them are written.
 
-A `UserError` is wrong input: the command prints its single line and exits with 2. Its text names the file or
-option, says what is wrong and how to mend it. `TrainingAborted` is a training that cannot go on (exit code 3), and
-`Interrupted` one that a signal has ended (143 for SIGTERM, 130 for Ctrl-C).
+A `UserError` reports wrong input: the command prints its single line and exits with code 2. Its text names the file or
+option and says what is wrong and how to fix it. `TrainingAborted` means that training cannot continue (exit code 3),
+`Interrupted` that a signal ended it (143 for SIGTERM, 130 for Ctrl-C).
 
-Files may have any name: with line breaks in it, or bytes that are no UTF-8, which Python holds as lone surrogates that
-no terminal and no file takes. `printable` writes them as they are escaped in Python, `quoted` as a shell reads them.
+File names may contain line breaks, or bytes that are not UTF-8, which Python holds as lone surrogates and no terminal
+accepts. `printable` escapes them as Python does, `quoted` as a shell reads them.
 """
 
 import errno
@@ -24,14 +24,14 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 
 
 class UserError(ValueError):
-    """Wrong input; `str(error)` is one line that names the cause and the cure. Exit code 2."""
+    """Wrong input; `str(error)` is one line that names the cause and the remedy. Exit code 2."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
 class TrainingAborted(RuntimeError):
-    """Training met non-finite numbers or a collapse that it cannot leave. Exit code 3."""
+    """Training met non-finite values or a collapse from which it cannot recover. Exit code 3."""
 
 
 class Interrupted(Exception):
@@ -82,11 +82,11 @@ def placeholder(head: bytes) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """An error's message, on one line."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "no space left on the disk"
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return "a file stands where a folder belongs"
+        return "a file is where a folder should be"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return printable(" ".join(str(error).split())) or type(error).__name__

@@ -1,8 +1,8 @@
-"""The recipe `auto`: a configuration for images of one's own, from what they are and what the machine can do.
+"""The recipe `auto`: a configuration for your own images, derived from the images and from the speed of the machine.
 
-Patch and latents follow from the size of the images; network and length from the speed that is measured on the device
-and the minutes that there are. A network is as large as leaves it `NEEDED` images to see, since the quality of small
-networks on the digits and on CIFAR-10 went with the images that they had seen (`docs/ablations.md`).
+Patch and latents follow from the image size; network and length from the speed measured on the device and the time
+available. The network is the largest that can still see `NEEDED` images, since the quality of small networks on the
+digits and on CIFAR-10 depended on the number of images seen (`docs/ablations.md`).
 """
 
 import math
@@ -24,28 +24,28 @@ from onefold.training.phases import training_flops
 __all__ = ["SIZES", "Plan", "make_plan", "patch_for", "plan"]
 
 SIZES = ((96, 4, 4), (128, 4, 4), (128, 6, 4), (192, 6, 4), (256, 8, 4), (384, 10, 6), (512, 12, 8), (768, 16, 12))
-"""Networks to choose from: width, depth, heads."""
+"""Candidate networks: width, depth, heads."""
 NEEDED = 200_000
-"""Images that the largest network that is chosen can see in the time that there is."""
+"""Images that a network must be able to see in the available time to be chosen."""
 TOKENS = {"cpu": 64, "cuda": 256}
-"""Most tokens of an image, by the kind of device: the time of a step grows with them, and more than they do."""
+"""Maximum tokens per image, by device type: the time of a step grows faster than their number."""
 FEW = 2_000
-"""Training images below which they are moved about, and below which copies of them are to be looked for."""
+"""Number of training images below which they are shifted at random and samples should be checked for copies of them."""
 OVERHEAD = 0.9
-"""Share of the time that is left for steps; the rest goes into compilation, pictures, health and checkpoints."""
+"""Fraction of the time left for steps; the rest goes into compilation, pictures, health and checkpoints."""
 TRIAL = 4.0
-"""Seconds of each measurement."""
+"""Seconds per measurement."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration, and why it is what it is."""
+    """A configuration, and the reasons for it."""
 
     config: Config
     reasons: tuple[str, ...]
-    """A line each."""
+    """One line each."""
     minutes: float
-    """How long the training is expected to take."""
+    """Expected training time."""
 
 
 def plan(
@@ -56,17 +56,17 @@ def plan(
     device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> Plan:
-    """A configuration for images of one's own; `onefold.train(plan.config)` trains by it.
+    """A configuration for your own images; `onefold.train(plan.config)` trains with it.
 
     Args:
-        data: Images to train on: the path of a folder or file, or an object as of `onefold.train`.
-        test_data: Images for evaluation alone; default: some of `data` are set apart.
-        minutes: Time of the training on this device, at least 1.
+        data: Images to train on: the path of a folder or file, or an object as for `onefold.train`.
+        test_data: Images used only for evaluation; default: some of `data` are held out.
+        minutes: Training time on this device, at least 1.
         device: auto, cpu, cuda, …
-        say: Told why it is what it is, a line each.
+        say: Called with what is measured and the reasons for each choice, one line each.
 
     Raises:
-        UserError: data that cannot be read or cut into patches, or minutes that make no sense.
+        UserError: data that cannot be read or cut into patches, or an invalid number of minutes.
     """
     source = DataConfig(str(data), None if test_data is None else str(test_data))
     train, _ = split(data, test_data, source)
@@ -85,20 +85,20 @@ def make_plan(
     device: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """A configuration for a data set, which trains for about `minutes` on the device that there is.
+    """A configuration for a data set that trains for about `minutes` on the device.
 
     Args:
         data: The images to train on.
-        source: Where they come from, as it is written into the configuration.
-        minutes: Time of the training, at least 1.
+        source: Where they come from, as written into the configuration.
+        minutes: Training time, at least 1.
         device: auto, cpu, cuda, …
-        say: Told what is being measured, a line each.
+        say: Called with what is being measured, one line each.
 
     Raises:
-        UserError: images that no patch divides, minutes that make no sense, or a device that is not there.
+        UserError: images that no patch divides, an invalid number of minutes, or a device that is not available.
     """
     if not 1 <= minutes < math.inf:
-        raise UserError(f"--minutes: {minutes:g} is too short a training; give at least 1")
+        raise UserError(f"--minutes: {minutes:g} is too short; give at least 1")
     where = resolve_device(device)
     patch = patch_for(data.image_shape[:2], TOKENS.get(where.type, TOKENS["cpu"]))
     smallest = _config(data, source, patch, SIZES[0], device)
@@ -112,17 +112,17 @@ def make_plan(
     config = _config(data, source, patch, size, device)
     if minutes >= 5 and can_compile(where):
         config = config.with_changes({"training.compile": "yes"})
-        say("measuring the network, compiled, which takes half a minute the first time")
+        say("measuring the compiled network; the first compilation takes half a minute")
     speed = _images_per_second(config)
     config = _with_length(config, speed, seconds)
     return Plan(config, tuple(_reasons(config, data, speed, where)), config.training.images / speed / 60 / OVERHEAD)
 
 
 def patch_for(size: tuple[int, int], tokens: int) -> int:
-    """The smallest patch, of at least 2 pixels, that cuts images of (H, W) into at most `tokens`.
+    """The smallest patch, of at least 2 pixels, that cuts images of (H, W) into at most `tokens` tokens.
 
     Raises:
-        UserError: no patch divides both sides into so few.
+        UserError: no patch that divides both sides gives so few tokens.
     """
     height, width = size
     common = math.gcd(height, width)
@@ -130,7 +130,7 @@ def patch_for(size: tuple[int, int], tokens: int) -> int:
     if not patches or patches[0] > 32:
         side = max(8, min(height, width) // 8 * 8)
         raise UserError(
-            f"images of {height}×{width} cannot be cut into square patches of a good size; make them so: "
+            f"images of {height}×{width} cannot be cut into square patches of a suitable size; convert them: "
             f"onefold data convert SOURCE OUT.zip --size {side}"
         )
     return patches[0]
@@ -139,7 +139,7 @@ def patch_for(size: tuple[int, int], tokens: int) -> int:
 def _config(data: Dataset, source: DataConfig, patch: int, size: tuple[int, int, int], device: str) -> Config:
     height, width, channels = data.image_shape
     tokens, values = height * width // patch**2, patch**2 * channels
-    # A third of the image's values for colours, as in the recipe cifar10; grey images of few pixels need more.
+    # A third of the image's values for colour, as in the recipe cifar10; small grey images need more.
     latent_channels = max(4, min(values, 4 * round(values / (12 if channels >= 3 else 8))))
     return Config(
         recipe="auto",
@@ -166,7 +166,7 @@ def _images_per_second(config: Config) -> float:
 
 
 def _with_length(config: Config, speed: float, seconds: float) -> Config:
-    """As many images as fit into the time, and lengths that follow from them; the first picture within two minutes."""
+    """As many images as fit into the time, and intervals to match; the first picture within two minutes."""
     batch = config.training.batch
     images = batch * max(20, round(speed * seconds / batch))
 
@@ -192,16 +192,16 @@ def _reasons(config: Config, data: Dataset, speed: float, device: torch.device) 
     share = network.tokens * network.latent_channels / (height * width * channels)
     epochs = training.images / len(data)
     lines = [
-        f"patch {network.patch}: images of {height}×{width} become {network.tokens} tokens, "
+        f"patch {network.patch}: images of {height}×{width} become {network.tokens} tokens "
         f"of {network.latent_channels} channels each ({share:.2f} of the image's values)",
-        f"width {network.width}, depth {network.depth}: the largest network that this device trains on "
-        f"{min(NEEDED, training.images):,} images or more in the time ({speed:,.0f} images/s, {device.type})",
+        f"width {network.width}, depth {network.depth}: the largest network that sees "
+        f"{min(NEEDED, training.images):,} images or more in the given time ({speed:,.0f} images/s, {device.type})",
         f"{training.images:,} images: each of the {len(data):,} training images {epochs:,.0f} times",
     ]
     if config.objective.shift:
-        lines.append("few images: each is moved by up to 6 % of its size when it is seen (--objective.shift 0: not)")
-    if len(data) < FEW:
         lines.append(
-            f"{len(data):,} images can be learned by heart: look at `copies of training images` in `onefold evaluate`"
+            "few images: each is shifted by up to 6 % of its size at random (--objective.shift 0 turns this off)"
         )
+    if len(data) < FEW:
+        lines.append(f"{len(data):,} images can be memorised: check `copies of training images` in `onefold evaluate`")
     return lines

@@ -1,7 +1,7 @@
-"""What networks are given, checked in words: images, latents, times and labels of the wrong kind are named.
+"""Input checks with helpful errors: they name images, latents, times and labels of the wrong kind.
 
-Shapes and types are checked always: that costs microseconds, and no wait for a device. Values are looked at only on the
-CPU and only by a network that is ready for use (`eval()`, as it is loaded), never in training.
+Shapes and types are always checked, which costs microseconds and never waits for a device. Values are checked only on
+the CPU and only by a network that is ready for use (`eval()`, as when loaded), never in training.
 """
 
 import warnings
@@ -15,17 +15,17 @@ from onefold.errors import UserError
 __all__ = ["check_images", "check_latents", "check_noised"]
 
 FARTHEST = 8.0
-"""Values of an image: an untrained decoder may leave [−1, 1], but not so far; 0…255 does."""
+"""Largest magnitude of an image's values: an untrained decoder may leave [−1, 1], but not this far; 0…255 does."""
 SPAN = 0.1
-"""Values that reach so near to 0 and 1, and not beyond, look like a range of [0, 1]."""
+"""Values that come this close to 0 and to 1 without going beyond look like a range of [0, 1]."""
 AWAY = "onefold.to_tensor(images)"
 
 
 def check_images(network: nn.Module, x: Any, channels: int, size: tuple[int, int]) -> None:
-    """Refuse what is no batch of images of this size: float (B, C, H, W) in [−1, 1].
+    """Reject anything but a batch of images of this size: float (B, C, H, W) in [−1, 1].
 
     Raises:
-        UserError: naming what was given, and the way to what is wanted.
+        UserError: naming what was given and how to convert it.
     """
     if torch.compiler.is_compiling():
         return
@@ -61,16 +61,16 @@ def check_images(network: nn.Module, x: Any, channels: int, size: tuple[int, int
         scaled = _is_scaled_to_one(x.detach())
         if scaled:
             raise UserError(f"x: values from {low:.3g} to {high:.3g} are uint8 / 255, not in [-1, 1]; {cure}")
-        if scaled is None and low < SPAN and high > 1 - SPAN:  # it may be true of images that are bright everywhere
+        if scaled is None and low < SPAN and high > 1 - SPAN:  # images that are bright everywhere may be valid
             doubt = f"x: values from {low:.3g} to {high:.3g} look like [0, 1], not [-1, 1]; if they are, {cure}"
             warnings.warn(doubt, stacklevel=4)
 
 
 def check_latents(network: nn.Module, z: Any, tokens: int, numbers: int, name: str = "z") -> None:
-    """Refuse what is no batch of latents of this size: float (B, N, D).
+    """Reject anything but a batch of latents of this size: float (B, N, D).
 
     Raises:
-        UserError: naming what was given, and what is wanted.
+        UserError: naming what was given and what is expected.
     """
     if torch.compiler.is_compiling():
         return
@@ -85,10 +85,10 @@ def check_latents(network: nn.Module, z: Any, tokens: int, numbers: int, name: s
 
 
 def check_noised(network: nn.Module, z_t: Any, t: Any, y: Any, sizes: tuple[int, int], classes: int) -> None:
-    """Refuse what a denoiser does not take: latents (B, N, D), times (B,) in [0, 1], labels (B,) or None.
+    """Reject anything but a denoiser's inputs: latents (B, N, D), times (B,) in [0, 1], labels (B,) or None.
 
     Raises:
-        UserError: naming what was given, and what is wanted.
+        UserError: naming what was given and what is expected.
     """
     if torch.compiler.is_compiling():
         return
@@ -114,7 +114,7 @@ def check_noised(network: nn.Module, z_t: Any, t: Any, y: Any, sizes: tuple[int,
 
 
 def _check_type(network: nn.Module, name: str, x: Tensor) -> None:
-    """Floats of the weights' type, where nothing casts them, on their device."""
+    """Require floats on the weights' device and, unless autocast converts them, of the weights' type."""
     if not x.is_floating_point():
         raise UserError(f"{name}: {_name(x.dtype)} where floats belong; convert it, {name}.float()")
     weights = _check_device(network, name, x)
@@ -130,7 +130,7 @@ def _check_device(network: nn.Module, name: str, x: Tensor) -> torch.dtype:
 
 
 def _is_scaled_to_one(x: Tensor) -> bool | None:
-    """Whether values in [0, 1] are uint8 / 255, which are all k/255; of uint8 in [−1, 1], k is odd. None: who knows."""
+    """Whether values in [0, 1] are uint8 / 255, i.e. k/255; for uint8 scaled to [−1, 1], k is odd. None: unclear."""
     steps = x.float() * 255
     whole = steps.round()
     exact, varied = ((steps - whole).abs() < 1e-3).all(), whole.amax() > whole.amin()

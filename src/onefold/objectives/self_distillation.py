@@ -4,16 +4,16 @@ With z = E(x) from the online network, z* from the target encoder, z_t = t·z + 
 
     L = λ_rec · ρ(D(z) − x)  +  λ_den · E_t w(t) · ‖ẑ − z*‖²  [ + λ_per · d(D(z), x) ]
 
-All terms are means over numbers, so that the weights do not depend on sizes. What keeps the latents from collapsing
-are the switches of this file, each of which can be set to what the paper shows to fail:
+All terms are means over values, so the weights do not depend on sizes. The switches below keep the latents from
+collapsing, and each can be set to what the paper shows to fail:
 
     target     ema: z* from an EMA of the network · stopped: sg(z) · gradient: z itself (naive: the loss can be lowered
                by shrinking the latents)
     loss       clean: on ẑ · velocity: on v = (ẑ − z_t)/(1−t) against z* − ε
     through    whether the loss reaches the encoder through z_t
 
-Reference: Wang & Zhang, Diffusion as Self-Distillation, 2025 (arXiv 2511.14716). Several draws for each encoding and
-the noised decoder input follow UNITE (arXiv 2603.22283).
+Reference: Wang & Zhang, Diffusion as Self-Distillation, 2025 (arXiv 2511.14716). Several draws per encoding and the
+noised decoder input follow UNITE (arXiv 2603.22283).
 """
 
 from dataclasses import dataclass, field
@@ -35,14 +35,14 @@ __all__ += ["Augmentation", "augmented", "draw_offset"]
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """Switches of the objective; recipes choose what `docs/ablations.md` finds best."""
+    """Switches of the objective; recipes use the values that `docs/ablations.md` finds best."""
 
     target: Literal["ema", "stopped", "gradient"] = "ema"
     loss: Literal["clean", "velocity"] = "clean"
     through: bool = False
     """Whether the denoising loss reaches the online encoder through z_t."""
     draws: int = 1
-    """Pairs (t, ε) for each encoding; their losses are averaged."""
+    """Pairs (t, ε) per encoding; their losses are averaged."""
     time: TimeDistribution = field(default_factory=TimeDistribution)
     weighting: Literal["uniform", "min_snr"] = "uniform"
     """w(t): 1, or min(t²/(1−t)², 5) (Hang et al., 2023)."""
@@ -52,15 +52,15 @@ class SelfDistillation:
     perceptual_weight: float = 0.0
     """Weight of the distance between image and reconstruction in the features of the target network's encoder."""
     decoder_noise: float = 0.0
-    """Share of the images whose latents are noised before decoding, to a time uniform in [`decoder_noise_from`, 1]."""
+    """Fraction of images whose latents are noised before decoding, to a time uniform in [`decoder_noise_from`, 1]."""
     decoder_noise_from: float = 0.7
     label_dropout: float = 0.1
-    """Share of labels replaced by "no class", for classifier-free guidance."""
+    """Fraction of labels replaced by "no class", for classifier-free guidance."""
     flip: bool | None = None
-    """Mirror each image left to right with probability ½. None: where the data are the recipe's own, and it allows it
-    (`data.mirrored`); training decides it before the first step."""
+    """Mirror each image left to right with probability ½. None: only if the data are the recipe's own and may be
+    mirrored (`data.mirrored`), which is decided before the first step."""
     shift: float = 0.0
-    """Move each image by up to this share of its size, in whole pixels; its border is repeated."""
+    """Shift each image at random by up to this fraction of its size, in whole pixels; its border is repeated."""
 
     def __post_init__(self) -> None:
         settings.check(
@@ -73,7 +73,7 @@ class SelfDistillation:
 
     @property
     def weights(self) -> dict[str, float]:
-        """λ of each term of the loss, by its name."""
+        """λ of each term of the loss, by name."""
         return {
             "reconstruction": self.reconstruction_weight,
             "denoising": self.denoising_weight,
@@ -82,7 +82,7 @@ class SelfDistillation:
 
 
 class DenoisingDraws(NamedTuple):
-    """All the randomness of one batch of B images; n is the number of draws for each image."""
+    """All the randomness of one batch of B images; n is the number of draws per image."""
 
     mirrored: Bool[Tensor, " B"]
     t: Float[Tensor, "B n"]
@@ -128,7 +128,7 @@ def draw(
 
 
 def draw_offset(objective: SelfDistillation, batch: int, rng: torch.Generator) -> Float[Tensor, "B 2"]:
-    """How far each image is moved; last of all draws, so that without it they are what they were."""
+    """The shift of each image, drawn last so that all other draws are the same with and without it."""
     if not objective.shift:
         return torch.zeros((batch, 2), device=rng.device)
     return objective.shift * (2 * torch.rand((batch, 2), generator=rng, device=rng.device) - 1)
@@ -147,7 +147,7 @@ class Augmentation(Protocol):
 def augmented(
     x: Float[Tensor, "B C H W"], draws: Augmentation, objective: SelfDistillation
 ) -> Float[Tensor, "B C H W"]:
-    """Images as training sees them: mirrored and moved, as the objective allows."""
+    """Images as training sees them: mirrored and shifted as the objective specifies."""
     x = mirrored(x, draws.mirrored)
     return shifted(x, draws.offset) if objective.shift else x
 
@@ -164,7 +164,7 @@ def self_distillation(
 
     Args:
         network: The online network, which receives the gradient.
-        target: The EMA network; read for `target="ema"` and the perceptual term, never given a gradient.
+        target: The EMA network; read for `target="ema"` and the perceptual term, never receives a gradient.
         x: Images in [−1, 1].
         y: Labels 0…K−1 (ignored by an unconditional network).
         draws: The batch's randomness.
@@ -204,10 +204,10 @@ def _target_latents(target: Network, x: Tensor, z: Tensor, objective: SelfDistil
 def denoising_error(
     z_hat: Tensor, z_t: Tensor, z_target: Tensor, eps: Tensor, t: Tensor, objective: SelfDistillation
 ) -> Float[Tensor, ""]:
-    """Weighted mean square error of the clean latent, or of the velocity, against the target.
+    """Weighted mean squared error of the clean latent, or of the velocity, against the target.
 
-    The error of the velocity is (ẑ − z_t)/(1−t) − (z* − ε). Its divisor is kept at 0.05 or more (as in Li & He, 2025,
-    arXiv 2511.13720), for both terms alike, so that its minimum stays where it is.
+    The error of the velocity is (ẑ − z_t)/(1−t) − (z* − ε). Its divisor is bounded below by 0.05 (as in Li & He, 2025,
+    arXiv 2511.13720) in both terms alike, so the minimum does not move.
     """
     at = per_token(t)
     if objective.loss == "clean":
