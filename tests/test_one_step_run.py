@@ -561,17 +561,17 @@ def nothing(here: Path) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
-    ("given", unfinished, "given: its diffusion model is not finished (32 of 320 images); train it on with"),
+    ("given", unfinished, "given: its diffusion model is not finished (32 of 320 images); continue with"),
     ("given", without_a_model, "given: no model yet"),
     ("given", other_images, "given: its network is for (4, 4, 1), 3 classes, this run's for (6, 4, 1), 3 classes"),
     ("given", other_classes, "given: its network is for (4, 4, 1), 3 classes, this run's for (4, 4, 1), 4 classes"),
     ("given/samples", nothing, "given/samples: not a run (no config.json)"),
     ("given/model", nothing, "given/model/config.json: not the configuration of a run"),
     ("missing", nothing, "missing: not a run (no config.json)"),
-    ("run", nothing, "run: is a one-step generator already; give the run that it came from"),
+    ("run", nothing, "run: is already a one-step generator; give the run that it came from"),
     ("given --method distillation", nothing, "distillation"),
-    ("given --onestep.generator random", nothing, "onestep.generator: with other weights"),
-    ("given --onestep.generator-trains norms", nothing, "onestep.generator: with other weights"),
+    ("given --onestep.generator random", nothing, "onestep.generator: with weights other"),
+    ("given --onestep.generator-trains norms", nothing, "onestep.generator: with weights other"),
     ("given --onestep.critic-blocks 2", nothing, "onestep.critic_blocks: 2 is not within 1 to 1"),
     ("given --onestep.critic-blocks 0", in_pixels, "onestep.critic_blocks: 0 is not within 1 to 1"),
     ("given --onestep.critic-warmup 48", nothing, "onestep.critic_warmup: 48 images leave none of 48 for"),

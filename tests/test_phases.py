@@ -74,7 +74,7 @@ def test_a_phase_from_outside_trains_and_resumes(monkeypatch: pytest.MonkeyPatch
     assert checkpoints(tmp_path / "cut")[-1].name == "000000048"
     del PHASES["centred"]
     phases_of.cache_clear()
-    with pytest.raises(UserError, match=r"^phases: 'centred' is not known; choose of self_dist.*, one_step$"):
+    with pytest.raises(UserError, match=r"^phases: 'centred' is not known; choose from self_dist.*, one_step$"):
         onefold.train(None, tmp_path / "cut", resume=True, quiet=True)
     register("centred")(Centred)
     cut = onefold.train(None, tmp_path / "cut", resume=True, quiet=True)
@@ -111,7 +111,7 @@ def test_the_phases_of_the_package():
 def test_an_unknown_phase_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "run"
     with pytest.raises(
-        UserError, match=r"^phases: 'distillation' is not known; choose of self_distillation, "
+        UserError, match=r"^phases: 'distillation' is not known; choose from self_distillation, "
     ) as caught:
         onefold.train(tiny(phases=("distillation",)), out, quiet=True)
     assert "\n" not in str(caught.value)
@@ -125,9 +125,9 @@ def test_an_unknown_phase_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_name_is_given_once():
     register("centred")(Centred)
     register("centred")(Centred)  # the same once more, as where a module is imported twice
-    with pytest.raises(UserError, match=r"^phase 'centred': is known already; choose another name$"):
+    with pytest.raises(UserError, match=r"^phase 'centred': is already registered; choose another name$"):
         register("centred")(type("Other", (SelfDistillationPhase,), {}))
-    with pytest.raises(UserError, match=r"^phase 'one_step': is known already"):
+    with pytest.raises(UserError, match=r"^phase 'one_step': is already registered"):
         register("one_step")(Centred)
     assert PHASES["centred"] is Centred
     assert Centred.name == "centred"

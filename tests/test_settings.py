@@ -292,8 +292,8 @@ def test_changes_that_do_not_fit_are_refused_in_one_line(changes: dict[str, Any]
     [
         ({"training.images": 0}, "training.images: 0 is not positive; give at least 1"),
         ({"training.keep_last": 0}, "training.keep_last: 0 is not positive"),
-        ({"training.micro_batch": 65}, "training.micro_batch: 65 is not within 1 to the batch, 64"),
-        ({"training.micro_batch": 0}, "training.micro_batch: 0 is not within"),
+        ({"training.micro_batch": 65}, "training.micro_batch: 65 is not between 1 and the batch, 64"),
+        ({"training.micro_batch": 0}, "training.micro_batch: 0 is not between"),
         ({"training.ema_half_lives": []}, "training.ema_half_lives: give at least one"),
         ({"training.ema_half_lives": [4000, 0]}, "training.ema_half_lives: give at least one"),
         ({"training.learning_rate": 0}, "training.learning_rate: 0.0 is not positive"),

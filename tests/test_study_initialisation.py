@@ -105,7 +105,7 @@ def test_the_numbers_are_those_of_the_records(done: Done):
         assert f"| {trial.arm.title} | " in markdown
         assert f" {record['frechet_distance']:,.2f} |" in markdown
     assert len({arms[name]["mean"]["frechet_distance"] for name in ALL}) == 4
-    assert "do not compare" not in markdown
+    assert "not comparable" not in markdown
     assert "trained on 64 images of digits in batches of 16" in markdown
     command = "onefold study initialisation --recipe digits --data digits --teacher-budget 64 --budget 96 --seeds 1"
     assert f"{command} --arms {' '.join(ALL)}" in markdown
@@ -390,7 +390,7 @@ def test_an_interrupted_generator_goes_on_from_its_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("--arms teacher best", "--arms: 'best' is not known; choose of diffusion, diffusion-one-level, teacher,"),
+        ("--arms teacher best", "--arms: 'best' is not known; choose from diffusion, diffusion-one-level, teacher,"),
         ("--seeds 0", "--seeds: 0 is not positive"),
         ("--budget 0", "--budget: 0 is not positive"),
         ("--teacher-budget -5", "--teacher-budget: -5 is not positive"),
@@ -413,9 +413,9 @@ def test_wrong_arguments_are_one_line(
 
 
 OTHERS: list[tuple[Callable[[], Study], str]] = [
-    (lambda: tiny(budget=128), "was begun with --budget 96, not 128"),
-    (lambda: tiny(teacher_budget=128), "was begun with --teacher-budget 64, not 128"),
-    (lambda: tiny(("random",)), f"was begun with --arms {' '.join(ALL)}, not diffusion random"),
+    (lambda: tiny(budget=128), "was started with --budget 96, not 128"),
+    (lambda: tiny(teacher_budget=128), "was started with --teacher-budget 64, not 128"),
+    (lambda: tiny(("random",)), f"was started with --arms {' '.join(ALL)}, not diffusion random"),
 ]
 
 

@@ -68,8 +68,7 @@ class OneStep:
     codec_weight: float = 1.0
     """… and the weight of this loss."""
     renoised: float = 0.0
-    """Fraction of the generator's inputs that are noised data instead of noise, which also teaches it few-step
-    sampling."""
+    """Fraction of generator inputs that are noised data instead of noise, which also teaches few-step sampling."""
     selection: int = 1000
     """Samples of the quick measurement that selects the published checkpoint; 0 publishes the last one."""
     features: str | None = None

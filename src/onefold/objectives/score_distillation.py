@@ -1,6 +1,6 @@
 """Score distillation, which the density ratio replaces: a generator trained by the difference of two scores.
 
-A teacher's denoiser f_p gives the score of noised data, a student denoiser f_q, trained alongside on the generator's
+A teacher's denoiser f_p gives the score of noised data; a student denoiser f_q, trained alongside on the generator's
 samples, gives that of noised samples. The gradient of the reverse Kullback–Leibler divergence at a sample x is
 
     E_t w(t) (s_q − s_p)(x_t, t) · t,     s_q − s_p = t (f_q − f_p)(x_t, t) / (1−t)²,
