@@ -1,13 +1,12 @@
-"""What measuring health costs, as a share of the time of training.
+"""The cost of measuring health, as a fraction of training time.
 
     python benchmarks/health.py --recipe digits --json-file docs/results/health.json
     python benchmarks/health.py --recipe cifar10 --batch 16 --steps 2
 
     share = measurement / (health_every · step / batch)
 
-Both times are medians, taken in one process with the run's own precision and compilation, each after a first time
-that does not count. The images are random, which changes no time. The log that a measurement reads is that of half
-the run.
+Both times are medians, taken in one process with the run's own precision and compilation, each after a discarded first
+time. The images are random, which does not affect the times. The log that a measurement reads is that of half the run.
 """
 
 import json
@@ -37,7 +36,7 @@ from onefold.training.step import training_step
 
 
 def random_images(config: onefold.NetworkConfig, count: int, folder: Path) -> Dataset:
-    """Noise, with labels in turn."""
+    """Noise, with labels in rotation."""
     generator = np.random.Generator(np.random.PCG64(0))
     images = generator.integers(0, 256, (count, *config.image_size, config.channels), np.uint8)
     np.savez(folder / "images.npz", images=images, labels=np.arange(count) % max(1, config.classes))
@@ -45,7 +44,7 @@ def random_images(config: onefold.NetworkConfig, count: int, folder: Path) -> Da
 
 
 def timed(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each repeat but a first one. `work` ends with a number read from the device, and so with its work."""
+    """Seconds of each repeat except a first one. `work` ends by reading a number from the device, and so waits."""
     seconds: list[float] = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
@@ -104,7 +103,8 @@ def main(
 
     Args:
         recipe: A recipe, with its own settings.
-        batch: Images of a step, if the recipe's are too many for this machine; an image is taken to cost the same.
+        batch: Images per step, if the recipe's are too many for this machine; the cost per image is assumed to be the
+        same.
         steps: Steps to time.
         looks: Measurements to time.
         device: auto, cpu, cuda, …

@@ -1,12 +1,12 @@
-"""One network against three on larger images than the digits, at a short and equal budget.
+"""One network versus three on larger images than the digits, at a short and equal budget.
 
     python benchmarks/one_or_three.py --data cifar10-train.zip --out runs/one-or-three \
         --json-file docs/results/one-or-three-cifar10.json
 
-The recipe `cifar10` on a network small enough for a laptop, trained on so few images that nothing is finished: it says
-how fast each begins, not where it ends. Quality, parameters and arithmetic of one network, of three with as many
-parameters in sum, and of three with as much compute in each role; `onefold estimate cifar10 --architecture …` measures
-time and memory. An interrupted study goes on.
+The recipe `cifar10` on a network small enough for a laptop, trained on so few images that nothing converges: it shows
+how fast each starts, not where it ends. It reports quality, parameters and arithmetic of one network, of three with as
+many parameters in total, and of three with as much compute per role; `onefold estimate cifar10 --architecture …`
+measures time and memory. An interrupted study is continued.
 """
 
 import json
@@ -44,7 +44,7 @@ def main(
         out: Folder of the study.
         budget: Images that each network is trained on.
         seeds: Seeds of each arm.
-        images: Generated and reference images of an evaluation.
+        images: Generated and reference images per evaluation.
         jobs: Trainings at a time.
         arms: Arms of `onefold study collapse`; others serve to confirm a choice of defaults on colour images.
         json_file: Where to write all numbers.

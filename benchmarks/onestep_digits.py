@@ -1,11 +1,11 @@
-"""One-step generators of trained runs of `digits`: what one step, few steps and the verifier give, beside many steps.
+"""One-step generators of trained runs of `digits`: one step, few steps and the verifier, compared with many steps.
 
     onefold demo --out runs/demo0 --seed 0      # and so on for seeds 1 and 2
     python benchmarks/onestep_digits.py runs/demo0 runs/demo1 runs/demo2 --json-file docs/results/onestep-digits.json
 
-Every number is the mean of three records, from samples of other seeds: one evaluation of so few images has a spread
-of its own, a tenth of the distance. The evaluation is that of `onefold evaluate`, with the same reference images,
-labels and seeds in all rows. A finished conversion is not repeated; an interrupted one goes on.
+Every number is the mean of three records, from samples with different seeds: a single evaluation of so few images has a
+spread of a tenth of the distance. The evaluation is that of `onefold evaluate`, with the same reference images,
+labels and seeds in all rows. A finished conversion is not repeated; an interrupted one is continued.
 """
 
 import json
@@ -37,7 +37,7 @@ COLUMNS = {
 
 
 SEEDS = (0, 10_000, 20_000)
-"""Of the first sample of each evaluation."""
+"""Seed of the first sample of each evaluation."""
 
 
 def rows_of(teacher: Run, fast: Run) -> dict[str, dict[str, float]]:

@@ -1,10 +1,10 @@
-"""What a generator update costs: by a density ratio, and by the differences of scores that it replaces.
+"""The cost of a generator update: with a density ratio, and with the score differences that it replaces.
 
     python benchmarks/onestep_step.py --json-file docs/results/onestep-step.json
 
 On one backbone and in one process: the arithmetic of an update with its critic updates, counted by torch, in units of
-F, a forward pass of the denoiser on the batch; the time of it, the median of several rounds in which the methods take
-turns, over that of the first; and the memory of the state (weights, gradients, moments, average) in bytes per
+F, a forward pass of the denoiser on the batch; its time, the median of several rounds in which the methods take turns,
+relative to the first method's; and the memory of the state (weights, gradients, moments, average) in bytes per
 parameter of the generator. The codec's upkeep is left out (`codec_share` = 0): it is the same for all.
 """
 
@@ -41,7 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def prepared(config: Config, teacher: Network, changes: dict[str, Any]) -> tuple[TrainingState, Config]:
-    """A state that stands where the generator moves at once."""
+    """A state at the point where the generator starts to be updated."""
     half = max(1, config.network.depth // 2)
     changes = {name: half if value == "half" else value for name, value in changes.items()}
     config = config.with_changes({"onestep.critic_warmup": 0, "onestep.codec_share": 0.0, **changes})
@@ -61,7 +61,7 @@ def state_bytes(state: TrainingState) -> int:
     """Weights, gradients and moments of what is trained, the average, and the teacher; 4 bytes each."""
     trained = [p for name in state.optimizers for p in state.modules[name].parameters()]
     numbers = sum(4 * p.numel() for p in trained) + sum(p.numel() for p in state.averages[0].parameters())
-    # The ratio needs the teacher for encoding alone, where there are latents; scores need it in every update.
+    # The ratio needs the teacher only for encoding, if there are latents; scores need it in every update.
     return 4 * (numbers + sum(p.numel() for p in state.modules["teacher"].parameters()))
 
 

@@ -1,12 +1,12 @@
-"""What a training step costs as the network or the batch grows: tokens, width, depth, batch.
+"""The cost of a training step as the network or the batch grows: tokens, width, depth, batch.
 
     python benchmarks/scaling.py --recipe digits --json-file docs/results/scaling.json
 
-From the recipe's settings one size grows at a time by factors of two: tokens by a larger image in the same patches,
-width with heads of the same width. All steps take turns (see `timing.py`). Beside the time stands what was counted,
-and the slope of log time against log size: 0 where a step costs nothing more, 1 where twice the size takes twice as
-long; attention grows with the square of tokens, matrices with the square of width. Nothing is compiled, so that each
-size is measured on the same code, and AdamW is used, so that the optimizer's arithmetic does not enter.
+Starting from the recipe's settings, one size at a time grows by factors of two: tokens by a larger image with the same
+patches, width with heads of the same width. All steps take turns (see `timing.py`). Next to the time are the counted
+operations and the slope of log time against log size: 0 if a step costs nothing more, 1 if twice the size takes twice
+as long; attention grows with the square of tokens, matrices with the square of width. Nothing is compiled, so that all
+sizes run the same code, and AdamW is used, so that the optimizer's arithmetic does not matter.
 """
 
 import math
@@ -51,7 +51,7 @@ def size_of(config: Config, axis: str) -> int:
 
 
 def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Of the straight line of least squares through log time against log size."""
+    """Slope of the least-squares line through log time against log size."""
     x, y = [math.log(size) for size in sizes], [math.log(second) for second in seconds]
     middle, height = sum(x) / len(x), sum(y) / len(y)
     return sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
@@ -110,10 +110,10 @@ def main(
     """Measure, print a table for each size, and write all numbers.
 
     Args:
-        recipe: A recipe, which the sizes grow from.
+        recipe: A recipe, from which the sizes grow.
         device: auto, cpu, cuda, …
         precision: auto decides as training does.
-        batch: Images of a step to begin with. Default: the recipe's.
+        batch: Images per step to begin with. Default: the recipe's.
         factors: What each size is multiplied by; tokens by their squares.
         rounds: Rounds that count.
         json_file: Where to write all numbers.

@@ -1,19 +1,19 @@
-"""The speed of a training step: against the same step written plainly, against the machine's peak, and by its parts.
+"""Speed of a training step: against the same step written plainly, against the machine's peak, and by part.
 
     python benchmarks/train_step.py --recipe digits --json-file docs/results/train-step.json
     python benchmarks/train_step.py --recipe imagenet256-s --device cuda --batch 1024 --micro-batch 128
 
 - **Variants** take turns in one process (see `timing.py`). *plain* is the same step as one would write it first:
-  float32, a call of the network for the decoder and for each draw, optimizers and average one tensor at a time,
-  nothing compiled. It makes the same weights up to rounding (`tests/test_benchmarks.py`). The others change one thing.
-- **Peak**: the fastest product of square matrices, in float32 and in bf16. A step's FLOP/s are the operations that
-  `onefold.training.phases` counts over its time; what torch counts stands beside them.
-- **Peak memory**: of a process of its own for each variant that takes two steps; on a CPU with the interpreter.
+  float32, one network call for the decoder and one for each draw, optimizers and average one tensor at a time, nothing
+  compiled. It yields the same weights up to rounding (`tests/test_benchmarks.py`). The others change one thing each.
+- **Peak**: the fastest product of square matrices, in float32 and in bf16. A step's FLOP/s are the operations counted
+  by `onefold.training.phases`, divided by its time; torch's own count is next to them.
+- **Peak memory**: of a separate process for each variant, which takes two steps; on a CPU including the interpreter.
 - **Parts** are run one by one, each on its own, and do not overlap; so their sum is not the time of a step. `data` is
   a batch gathered from memory (see `data.py` for files); `logging` is a log line's share. Health, pictures and
   checkpoints are left out (see `health.py`).
 
-Images are random, which changes no time.
+Images are random, which does not affect the times.
 """
 
 import multiprocessing
@@ -85,7 +85,7 @@ def plain_state(config: Config, device: torch.device) -> TrainingState:
 def plain_loss(
     network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws, objective: SelfDistillation
 ) -> Tensor:
-    """The recipes' objective, which is `self_distillation` with the target of an EMA and nothing perceptual."""
+    """The recipes' objective: `self_distillation` with an EMA target and no perceptual term."""
     x = mirrored(x, draws.mirrored)
     z = network.encode(x)
     with torch.no_grad():
@@ -153,14 +153,14 @@ def prepared(step: Step, config: Config, device: torch.device) -> TrainingState:
 
 
 def images(config: Config, device: torch.device, count: int) -> tuple[Tensor, Tensor]:
-    """Random images in [−1, 1], and labels in turn."""
+    """Random images in [−1, 1], and labels in rotation."""
     network = config.network
     x = torch.rand((count, network.channels, *network.image_size), device=device) * 2 - 1
     return x, torch.arange(count, device=device) % max(1, network.classes)
 
 
 def memory_of(name: str, config: Config) -> int:
-    """Peak memory of two steps of a variant, of the process that this is run in."""
+    """Peak memory of this process after two steps of a variant."""
     device = resolve_device(config.training.device)
     step, config = variants(config)[name]
     state = prepared(step, config, device)
@@ -172,7 +172,7 @@ def memory_of(name: str, config: Config) -> int:
 
 
 def memory_apart(name: str, config: Config) -> int:
-    """`memory_of` in a new process, which begins with nothing."""
+    """`memory_of` in a new process, which starts with nothing in memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(memory_of, name, config).result()
 
@@ -181,7 +181,7 @@ def memory_apart(name: str, config: Config) -> int:
 
 
 def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple[int, Callable[[], float]]]:
-    """Of each part: how often it comes in a step, and what runs it and returns its seconds."""
+    """For each part: how often it occurs in a step, and a function that runs it and returns its seconds."""
     training, objective, batch = config.training, config.objective, config.training.batch
     state = prepared(training_step, config, device)
     network, target, (part,) = state.network, state.averages[0], phases_of(config)[0].parts
@@ -257,12 +257,12 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
 
 
 def torch_flops(config: Config, device: torch.device, count: int = 2) -> dict[str, float]:
-    """Operations of matrix products as torch counts them: of an image's losses and gradients, and of the optimizers."""
+    """Operations of matrix products as counted by torch: for an image's losses and gradients, and the optimizers."""
     state = TrainingState.fresh(config, device)
     x, y = images(config, device, count)
     (part,) = phases_of(config)[0].parts
     draws = part.draw(count, state.rng(config.training.seed, device))
-    # It does not know the fused attention of a CPU, so attention is computed by its definition here.
+    # It does not count the CPU's fused attention, so attention is computed by its definition here.
     with eager(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as losses:
         accumulate(state, part, x, y, draws, config.with_changes({"training.micro_batch": None}).training)
     with FlopCounterMode(display=False) as updates:
@@ -366,12 +366,12 @@ def main(
     Args:
         recipe: A recipe, with its own settings.
         device: auto, cpu, cuda, …
-        precision: Of onefold's step; the plain one is in float32.
+        precision: Precision of onefold's step; the plain one is in float32.
         compile: Whether onefold's blocks are compiled; auto decides as training does.
-        batch: Images of a step. Default: the recipe's.
-        micro_batch: Images of a pass. Default: the recipe's, else the batch.
+        batch: Images per step. Default: the recipe's.
+        micro_batch: Images per pass. Default: the recipe's, else the batch.
         rounds: Rounds that count.
-        steps: Steps of a variant in a round. Default: 1 on a CPU, else 10, so that the device's queue stays full.
+        steps: Steps per variant and round. Default: 1 on a CPU, else 10, so that the device's queue stays full.
         json_file: Where to write all numbers.
     """
     where = resolve_device(device)

@@ -208,7 +208,7 @@ def value_of(config: Config, name: str) -> Any:
 
 
 def test_an_arm_without_its_teacher_is_refused():
-    with pytest.raises(UserError, match=r"^--arms: b begins from a; name it too$"):
+    with pytest.raises(UserError, match=r"^--arms: b starts from a; name it too$"):
         Study("made-up", {}, tiny().config, (Arm("b", "B", {}, teacher="a"),), 1)
 
 

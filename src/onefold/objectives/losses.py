@@ -35,7 +35,7 @@ class Span(NamedTuple):
         return Span(self.start + start, self.start + stop, self.batch)
 
     def spread(self, count: int, device: torch.device) -> Int64[Tensor, " k"]:
-        """Positions within the span of those of `count` images, spread evenly over the whole batch, that it contains.
+        """Of `count` images spread evenly over the whole batch, the positions within the span of those it contains.
 
         Computed on the device, since copying a list there would make the host wait.
         """

@@ -82,9 +82,7 @@ Say = Callable[[str], None]
 
 
 def distributions() -> tuple[Mixture, Mixture]:
-    """Data and generator: three modes on a circle; the generator's are 30 % wider and each 0.3 off in its own
-    direction.
-    """
+    """Data and generator: three modes on a circle; the generator's are 0.3 off, each in its own way, and 30 % wider."""
     angle, off = torch.arange(3) * 2 * math.pi / 3, torch.tensor([0.9, 2.0, 4.0])
     means = torch.stack([angle.cos(), angle.sin()], 1)
     moved = means + 0.3 * torch.stack([off.cos(), off.sin()], 1)

@@ -124,7 +124,7 @@ class Study:
     seeds: int
     """Every arm is trained with training.seed = 0 … seeds − 1."""
     images: int = 5000
-    """Generated and reference images of an evaluation, at most as many as there are training images."""
+    """Generated and reference images per evaluation, at most as many as there are training images."""
     columns: tuple[Column, ...] = ()
     """Columns of the human-readable table."""
     shows_settings: bool = True
