@@ -1,18 +1,18 @@
-"""The speed of reading images, from every kind of source, against what a training step takes.
+"""Speed of reading images from every kind of source, compared with what a training step needs.
 
     python benchmarks/data.py --recipe cifar10 --json-file docs/results/data.json
     python benchmarks/data.py --recipe imagenet256-s --count 512 --device cuda
 
-Images are generated in the recipe's size, or in `--size`, and written to a temporary folder: as PNG files (a folder, a
-zip, a parquet table) and as an array (npz). They are smooth with a little noise, so that they pack about as well as
-photographs; pure noise does not pack, and flat colour packs too well. Each source is read by `data.Loader` batch by
-batch: decoded when asked, decoded ahead by the recipe's threads, and gathered from memory, which is what training
-does with up to 1 GiB of pixels. The digits are the embedded ones, in their own size.
+Images are generated at the recipe's size, or at `--size`, and written to a temporary folder: as PNG files (a folder, a
+zip, a parquet table) and as an array (npz). They are smooth with a little noise, so that they compress about as well as
+photographs; pure noise does not compress, and flat colour compresses too well. Each source is read by `data.Loader`
+batch by batch: decoded on demand, decoded ahead by the recipe's threads, and gathered from memory, which is what
+training does with up to 1 GiB of pixels. The digits are the embedded ones, at their own size.
 
-The files have just been written, so that they lie in the system's cache: this measures decoding, not a disk. The need
-is that of the recipe's training step on this device, measured in the same process, or `--need`. Threads that decode
-take turns with a step that runs on the same cores, so on a CPU a source that gives k times the need costs about 1/k of
-the training's time.
+The files have just been written and so lie in the system's cache: this measures decoding, not a disk. The need is that
+of the recipe's training step on this device, measured in the same process, or `--need`. Decoding threads take turns
+with a step that runs on the same cores, so on a CPU a source that delivers k times the need costs about 1/k of the
+training time.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ CLASSES = 10
 
 
 def generated(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:
-    """Smooth images with noise of some 2 %: uint8 (count, size, size, channels)."""
+    """Smooth images with about 2 % noise: uint8 (count, size, size, channels)."""
     generator = np.random.Generator(np.random.PCG64(seed))
     coarse = generator.integers(0, 256, (count, channels, 8, 8)).astype(np.float32)
     smooth = torch.nn.functional.interpolate(torch.from_numpy(coarse), (size, size), mode="bicubic").numpy()
@@ -50,7 +50,7 @@ def generated(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray
 
 
 def png(image: np.ndarray) -> bytes:
-    """The file of one image (H, W, C)."""
+    """One image (H, W, C) as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "PNG")
     return file.getvalue()
@@ -82,7 +82,7 @@ def write_sources(images: np.ndarray, folder: Path) -> dict[str, str]:
 
 
 def measured(sources: dict[str, str], workers: int, batch: int, batches: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Images/s of each source in each way of reading."""
+    """Images/s of each source for each way of reading."""
     ways: dict[str, dict[str, Any]] = {
         "when asked": {"workers": 0, "in_memory": False},
         f"{workers} threads ahead": {"workers": workers, "in_memory": False},
@@ -122,16 +122,16 @@ def main(
     """Measure, print a table, and write all numbers.
 
     Args:
-        recipe: A recipe, for the size of its images and for its training step.
+        recipe: A recipe, for its image size and its training step.
         size: Side of the images. Default: the recipe's.
         count: Images to generate.
-        batch: Images of a batch.
-        batches: Batches of a source in a round.
+        batch: Images per batch.
+        batches: Batches per source and round.
         rounds: Rounds that count.
         workers: Threads that decode ahead. Default: the recipe's.
-        device: Of the training step: auto, cpu, cuda, …
+        device: Device of the training step: auto, cpu, cuda, …
         seconds: Length of the measurement of the training step.
-        need: Images/s of a training step that was measured elsewhere.
+        need: Images/s of a training step, if measured elsewhere.
         json_file: Where to write all numbers.
     """
     config = onefold.recipe(recipe, training={"device": device})

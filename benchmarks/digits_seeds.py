@@ -2,7 +2,7 @@
 
     python benchmarks/digits_seeds.py --seeds 3 --out runs/digits-seeds --json-file docs/results/digits.json
 
-A finished seed is not trained again; an interrupted one goes on.
+A finished seed is not trained again; an interrupted one is continued.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""Fingerprints of what training leaves behind, to show that a change of the code changes no number.
+"""Fingerprints of the results of training, to show that a code change does not change any number.
 
-    python benchmarks/fingerprint.py --json-file before.json           # with the one version of onefold
+    python benchmarks/fingerprint.py --json-file before.json           # with one version of onefold
     python benchmarks/fingerprint.py --compare before.json             # with the other, on the same machine
 
 Small networks are trained on the digits for 48 steps: self-distillation, three networks through both phases, pixels,
 and one-step generators by ratio, score and DMD; in micro-batches; and each once more, resumed in the middle. A
-fingerprint is the SHA-256 over the tensors of a file of the last checkpoint, whatever their names, so that it survives
-a renaming. It is the same on one machine with one version of torch, and nowhere else.
+fingerprint is the SHA-256 over the tensors in a file of the last checkpoint, whatever their names, so that it survives
+renaming. It is reproducible only on the same machine with the same version of torch.
 """
 
 import argparse
@@ -48,7 +48,7 @@ ONE_STEP: dict[str, tuple[str, list[str]]] = {
 
 
 def trained(out: Path, arguments: list[str]) -> dict[str, dict[str, str]]:
-    """Run the command, to its end and once more from its middle; the fingerprints of both."""
+    """Run the command to its end, and once more from its middle; returns the fingerprints of both."""
     length = [] if arguments[0] == "onestep" else ["--training.images", str(LENGTH)]
     if command([*arguments, *RUN, *length, "--out", str(out), "--quiet"]):
         sys.exit(f"{' '.join(arguments)}: failed")
@@ -65,7 +65,7 @@ def newest(run: Path) -> Path:
 
 
 def fingerprints(run: Path) -> dict[str, str]:
-    """Of each file of tensors in the newest checkpoint, but for the teacher's, which does not change."""
+    """Fingerprints of the tensor files in the latest checkpoint, except for the teacher's, which does not change."""
     files = sorted(newest(run).glob("*.safetensors"))
     return {file.stem: fingerprint(load_file(file)) for file in files if file.stem != "teacher"}
 

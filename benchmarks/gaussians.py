@@ -2,7 +2,8 @@
 
     python benchmarks/gaussians.py --json-file docs/results/gaussians.json
 
-Three questions, each with the losses of `onefold.objectives.density_ratio` and small networks from random weights:
+Three questions, each answered with the losses of `onefold.objectives.density_ratio` and small networks with random
+initial weights:
 
 1. Does a network find the log ratio of two noised Gaussians, and its gradient, at all noise levels? Without penalty and
    centring, which trade this for stability, and once with them.
@@ -10,7 +11,7 @@ Three questions, each with the losses of `onefold.objectives.density_ratio` and 
 3. Does a generator find all of eight modes?
 
 In 1 and 2 the ratio network is quadratic in x with coefficients that are a network of t, which contains the truth; a
-plain MLP of (x_t, t) stands beside it in 1 and is used in 3.
+plain MLP of (x_t, t) is compared with it in 1 and used in 3.
 """
 
 import json
@@ -43,13 +44,13 @@ def mlp(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
 
 
 def levels(t: Tensor) -> Tensor:
-    """What networks see of t: waves, and log(1−t), with which densities change near t = 1."""
+    """The networks' features of t: sines, cosines, and log(1−t), with which densities change near t = 1."""
     waves = t[:, None] * torch.arange(1, 4) * math.pi
     return torch.cat([waves.sin(), waves.cos(), (1 - t).log()[:, None] / 2], 1)
 
 
 class Plain(nn.Module):
-    """ℓ(x_t, t), any function; at t = 0 there is nothing to tell apart, so ℓ is made to be 0 there."""
+    """ℓ(x_t, t), any function; at t = 0 there is nothing to tell apart, so ℓ is forced to 0 there."""
 
     def __init__(self, d: int, width: int = 64, depth: int = 3) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class Generator(nn.Module):
 
 
 class Affine(nn.Linear):
-    """x = A ε + b, at first x = ε."""
+    """x = A ε + b, initially x = ε."""
 
     def __init__(self, d: int) -> None:
         super().__init__(d, d)
@@ -113,19 +114,19 @@ def fit(ratio: nn.Module, p: Mixture, q: Mixture, options: DensityRatio, steps: 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         real, fake = p.draw(batch, generator)[0], q.draw(batch, generator)[0]
-        draws = draw_noise(options.time, options.latest, tuple(real.shape), generator)
+        draws = draw_noise(options.time, options.t_max, tuple(real.shape), generator)
         optimizer.zero_grad()
         ratio_loss(ratio, real, fake, None, draws, options)[0].backward()
         optimizer.step()
         schedule.step()
 
 
-def accuracy(ratio: nn.Module, p: Mixture, q: Mixture, latest: float, points: int = 4000) -> dict[str, list[float]]:
-    """By noise level: R² of ℓ, and the cosine of all its gradients at once, on noised samples of both laws alike."""
+def accuracy(ratio: nn.Module, p: Mixture, q: Mixture, t_max: float, points: int = 4000) -> dict[str, list[float]]:
+    """By noise level: R² of ℓ, and the cosine of all its gradients at once, on noised samples of p and q alike."""
     generator = torch.Generator().manual_seed(2)
     found: dict[str, list[float]] = {"r2": [], "cosine": []}
     for k in range(BINS):
-        t = latest * (k + torch.rand(points, generator=generator)) / BINS
+        t = t_max * (k + torch.rand(points, generator=generator)) / BINS
         x = torch.cat([p.draw(points // 2, generator)[0], q.draw(points // 2, generator)[0]])
         x_t = t[:, None] * x + (1 - t)[:, None] * torch.randn(x.shape, generator=generator)
         logit = ratio(x_t.requires_grad_(), t)
@@ -169,18 +170,18 @@ def distil(
     )
     for step in range(-warm_up, steps):
         fake = generator(torch.randn(batch, generator.latent, generator=draw))
-        draws = draw_noise(options.time, options.latest, tuple(fake.shape), draw)
+        draws = draw_noise(options.time, options.t_max, tuple(fake.shape), draw)
         optimizers[1].zero_grad()
         ratio_loss(ratio, target.draw(batch, draw)[0], fake, None, draws, options)[0].backward()
         nn.utils.clip_grad_norm_(ratio.parameters(), 1.0)
         optimizers[1].step()
         if step < 0:
             continue
-        draws = draw_noise(options.time, options.latest, tuple(fake.shape), draw)
+        draws = draw_noise(options.time, options.t_max, tuple(fake.shape), draw)
         pull = ratio_gradient(ratio, fake, None, draws, options)
         optimizers[0].zero_grad()
         (pull * fake).sum(1).mean().backward()
-        nn.utils.clip_grad_norm_(generator.parameters(), 1.0)  # one large weight e^ℓ would stop Adam for long
+        nn.utils.clip_grad_norm_(generator.parameters(), 1.0)  # one large weight e^ℓ would stall Adam for long
         optimizers[0].step()
         average.update_parameters(generator)
         for schedule in schedules:
@@ -199,7 +200,7 @@ def moments(affine: nn.Linear, target: Mixture) -> dict[str, float]:
 
 
 def coverage(samples: Tensor, target: Mixture) -> dict[str, Any]:
-    """Modes that get at least a quarter of their due, and the share of samples within 3 standard deviations of one."""
+    """Modes with at least a quarter of their due, and the fraction of samples within 3 standard deviations of one."""
     distance, nearest = torch.cdist(samples, target.means).min(1)
     near = distance < 3 * target.variances[0, 0].sqrt()
     shares = torch.bincount(nearest[near], minlength=RING) / len(samples)
@@ -210,7 +211,7 @@ def coverage(samples: Tensor, target: Mixture) -> dict[str, Any]:
 
 
 def ratios(say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """More of the noise levels near noise: ℓ grows as t there, and its share in the loss as t²."""
+    """With more noise levels near noise: there ℓ grows as t, and its share of the loss as t²."""
     say("| ratio of Gaussians | network | least R² | least cosine of gradients | seconds |\n|---|---|---:|---:|---:|")
     plain = DensityRatio(time=TimeDistribution(shift=0.3), penalty=0, centring=0)
     default = replace(plain, penalty=DensityRatio.penalty, centring=DensityRatio.centring)
@@ -221,7 +222,7 @@ def ratios(say: Callable[[str], None]) -> list[dict[str, Any]]:
         p, q = gaussian(d, 0, offset=1.0), gaussian(d, 1, offset=0.5)
         ratio, start = kind(d), time.process_time()
         fit(ratio, p, q, options, steps=3000, batch=512, rate=1.5e-2 if kind is Quadratic else 5e-3)
-        result = accuracy(ratio, p, q, options.latest)
+        result = accuracy(ratio, p, q, options.t_max)
         seconds = time.process_time() - start
         name = kind.__name__.lower() + ("" if options == plain else ", default penalty and centring")
         say(f"| {d}-D | {name} | {min(result['r2']):.3f} | {min(result['cosine']):.3f} | {seconds:.0f} |")

@@ -1,13 +1,12 @@
-"""What measuring health costs, as a share of the time of training.
+"""The cost of measuring health, as a fraction of training time.
 
     python benchmarks/health.py --recipe digits --json-file docs/results/health.json
     python benchmarks/health.py --recipe cifar10 --batch 16 --steps 2
 
     share = measurement / (health_every · step / batch)
 
-Both times are medians, taken in one process with the run's own precision and compilation, each after a first time
-that does not count. The images are random, which changes no time. The log that a measurement reads is that of half
-the run.
+Both times are medians, taken in one process with the run's own precision and compilation, each after a discarded first
+time. The images are random, which does not affect the times. The log that a measurement reads is that of half the run.
 """
 
 import json
@@ -27,16 +26,17 @@ from onefold.commands.terminal import discard
 from onefold.compute import resolve_device
 from onefold.data import Dataset, read_all
 from onefold.pixels import to_float
-from onefold.training.engine import resolved
-from onefold.training.health import IMAGES, Watch
+from onefold.training.health import IMAGES, HealthMonitor
 from onefold.training.log import RunLog
-from onefold.training.loop import training_step
+from onefold.training.phases import phases_of
+from onefold.training.prepare import decide
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 
 def random_images(config: onefold.NetworkConfig, count: int, folder: Path) -> Dataset:
-    """Noise, with labels in turn."""
+    """Noise, with labels in rotation."""
     generator = np.random.Generator(np.random.PCG64(0))
     images = generator.integers(0, 256, (count, *config.image_size, config.channels), np.uint8)
     np.savez(folder / "images.npz", images=images, labels=np.arange(count) % max(1, config.classes))
@@ -44,7 +44,7 @@ def random_images(config: onefold.NetworkConfig, count: int, folder: Path) -> Da
 
 
 def timed(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each repeat but a first one. `work` ends with a number read from the device, and so with its work."""
+    """Seconds of each repeat except a first one. `work` ends by reading a number from the device, and so waits."""
     seconds: list[float] = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
@@ -56,16 +56,17 @@ def timed(work: Callable[[], object], repeats: int) -> list[float]:
 def measured(config: onefold.Config, steps: int, looks: int, folder: Path) -> dict[str, Any]:
     """Seconds of steps and of measurements, and what was measured."""
     device = resolve_device(config.training.device)
-    config = resolved(config, device)
+    config = decide(config, device)
     training = config.training
     state = TrainingState.fresh(config, device)
     if training.compile == "yes":
-        state.compile()
+        state.compile(phases_of(config)[0])
     data = random_images(config.network, max(IMAGES, training.batch), folder)
     x, y = (part.to(device) for part in read_all(data, np.arange(training.batch)))
     step_seconds = timed(lambda: training_step(state, to_float(x), y, config)["gradient_norm"].item(), steps)
 
-    watch, line = Watch(Run(folder, config), data, device), {"images": training.batch, "peak_memory": 0}
+    watch = HealthMonitor(Run(folder, config), data, device, warmup=training.warmup)
+    line = {"images": training.batch, "peak_memory": 0}
     looked = {**line, **watch.look(state, line, discard)}
     log = RunLog(folder / "log.jsonl", images=0)
     for images in range(training.log_every, training.images // 2, training.log_every):
@@ -102,7 +103,8 @@ def main(
 
     Args:
         recipe: A recipe, with its own settings.
-        batch: Images of a step, if the recipe's are too many for this machine; an image is taken to cost the same.
+        batch: Images per step, if the recipe's are too many for this machine; the cost per image is assumed to be the
+        same.
         steps: Steps to time.
         looks: Measurements to time.
         device: auto, cpu, cuda, …

@@ -1,12 +1,12 @@
-"""One network against three on larger images than the digits, at a short and equal budget.
+"""One network versus three on larger images than the digits, at a short and equal budget.
 
     python benchmarks/one_or_three.py --data cifar10-train.zip --out runs/one-or-three \
         --json-file docs/results/one-or-three-cifar10.json
 
-The recipe `cifar10` on a network small enough for a laptop, trained on so few images that nothing is finished: it says
-how fast each begins, not where it ends. Quality, parameters and arithmetic of one network, of three with as many
-parameters in sum, and of three with as much compute in each role; `onefold estimate cifar10 --architecture …` measures
-time and memory. An interrupted study goes on.
+The recipe `cifar10` on a network small enough for a laptop, trained on so few images that nothing converges: it shows
+how fast each starts, not where it ends. It reports quality, parameters and arithmetic of one network, of three with as
+many parameters in total, and of three with as much compute per role; `onefold estimate cifar10 --architecture …`
+measures time and memory. An interrupted study is continued.
 """
 
 import json
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from onefold.flops import training_flops
 
 from onefold.networks.base import build
 from onefold.studies import collapse, run_study
 from onefold.studies.table import trial_numbers
+from onefold.training.phases import training_flops
 
 ARMS = ("ema", "three-networks", "three-networks-compute")
 SMALL = {"network.width": 128, "network.depth": 6, "training.batch": 64, "training.warmup": 3_200}
@@ -44,7 +44,7 @@ def main(
         out: Folder of the study.
         budget: Images that each network is trained on.
         seeds: Seeds of each arm.
-        images: Generated and reference images of an evaluation.
+        images: Generated and reference images per evaluation.
         jobs: Trainings at a time.
         arms: Arms of `onefold study collapse`; others serve to confirm a choice of defaults on colour images.
         json_file: Where to write all numbers.
@@ -55,7 +55,7 @@ def main(
         config, numbers = trial.config, trial_numbers(trial)
         row: dict[str, Any] = {"arm": trial.arm.name, "seed": trial.seed}
         row["parameters"] = sum(p.numel() for p in build(config.network).parameters())
-        row["training_flops_per_image"] = training_flops(config.network, config.objective, config.stages)
+        row["training_flops_per_image"] = training_flops(config)
         rows.append(row | {name: numbers[name] for name in NUMBERS if name in numbers})
     titles = list(rows[0])
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")

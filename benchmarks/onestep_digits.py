@@ -1,11 +1,11 @@
-"""One-step generators of trained runs of `digits`: what one step, few steps and the verifier give, beside many steps.
+"""One-step generators of trained runs of `digits`: one step, few steps and the verifier, compared with many steps.
 
     onefold demo --out runs/demo0 --seed 0      # and so on for seeds 1 and 2
     python benchmarks/onestep_digits.py runs/demo0 runs/demo1 runs/demo2 --json-file docs/results/onestep-digits.json
 
-Every number is the mean of three records, from samples of other seeds: one evaluation of so few images has a spread
-of its own, a tenth of the distance. The evaluation is that of `onefold evaluate`, with the same reference images,
-labels and seeds in all rows. A finished conversion is not repeated; an interrupted one goes on.
+Every number is the mean of three records, from samples with different seeds: a single evaluation of so few images has a
+spread of a tenth of the distance. The evaluation is that of `onefold evaluate`, with the same reference images,
+labels and seeds in all rows. A finished conversion is not repeated; an interrupted one is continued.
 """
 
 import json
@@ -14,14 +14,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import tyro
-from onefold.training.onestep import converted
 from tyro.conf import Positional
 
 import onefold
 from onefold.evaluation import evaluate
-from onefold.networks.base import Network
-from onefold.networks.ratio import RatioNet
+from onefold.networks import Network, RatioNet
 from onefold.sampling import Sampler
+from onefold.training.conversion import converted
 from onefold.training.run import Run
 from onefold.verifier import Verifier
 
@@ -38,7 +37,7 @@ COLUMNS = {
 
 
 SEEDS = (0, 10_000, 20_000)
-"""Of the first sample of each evaluation."""
+"""Seed of the first sample of each evaluation."""
 
 
 def rows_of(teacher: Run, fast: Run) -> dict[str, dict[str, float]]:

@@ -1,10 +1,10 @@
-"""What a generator update costs: by a density ratio, and by the differences of scores that it replaces.
+"""The cost of a generator update: with a density ratio, and with the score differences that it replaces.
 
     python benchmarks/onestep_step.py --json-file docs/results/onestep-step.json
 
 On one backbone and in one process: the arithmetic of an update with its critic updates, counted by torch, in units of
-F, a forward pass of the denoiser on the batch; the time of it, the median of several rounds in which the methods take
-turns, over that of the first; and the memory of the state (weights, gradients, moments, average) in bytes per
+F, a forward pass of the denoiser on the batch; its time, the median of several rounds in which the methods take turns,
+relative to the first method's; and the memory of the state (weights, gradients, moments, average) in bytes per
 parameter of the generator. The codec's upkeep is left out (`codec_share` = 0): it is the same for all.
 """
 
@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 import tyro
-from onefold.training.onestep import onestep_of, onestep_step
 from torch.utils.flop_counter import FlopCounterMode
 
 import onefold
 from onefold.compute import resolve_device
-from onefold.networks.base import Network, build
+from onefold.networks import Network, build
 from onefold.training.config import Config
-from onefold.training.engine import resolved
+from onefold.training.conversion import one_step_config
+from onefold.training.phases import phases_of
+from onefold.training.prepare import decide
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 METHODS: dict[str, dict[str, Any]] = {
     "ratio": {},
@@ -39,30 +41,28 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def prepared(config: Config, teacher: Network, changes: dict[str, Any]) -> tuple[TrainingState, Config]:
-    """A state that stands where the generator moves at once."""
+    """A state at the point where the generator starts to be updated."""
     half = max(1, config.network.depth // 2)
     changes = {name: half if value == "half" else value for name, value in changes.items()}
     config = config.with_changes({"onestep.critic_warmup": 0, "onestep.codec_share": 0.0, **changes})
     state = TrainingState.fresh(config, next(teacher.parameters()).device, teacher)
     if config.training.compile == "yes":
-        state.compile()
+        state.compile(phases_of(config)[0])
     return state, config
 
 
 def update(state: TrainingState, config: Config, x: torch.Tensor, y: torch.Tensor) -> None:
     """As many steps as one generator update takes."""
-    before = state.counters.generator_updates
-    while state.counters.generator_updates == before:
-        onestep_step(state, x, y, config)
+    while "gradient_norm" not in training_step(state, x, y, config):
+        pass
 
 
 def state_bytes(state: TrainingState) -> int:
     """Weights, gradients and moments of what is trained, the average, and the teacher; 4 bytes each."""
-    assert state.duel is not None
-    trained = [p for module in (state.network, state.duel.critic) for p in module.parameters()]
+    trained = [p for name in state.optimizers for p in state.modules[name].parameters()]
     numbers = sum(4 * p.numel() for p in trained) + sum(p.numel() for p in state.averages[0].parameters())
-    # The ratio needs the teacher for encoding alone, where there are latents; scores need it in every update.
-    return 4 * (numbers + sum(p.numel() for p in state.duel.teacher.parameters()))
+    # The ratio needs the teacher only for encoding, if there are latents; scores need it in every update.
+    return 4 * (numbers + sum(p.numel() for p in state.modules["teacher"].parameters()))
 
 
 def counted(action: Callable[[], object]) -> int:
@@ -78,7 +78,7 @@ def main(
     """Measure and print."""
     where = resolve_device(device)
     base = onefold.recipe(recipe, training={"batch": batch, "images": 10**9, "compile": "no", "device": str(where)})
-    config = resolved(onestep_of(base), where)
+    config = decide(one_step_config(base), where)
     teacher = build(config.network).to(where).requires_grad_(False)
     height, width = config.network.image_size
     x = torch.rand(batch, config.network.channels, height, width, device=where) * 2 - 1

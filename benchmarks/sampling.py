@@ -1,14 +1,13 @@
-"""The speed of sampling: one image, and many, in 50, 4 and 1 steps, with decoding.
+"""Speed of sampling one image, and many, in 50, 4 and 1 steps, including decoding.
 
     python benchmarks/sampling.py --recipe digits --json-file docs/results/sampling.json
     python benchmarks/sampling.py --recipe imagenet256-b --device cuda --batch 256 --precision bfloat16
 
 What is timed is `Network.sample`, from the seed to the uint8 image in memory. The network is the recipe's with random
 weights: the time does not depend on them, and a one-step generator is the same network. Any solver that evaluates the
-network once in a step takes as long as Euler's. Numbers of steps and of images take turns (see `timing.py`).
+network once per step takes as long as Euler's. Numbers of steps and of images take turns (see `timing.py`).
 
-`--precision` and `--compile` are those of `onefold sample`; they tell what is saved, and nothing of what is done to the
-images.
+`--precision` and `--compile` are those of `onefold sample`; they show the time saved, but not the effect on the images.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from onefold.flops import sampling_flops
 
 import onefold
 from onefold.compute import resolve_device, sampling_context
@@ -37,7 +35,7 @@ def measured(
     precision: Precision = "float32",
     compiled: bool = False,
 ) -> dict[str, Any]:
-    """Seconds of one image and of a batch, and the speed of the batch, for each number of steps."""
+    """Seconds for one image and for a batch, and the speed of the batch, for each number of steps."""
     where = machine(device)
     network = build(config.network).to(device).eval()
 
@@ -55,7 +53,7 @@ def measured(
             "seconds_of_batch": many,
             "latency": median(one),
             "images_per_second": batch / median(many),
-            "flops_per_image": sampling_flops(config.network, k),
+            "flops_per_image": network.role_flops(config.network).sample(k),
         }
 
     settings = {"recipe": config.recipe, "precision": taken, "compiled": compiled, "batch": batch, "rounds": rounds}
@@ -63,7 +61,7 @@ def measured(
 
 
 def ratios(found: dict[str, Any]) -> dict[str, float]:
-    """What the most steps cost over the fewest: of one image, of a batch, and by counted operations."""
+    """Cost of the most steps relative to the fewest: for one image, for a batch, and in counted operations."""
     numbers = sorted(found["steps"], key=int)
     few, many = found["steps"][numbers[0]], found["steps"][numbers[-1]]
     return {
@@ -90,7 +88,7 @@ def main(
         device: auto, cpu, cuda, …
         precision: Of matrix products.
         compiled: Compile the network.
-        batch: Images of the large batch.
+        batch: Images in the large batch.
         steps: Numbers of steps.
         rounds: Rounds that count.
         json_file: Where to write all numbers.

@@ -1,12 +1,12 @@
-"""What a training step costs as the network or the batch grows: tokens, width, depth, batch.
+"""The cost of a training step as the network or the batch grows: tokens, width, depth, batch.
 
     python benchmarks/scaling.py --recipe digits --json-file docs/results/scaling.json
 
-From the recipe's settings one size grows at a time by factors of two: tokens by a larger image in the same patches,
-width with heads of the same width. All steps take turns (see `timing.py`). Beside the time stands what was counted,
-and the slope of log time against log size: 0 where a step costs nothing more, 1 where twice the size takes twice as
-long; attention grows with the square of tokens, matrices with the square of width. Nothing is compiled, so that each
-size is measured on the same code, and AdamW is used, so that the optimizer's arithmetic does not enter.
+Starting from the recipe's settings, one size at a time grows by factors of two: tokens by a larger image with the same
+patches, width with heads of the same width. All steps take turns (see `timing.py`). Next to the time are the counted
+operations and the slope of log time against log size: 0 if a step costs nothing more, 1 if twice the size takes twice
+as long; attention grows with the square of tokens, matrices with the square of width. Nothing is compiled, so that all
+sizes run the same code, and AdamW is used, so that the optimizer's arithmetic does not matter.
 """
 
 import math
@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from onefold.flops import training_flops
 
 import onefold
 from onefold.compute import resolve_device
 from onefold.training.config import Config
-from onefold.training.engine import resolved
-from onefold.training.loop import training_step
+from onefold.training.phases import training_flops
+from onefold.training.prepare import decide
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 from timing import machine, product_peak, seconds_of, table, taking_turns, write
 
 AXES = ("tokens", "width", "depth", "batch")
@@ -51,7 +51,7 @@ def size_of(config: Config, axis: str) -> int:
 
 
 def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Of the straight line of least squares through log time against log size."""
+    """Slope of the least-squares line through log time against log size."""
     x, y = [math.log(size) for size in sizes], [math.log(second) for second in seconds]
     middle, height = sum(x) / len(x), sum(y) / len(y)
     return sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
@@ -77,7 +77,7 @@ def measured(config: Config, device: torch.device, factors: Sequence[int], round
     def found(one: Config, axis: str) -> dict[str, Any]:
         size, batch = size_of(one, axis), one.training.batch
         seconds = times[f"{axis} {size}"]
-        flops = batch * training_flops(one.network, one.objective, one.stages)
+        flops = batch * training_flops(one)
         rate = flops / median(seconds)
         return {
             "size": size,
@@ -110,10 +110,10 @@ def main(
     """Measure, print a table for each size, and write all numbers.
 
     Args:
-        recipe: A recipe, which the sizes grow from.
+        recipe: A recipe, from which the sizes grow.
         device: auto, cpu, cuda, …
         precision: auto decides as training does.
-        batch: Images of a step to begin with. Default: the recipe's.
+        batch: Images per step to begin with. Default: the recipe's.
         factors: What each size is multiplied by; tokens by their squares.
         rounds: Rounds that count.
         json_file: Where to write all numbers.
@@ -121,7 +121,7 @@ def main(
     where = resolve_device(device)
     changes: dict[str, Any] = {"device": str(where), "precision": precision, "compile": "no", "optimizer": "adamw"}
     changes |= {} if batch is None else {"batch": batch}
-    config = resolved(onefold.recipe(recipe, training=changes), where)
+    config = decide(onefold.recipe(recipe, training=changes), where)
     found = measured(config, where, factors, rounds)
     print(f"{recipe}, {found['device']}, {found['precision']}, load before {found['load']:.1f}; ", end="")
     print(f"peak of products {found['peak']['flops_per_second'] / 1e9:,.0f} GFLOP/s")

@@ -1,7 +1,7 @@
-"""What the benchmarks of speed share: rounds in which variants take turns, the peak of matrix products, tables.
+"""Shared by the speed benchmarks: rounds in which variants take turns, the peak of matrix products, tables.
 
-Variants take turns, round by round and in one process, so that whatever else the machine does slows all of them
-down; of each the median over the rounds counts. A first round, with its compilation and caches, does not.
+Variants take turns, round by round and in one process, so that whatever else the machine does slows all of them down;
+the median over the rounds counts. A first round, which compiles and fills caches, is discarded.
 """
 
 import json
@@ -19,9 +19,9 @@ import torch
 import onefold
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384)
-"""Of the square matrices among which the peak is sought."""
+"""Sizes of the square matrices among which the peak is sought."""
 SHORTEST = 0.05
-"""Seconds that one timing of products takes at least, so that starting them does not count."""
+"""Minimum seconds of one timing of products, so that launching them does not count."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Peak:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -41,7 +41,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """How long `work` takes, with all that it gives the device to do."""
+    """How long `work` takes, including everything that it queues on the device."""
     wait(device)
     start = time.perf_counter()
     work()
@@ -74,7 +74,7 @@ def product_peak(
 
 
 def seconds_of_product(size: int, device: torch.device, dtype: torch.dtype) -> float:
-    """The least time of a product of two square matrices, of three timings after a first product."""
+    """The shortest of three timings of a product of two square matrices, after a first product."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 
@@ -87,7 +87,7 @@ def seconds_of_product(size: int, device: torch.device, dtype: torch.dtype) -> f
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Where and in what the numbers were measured. The load is that of the last minute, from before the benchmark."""
+    """The machine and software of the measurement. The load is that of the minute before the benchmark."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": processor(),
@@ -100,7 +100,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -116,7 +116,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write(found: Mapping[str, Any], json_file: Path | None) -> None:
-    """All numbers of a benchmark into a file, if one is wanted."""
+    """Write all numbers of a benchmark to a file, if one is given."""
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

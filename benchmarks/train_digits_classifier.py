@@ -1,11 +1,11 @@
-"""Make the shipped classifier of the embedded digits, and say how good it is.
+"""Train the bundled classifier of the embedded digits and report how good it is.
 
     python benchmarks/train_digits_classifier.py [FILE]
 
-Trains on the 1,437 training images only (half a minute on one core) and tests on the other 360, as they are and
-with noise. Without FILE it writes src/onefold/metrics/digits_classifier.safetensors.
+Trains on the 1,437 training images only (half a minute on one core) and tests on the other 360, with and without noise.
+Without FILE it writes src/onefold/metrics/digits_classifier.safetensors.
 
-Expected: 357 of the 360 right (99.2 %). Other machines round otherwise: an image or two more or less, and another
+Expected: 357 of the 360 right (99.2 %). Other machines round differently: an image or two more or less, and a different
 SHA-256.
 """
 

@@ -1,19 +1,19 @@
-"""The speed of a training step: against the same step written plainly, against the machine's peak, and by its parts.
+"""Speed of a training step: against the same step written plainly, against the machine's peak, and by part.
 
     python benchmarks/train_step.py --recipe digits --json-file docs/results/train-step.json
     python benchmarks/train_step.py --recipe imagenet256-s --device cuda --batch 1024 --micro-batch 128
 
 - **Variants** take turns in one process (see `timing.py`). *plain* is the same step as one would write it first:
-  float32, a call of the network for the decoder and for each draw, optimizers and average one tensor at a time,
-  nothing compiled. It makes the same weights up to rounding (`tests/test_benchmarks.py`). The others change one thing.
-- **Peak**: the fastest product of square matrices, in float32 and in bf16. A step's FLOP/s are the operations that
-  `onefold.flops` counts over its time; what torch counts stands beside them.
-- **Peak memory**: of a process of its own for each variant that takes two steps; on a CPU with the interpreter.
+  float32, one network call for the decoder and one for each draw, optimizers and average one tensor at a time, nothing
+  compiled. It yields the same weights up to rounding (`tests/test_benchmarks.py`). The others change one thing each.
+- **Peak**: the fastest product of square matrices, in float32 and in bf16. A step's FLOP/s are the operations counted
+  by `onefold.training.phases`, divided by its time; torch's own count is next to them.
+- **Peak memory**: of a separate process for each variant, which takes two steps; on a CPU including the interpreter.
 - **Parts** are run one by one, each on its own, and do not overlap; so their sum is not the time of a step. `data` is
   a batch gathered from memory (see `data.py` for files); `logging` is a log line's share. Health, pictures and
   checkpoints are left out (see `health.py`).
 
-Images are random, which changes no time.
+Images are random, which does not affect the times.
 """
 
 import multiprocessing
@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from onefold.flops import training_flops
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
@@ -38,22 +37,19 @@ from health import random_images
 from onefold.compute import eager, resolve_device
 from onefold.data import Loader
 from onefold.networks.base import Network
-from onefold.objectives.self_distillation import (
-    Draws,
-    SelfDistillation,
-    denoising_error,
-    draw,
-    reconstruction_error,
-)
+from onefold.objectives.losses import reconstruction_error
+from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, denoising_error, draw
 from onefold.paths import Linear, noised, per_token
 from onefold.pixels import mirrored, to_float
 from onefold.training import ema
 from onefold.training.config import Config
-from onefold.training.engine import autocast, resolved
+from onefold.training.engine import autocast
 from onefold.training.log import RunLog, Window, peak_memory
-from onefold.training.loop import backward, loss, training_step
 from onefold.training.optimizer import Muon, guarded_step, set_rates
+from onefold.training.phases import phases_of, training_flops
+from onefold.training.prepare import decide
 from onefold.training.state import TrainingState
+from onefold.training.step import accumulate, training_step
 from timing import machine, product_peak, seconds_of, table, taking_turns, wait, write
 
 # --- the same step, written plainly -----------------------------------------------------------------------------------
@@ -75,21 +71,21 @@ def plain_state(config: Config, device: torch.device) -> TrainingState:
     state = TrainingState.fresh(config, device)
     training = config.training
     plain: list[Optimizer] = []
-    for optimizer in state.optimizers:
+    for optimizer in state.optimizers["network"]:
         groups = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in optimizer.param_groups]
         if isinstance(optimizer, Muon):
             matrices = groups[0]["params"]
             plain.append(PlainMuon(matrices, lr=training.muon_rate, weight_decay=training.weight_decay))
         else:
             plain.append(AdamW(groups, lr=training.learning_rate, betas=training.betas, foreach=False, fused=False))
-    state.optimizers = plain
+    state.optimizers["network"] = plain
     return state
 
 
 def plain_loss(
-    network: Network, target: Network, x: Tensor, y: Tensor, draws: Draws, objective: SelfDistillation
+    network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws, objective: SelfDistillation
 ) -> Tensor:
-    """The recipes' objective, which is `self_distillation` with the target of an EMA and nothing perceptual."""
+    """The recipes' objective: `self_distillation` with an EMA target and no perceptual term."""
     x = mirrored(x, draws.mirrored)
     z = network.encode(x)
     with torch.no_grad():
@@ -110,9 +106,9 @@ def plain_loss(
 def plain_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> None:
     """`training_step`, written plainly, in float32."""
     network, target, training, counters = state.network, state.averages[0], config.training, state.counters
-    set_rates(state.optimizers, counters.images, training)
+    set_rates(state.optimizers["network"], training.rate_factor(counters.images, len(x)))
     shape = (config.network.tokens, config.network.latent_channels)
-    draws = draw(config.objective, len(x), shape, state.generator(training.seed, x.device))
+    draws = draw(config.objective, len(x), shape, state.rng(training.seed, x.device))
     micro = training.micro_batch or len(x)
     for start in range(0, len(x), micro):
         stop = min(start + micro, len(x))
@@ -122,10 +118,10 @@ def plain_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> No
     norm = clip_grad_norm_(network.parameters(), training.clip, foreach=False)
     counters.images += len(x)
     if torch.isfinite(norm):
-        for optimizer in state.optimizers:
+        for optimizer in state.optimizers["network"]:
             optimizer.step()
         for average, half_life in zip(state.averages, training.ema_half_lives, strict=True):
-            survival = ema.decay(half_life, training.ema_ramp, counters.images, len(x))
+            survival = training.survival(half_life, counters.images, len(x))
             with torch.no_grad():
                 for mean, p in zip(average.parameters(), network.parameters(), strict=True):
                     mean.lerp_(p, 1 - survival)
@@ -152,19 +148,19 @@ def prepared(step: Step, config: Config, device: torch.device) -> TrainingState:
     """The state that a variant trains."""
     state = plain_state(config, device) if step is plain_step else TrainingState.fresh(config, device)
     if config.training.compile == "yes":
-        state.compile()
+        state.compile(phases_of(config)[0])
     return state
 
 
 def images(config: Config, device: torch.device, count: int) -> tuple[Tensor, Tensor]:
-    """Random images in [−1, 1], and labels in turn."""
+    """Random images in [−1, 1], and labels in rotation."""
     network = config.network
     x = torch.rand((count, network.channels, *network.image_size), device=device) * 2 - 1
     return x, torch.arange(count, device=device) % max(1, network.classes)
 
 
 def memory_of(name: str, config: Config) -> int:
-    """Peak memory of two steps of a variant, of the process that this is run in."""
+    """Peak memory of this process after two steps of a variant."""
     device = resolve_device(config.training.device)
     step, config = variants(config)[name]
     state = prepared(step, config, device)
@@ -176,7 +172,7 @@ def memory_of(name: str, config: Config) -> int:
 
 
 def memory_apart(name: str, config: Config) -> int:
-    """`memory_of` in a new process, which begins with nothing."""
+    """`memory_of` in a new process, which starts with nothing in memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(memory_of, name, config).result()
 
@@ -185,14 +181,14 @@ def memory_apart(name: str, config: Config) -> int:
 
 
 def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple[int, Callable[[], float]]]:
-    """Of each part: how often it comes in a step, and what runs it and returns its seconds."""
+    """For each part: how often it occurs in a step, and a function that runs it and returns its seconds."""
     training, objective, batch = config.training, config.objective, config.training.batch
     state = prepared(training_step, config, device)
-    network, target = state.network, state.averages[0]
+    network, target, (part,) = state.network, state.averages[0], phases_of(config)[0].parts
     micro = min(training.micro_batch or batch, batch)
     x, y = images(config, device, micro)
     shape = (config.network.tokens, config.network.latent_channels)
-    draws = draw(objective, micro, shape, state.generator(training.seed, device))
+    draws = draw(objective, micro, shape, state.rng(training.seed, device))
     t, eps = draws.t.flatten(), draws.eps.flatten(0, 1)
     z = torch.randn((micro, *shape), device=device)
     z_t = noised(Linear(), z.repeat_interleave(objective.draws, 0), eps, per_token(t))
@@ -218,7 +214,7 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
 
     def backward_pass() -> float:
         with autocast(training, device):
-            total = loss(state, x, y, draws, config).total
+            total = part.loss(network, target, x, y, draws).total
         seconds = timed(total.backward)
         network.zero_grad()
         return seconds
@@ -243,7 +239,7 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
     passes = -(-batch // micro)
     return {
         "data": (1, lambda: timed(fetch)),
-        "draws": (1, lambda: timed(lambda: draw(objective, batch, shape, state.generator(training.seed, device)))),
+        "draws": (1, lambda: timed(lambda: draw(objective, batch, shape, state.rng(training.seed, device)))),
         "encode": (passes, lambda: timed(lambda: under_autocast(lambda: network.encode(x)))),
         "target": (passes, lambda: timed(lambda: under_autocast(encode_target))),
         "decode and denoise": (
@@ -253,7 +249,7 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
         "backward": (passes, backward_pass),
         "clip and optimizer": (
             1,
-            lambda: with_gradient(lambda: guarded_step(network, state.optimizers, training.clip)),
+            lambda: with_gradient(lambda: guarded_step(network, state.optimizers["network"], training.clip)),
         ),
         "EMA": (1, lambda: timed(move_averages)),
         "logging": (1, write_log),
@@ -261,14 +257,16 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
 
 
 def torch_flops(config: Config, device: torch.device, count: int = 2) -> dict[str, float]:
-    """Operations of matrix products as torch counts them: of an image's losses and gradients, and of the optimizers."""
+    """Operations of matrix products as counted by torch: for an image's losses and gradients, and the optimizers."""
     state = TrainingState.fresh(config, device)
     x, y = images(config, device, count)
-    # It does not know the fused attention of a CPU, so attention is computed by its definition here.
+    (part,) = phases_of(config)[0].parts
+    draws = part.draw(count, state.rng(config.training.seed, device))
+    # It does not count the CPU's fused attention, so attention is computed by its definition here.
     with eager(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as losses:
-        backward(state, x, y, config.with_changes({"training.micro_batch": None}))
+        accumulate(state, part, x, y, draws, config.with_changes({"training.micro_batch": None}).training)
     with FlopCounterMode(display=False) as updates:
-        for optimizer in state.optimizers:
+        for optimizer in state.optimizers["network"]:
             optimizer.step()
     return {"image": losses.get_total_flops() / count, "optimizer_step": float(updates.get_total_flops())}
 
@@ -292,7 +290,7 @@ def measured(config: Config, device: torch.device, rounds: int, steps: int, fold
     times = taking_turns({name: turn(name) for name in compared}, rounds)
     pieces = parts(config, device, folder)
     part_times = taking_turns({name: piece for name, (_, piece) in pieces.items()}, rounds)
-    counted = training_flops(config.network, config.objective, config.stages)
+    counted = training_flops(config)
 
     def variant(name: str) -> dict[str, Any]:
         step, rate = median(times[name]), batch * counted / median(times[name])
@@ -344,7 +342,7 @@ def show(found: dict[str, Any]) -> None:
         print(f"\npeak of {name} products: {peak['flops_per_second'] / 1e9:,.0f} GFLOP/s at {peak['size']}²", end="")
     ratio = flops["counted"] / flops["torch"]["image"]
     share = flops["torch"]["optimizer_step"] / found["batch"] / flops["torch"]["image"]
-    print(f"\n\noperations: {flops['counted'] / 1e9:,.3f} GFLOP an image by onefold.flops, {ratio:.3f} times torch's")
+    print(f"\n\noperations: {flops['counted'] / 1e9:,.3f} GFLOP an image by onefold, {ratio:.3f} times torch's")
     print(f"the optimizers' products, which are not among them: {100 * share:.1f} % of these at this batch\n")
     total = sum(found["parts"].values())
     rows = [[name, f"{1e3 * s:.2f}", f"{100 * s / total:.1f} %"] for name, s in found["parts"].items()]
@@ -368,12 +366,12 @@ def main(
     Args:
         recipe: A recipe, with its own settings.
         device: auto, cpu, cuda, …
-        precision: Of onefold's step; the plain one is in float32.
+        precision: Precision of onefold's step; the plain one is in float32.
         compile: Whether onefold's blocks are compiled; auto decides as training does.
-        batch: Images of a step. Default: the recipe's.
-        micro_batch: Images of a pass. Default: the recipe's, else the batch.
+        batch: Images per step. Default: the recipe's.
+        micro_batch: Images per pass. Default: the recipe's, else the batch.
         rounds: Rounds that count.
-        steps: Steps of a variant in a round. Default: 1 on a CPU, else 10, so that the device's queue stays full.
+        steps: Steps per variant and round. Default: 1 on a CPU, else 10, so that the device's queue stays full.
         json_file: Where to write all numbers.
     """
     where = resolve_device(device)
@@ -382,7 +380,7 @@ def main(
     config = onefold.recipe(recipe).with_changes(
         {f"training.{name}": value for name, value in {**changes, "micro_batch": micro_batch}.items()}
     )
-    config = resolved(config, where)
+    config = decide(config, where)
     with tempfile.TemporaryDirectory() as folder:
         found = measured(config, where, rounds, steps or (1 if where.type == "cpu" else 10), Path(folder))
     show(found)

@@ -1,4 +1,4 @@
-"""Go on from trained weights with images of one's own, whose classes are others: here, the first five digits alone."""
+"""Fine-tune trained weights on your own images, with different classes: here, only the first five digits."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import onefold
 
 
 def main(start: str = "runs/digits", out: str = "runs/five-digits", images: int = 12_800) -> onefold.Run:
-    """Begin with a run's weights; label vectors are new, everything else is taken over."""
+    """Start from a run's weights; label vectors are new, everything else is kept."""
     digits = onefold.data.open_dataset("digits")
     chosen = np.flatnonzero(digits.labels < 5)
     pixels = np.stack([digits[k][0] for k in chosen.tolist()])

@@ -6,7 +6,7 @@ import onefold
 
 
 class Stripes:
-    """Grey 8×8 images of horizontal (0) and vertical (1) stripes, drawn when they are asked for."""
+    """Grey 8×8 images of horizontal (0) and vertical (1) stripes, drawn on demand."""
 
     image_shape = (8, 8, 1)
     classes = 2

@@ -1,4 +1,4 @@
-"""A divergence of one's own for the one-step generator: the χ² divergence D(p‖q) = E_q (r − 1)², with r = p/q."""
+"""A custom divergence for the one-step generator: the χ² divergence D(p‖q) = E_q (r − 1)², with r = p/q."""
 
 import torch
 
@@ -7,12 +7,12 @@ from onefold.objectives.density_ratio import DIVERGENCES, Divergence
 
 
 def weight(logit: torch.Tensor) -> torch.Tensor:
-    """f″(r) r² = 2 r², with f(r) = (r − 1)² and r = e^ℓ, bounded so that no sample outweighs all others."""
+    """f″(r) r² = 2 r², with f(r) = (r − 1)² and r = e^ℓ, bounded so that no single sample outweighs all others."""
     return 2 * (2 * logit.clamp(max=3)).exp()
 
 
 def generator_loss(logit: torch.Tensor) -> torch.Tensor:
-    """H with h′ = −weight; linear beyond the bound."""
+    """The loss h with h′ = −weight; linear beyond the bound."""
     bounded = logit.clamp(max=3)
     return -(2 * bounded).exp() * (1 + 2 * (logit - bounded))
 
@@ -21,7 +21,7 @@ DIVERGENCES["chi_squared"] = Divergence(generator_loss, weight)
 
 
 def main(teacher: str = "runs/digits", out: str = "runs/digits-chi-squared", images: int = 24_000) -> onefold.Run:
-    """Make a one-step generator of a trained run by it."""
+    """Turn a trained run into a one-step generator with it."""
     return onefold.onestep(teacher, out, images=images, changes={"onestep.ratio.divergence": "chi_squared"})
 
 

@@ -1,4 +1,4 @@
-"""Follow a training from Python: a callback is called with each line of the log, for a logger of one's own."""
+"""Follow a training from Python: a callback receives each line of the log, e.g. for a custom logger."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A metric of one's own in the record of an evaluation: the difference of mean brightness, in grey levels."""
+"""A custom metric in an evaluation's record: the difference in mean brightness, in grey levels."""
 
 from jaxtyping import UInt8
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""A network of one's own: encoder and decoder are linear maps, the denoiser is the package's trunk."""
+"""A custom network: encoder and decoder are linear maps, the denoiser is the package's trunk."""
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class LinearCodec(Network):
 
 
 def main(out: str = "runs/linear-codec", images: int = 12_800) -> onefold.Run:
-    """Train it by self-distillation, and load it again."""
+    """Train it by self-distillation and load it again."""
     config = onefold.recipe("digits", **{"network.architecture": "linear_codec", "training.images": images})
     run = onefold.train(config, out)
     network = LinearCodec.from_pretrained(out)

@@ -1,4 +1,4 @@
-"""An objective of one's own: self-distillation with a penalty on what the latents of a mirrored image differ in."""
+"""A custom objective: self-distillation with a penalty on how much mirroring an image changes its latents."""
 
 from torch import Tensor
 
@@ -17,13 +17,13 @@ class MirrorInvariant(SelfDistillationPhase):
     def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
         losses = super().loss(network, target, x, y, draws)
         difference = network.encode(x).mean(1) - network.encode(x.flip(3)).mean(1)
-        share = draws.span.share  # of the batch, to which the losses of its parts add up
+        share = draws.span.share  # of the batch: the losses of its parts add up to its own
         error = share * difference.square().mean()
         return Losses(losses.total + 0.1 * error, {**losses.parts, "mirror": error.detach()})
 
 
 def main(out: str = "runs/mirror-invariant", images: int = 12_800) -> onefold.Run:
-    """Train by it: a run is a list of phases, and this is its only one."""
+    """Train with it: a run is a list of phases, and this is its only one."""
     return onefold.train(onefold.recipe("digits", phases=("mirror_invariant",), training={"images": images}), out)
 
 

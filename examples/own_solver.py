@@ -1,4 +1,4 @@
-"""A solver of one's own: the midpoint rule, which evaluates the network in the middle of each interval of times."""
+"""A custom solver: the midpoint rule, which evaluates the network in the middle of each time interval."""
 
 import itertools
 from collections.abc import Iterator, Sequence

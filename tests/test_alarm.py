@@ -14,9 +14,9 @@ from onefold.cli import run as command
 from onefold.errors import TrainingAborted
 from onefold.pictures import curves
 from onefold.training import health
+from onefold.training.checkpoint import checkpoints
 from onefold.training.loop import train
 from onefold.training.run import load_run
-from onefold.training.state import checkpoints
 
 Log = list[dict[str, Any]]
 

@@ -133,7 +133,7 @@ def test_one_network_alone_shares_its_codec(kind: str, shares: bool):
         found = torch.autograd.grad(out.square().sum(), params, allow_unused=True)
         return {k for k, gradient in enumerate(found) if gradient is not None}
 
-    codec = reached(net.encode(torch.rand(2, 1, 8, 8)).tanh()) | reached(net.decode(z_t))
+    codec = reached(net.encode(2 * torch.rand(2, 1, 8, 8) - 1).tanh()) | reached(net.decode(z_t))
     assert bool(codec & reached(net.denoise(z_t, t, y))) == shares == net.shares_codec
 
 
@@ -154,7 +154,7 @@ def test_pixels_are_encoded_and_decoded_to_the_bit(shape: dict[str, object]):
 
 def test_a_token_is_a_patch():
     net = network("pixels", channels=2)
-    x = torch.arange(128.0).view(1, 2, 8, 8)
+    x = (torch.arange(128.0) / 64 - 1).view(1, 2, 8, 8)
     z = net.encode(x)
     for row, column in ((0, 0), (1, 2), (3, 3)):
         patch = x[0, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]

@@ -20,7 +20,9 @@ from onefold.networks.one_network import OneFold
 from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints, restore, save
 from onefold.training.config import Config
+from onefold.training.conversion import one_step_config
 from onefold.training.loop import train
+from onefold.training.phases import phases_of
 from onefold.training.run import Run
 from onefold.training.state import Counters, Skips, TrainingState
 from onefold.training.step import training_step
@@ -92,6 +94,69 @@ def test_there_and_back_to_the_bit(tmp_path: Path, optimizer: str, steps: int):
     assert differing(tensors(state), tensors(loaded)) == []
     assert [p.requires_grad for p in loaded.averages[0].parameters()].count(True) == 0
     assert all(p.requires_grad for p in loaded.network.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_state_is_restored_in_place(tmp_path: Path, optimizer: str):
+    config = tiny(training__optimizer=optimizer)
+    state = stepped(config, 2)
+    path = save(state, config, tmp_path)
+    before = tensors(state)
+    objects = [*state.modules.values(), *state.optimizers["network"], *state.network.parameters()]
+    places = [p.data_ptr() for module in state.modules.values() for p in module.parameters()]
+    training_step(state, *batch(), config)
+    assert differing(tensors(state), before)
+    restore(state, config, path)
+    assert differing(tensors(state), before) == []
+    assert state.counters.images == 32
+    now = [*state.modules.values(), *state.optimizers["network"], *state.network.parameters()]
+    assert all(a is b for a, b in zip(objects, now, strict=True))
+    assert places == [p.data_ptr() for module in state.modules.values() for p in module.parameters()]
+
+
+def test_a_state_is_restored_across_phases(tmp_path: Path):
+    """From the second phase back to the first, and from the first on to the second."""
+    config = tiny(phases=("self_distillation", "one_step"), onestep__critic_warmup=32)
+    first, second = stepped(config, 2), stepped(config, 1)
+    second.counters.images = 160
+    second.enter(phases_of(config)[1])
+    training_step(second, *batch(), config)
+    paths = [save(state, config, tmp_path) for state in (first, second)]
+    kept = [tensors(first), tensors(second)]
+    restore(first, config, paths[1])
+    restore(second, config, paths[0])
+    assert differing(tensors(first), kept[1]) == differing(tensors(second), kept[0]) == []
+    assert (first.counters, second.counters) == (Counters(images=176, phase=1), Counters(images=32))
+
+
+KINDS: dict[str, Config] = {
+    "one network": tiny(training__ema_half_lives=(8, 16, 32)),
+    "three networks": tiny(network__architecture="three_networks", network__depth=3),
+    "one step": one_step_config(tiny()),
+    "one step, unchosen": one_step_config(tiny()).with_changes({"onestep.selection": 0}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_has_a_file_for_each_module(kind: str, tmp_path: Path):
+    config = KINDS[kind]
+    state = fresh(config)
+    path = save(state, config, tmp_path)
+    modules = {"network", *(f"average-{k}" for k in range(len(config.training.ema_half_lives)))}
+    if "one_step" in config.phases:
+        modules |= {"teacher", "critic"} | ({"best"} if config.onestep.selection else set())
+    assert state.modules.keys() == modules
+    expected = {f"{name}.safetensors" for name in modules}
+    assert {file.name for file in path.iterdir()} == expected | {"optimizer.safetensors", "state.json", "COMPLETE"}
+    for name, module in state.modules.items():
+        assert differing(load_file(path / f"{name}.safetensors"), dict(module.state_dict())) == []
+
+
+def test_moments_stand_under_the_names_of_their_modules(finished: Run):
+    moments = load_file(checkpoints(finished.folder)[-1] / "optimizer.safetensors")
+    kinds = {(module, optimizer) for module, optimizer, _, _ in (name.split("/") for name in moments)}
+    assert kinds == {("network", "0"), ("network", "1")}
+    assert {name.split("/")[3] for name in moments} == {"step", "exp_avg", "exp_avg_sq", "momentum"}
 
 
 def test_a_checkpoint_holds_these_files(finished: Run):

@@ -13,7 +13,7 @@ from onefold.compute import precision_for_speed_up, resolve_precision, sampling_
 from onefold.errors import UserError
 from onefold.networks import NetworkConfig, OneFold
 from onefold.sampling import Sampler
-from onefold.training.engine import resolved
+from onefold.training.prepare import decide
 
 CPU = torch.device("cpu")
 STEPS = 3
@@ -97,7 +97,7 @@ def test_products_are_measured():
 
 def test_long_trainings_are_compiled(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compute, "can_compile", lambda device: True)
-    found = [resolved(tiny(training__images=n), CPU).training.compile for n in (160, 10**9)]
+    found = [decide(tiny(training__images=n), CPU).training.compile for n in (160, 10**9)]
     assert found == ["no", "yes"]
 
 
@@ -106,15 +106,15 @@ def test_a_busy_machine_is_told_of(monkeypatch: pytest.MonkeyPatch, load: float,
     said: list[str] = []
     monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    resolved(tiny(), CPU, said.append)
+    decide(tiny(), CPU, said.append)
     assert any("OMP_NUM_THREADS=1" in line for line in said) == told
 
 
 def test_where_nothing_compiles(network: OneFold, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compute, "can_compile", lambda device: False)
-    assert resolved(tiny(training__images=10**9), CPU).training.compile == "no"
+    assert decide(tiny(training__images=10**9), CPU).training.compile == "no"
     with pytest.raises(UserError, match=r"^training\.compile: torch\.compile does not work here"):
-        resolved(tiny(training__compile="yes"), CPU)
+        decide(tiny(training__compile="yes"), CPU)
     with pytest.raises(UserError, match=r"^--compile: torch\.compile does not work here"):
         samples(network, compiled=True)
 
@@ -124,13 +124,13 @@ def test_what_was_chosen_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     lines: list[str] = []
     config = tiny(training__precision="auto", training__compile="no")
-    found = resolved(config, CPU, lines.append)
+    found = decide(config, CPU, lines.append)
     assert found.training.precision == "bfloat16"
     assert len(lines) == 1
     assert lines[0].startswith(
         "cpu, bfloat16 (bfloat16 products are 5.2 times as fast here as float32 ones), not compiled"
     )
-    resolved(found, CPU, lines.append)
+    decide(found, CPU, lines.append)
     assert lines[1].startswith("cpu, bfloat16 (as wanted)")
 
 

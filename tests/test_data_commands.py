@@ -12,7 +12,8 @@ from data_images import cut, encode, noise, png, write_folder
 from onefold import cli, metrics
 from onefold.extractor import extractor_for
 from onefold.recipes import recipe
-from onefold.training.run import create_folder, open_data
+from onefold.training.datasets import open_data
+from onefold.training.run import Run, create_folder
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +111,7 @@ def test_stats_in_the_features_of_a_run():
     np.savez("images.npz", images=noise(40, 8, 8), labels=np.arange(40) % 2)
     np.savez("other.npz", images=noise(20, 8, 8, seed=1))
     config = recipe("digits").with_changes({"data.source": "images.npz", "data.test": None, "data.holdout": 0.25})
-    create_folder(Path("run"), config)
+    create_folder(Run(Path("run"), config))
     assert data("stats images.npz --out own.safetensors") == 0
     assert data("stats images.npz --out run.safetensors --run run") == 0
     assert data("stats other.npz --out other.safetensors --run run") == 0

@@ -10,8 +10,9 @@ from PIL import Image, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 from data_images import cut, encode, noise, png
-from onefold.data.classes import natural_key, number_labels, order_by_class
+from onefold.data.classes import classes_of, natural_key
 from onefold.data.decode import decode, is_image, over_white, read_header
+from onefold.data.layout import lay_out
 from onefold.errors import UserError
 
 
@@ -282,31 +283,31 @@ def test_natural_order():
 
 @given(st.permutations([f"{c}/{k}.png" for c in ("a", "a b", "a10", "a9") for k in (1, 5, 10)]))
 def test_arrange_does_not_depend_on_the_order_of_listing(names: list[str]):
-    order, labels, class_names = order_by_class("set", names)
+    found, labels, class_names, *_ = lay_out("set", names, [], lambda name: b"")
     assert class_names == ("a", "a9", "a10", "a b") or class_names == tuple(sorted({*class_names}, key=natural_key))
     assert labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     expected = [f"{c}/{k}.png" for c in class_names for k in (1, 5, 10)]
-    assert [names[k] for k in order] == expected
+    assert found == expected
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1))
 def test_integer_labels_are_numbered_in_order(values: list[int]):
-    labels, names = number_labels("set", values)
+    labels, names = classes_of("set", len(values), values)
     assert [int(names[k]) for k in labels] == values
     assert [int(name) for name in names] == sorted(set(values))
 
 
 @given(st.lists(st.sampled_from(["9", "10", "cat", "dog", "cat 2", "cat 10"]), min_size=1))
 def test_words_as_labels_are_numbered_in_natural_order(values: list[str]):
-    labels, names = number_labels("set", values)
+    labels, names = classes_of("set", len(values), values)
     assert [names[k] for k in labels] == values
     assert list(names) == sorted(set(values), key=natural_key)
-    as_bytes, names_of_bytes = number_labels("set", np.array(values, dtype="S"))
+    as_bytes, names_of_bytes = classes_of("set", len(values), np.array(values, dtype="S"))
     assert names_of_bytes == names
     assert np.array_equal(as_bytes, labels)
 
 
-@pytest.mark.parametrize("values", [np.array([0.5, 1.0]), np.eye(3, dtype=int), [[1], [2, 3]]])
+@pytest.mark.parametrize("values", [np.array([0.5, 1.0]), np.ones((3, 3), dtype=int), [[1], [2, 3]]])
 def test_other_labels_are_refused(values: np.ndarray | list[list[int]]):
     with pytest.raises(UserError, match="set: labels must be one integer or word per image"):
-        number_labels("set", values)
+        classes_of("set", len(values), values)

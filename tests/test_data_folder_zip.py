@@ -93,8 +93,8 @@ def test_mixed_layout_is_refused_by_name(write):
 
 
 def test_images_too_deep_are_refused_by_name(write):
-    with pytest.raises(UserError, match=r"test/cat/1\.png lies too deep") as error:
-        open_dataset(write({"train/cat/1.png": png(), "test/cat/1.png": png()}))
+    with pytest.raises(UserError, match=r"a/cat/1\.png lies too deep") as error:
+        open_dataset(write({"a/cat/1.png": png(), "b/cat/1.png": png()}))
     one_line(error)
 
 

@@ -29,6 +29,8 @@ from onefold.objectives.density_ratio import (
 from onefold.paths import TimeDistribution
 
 ALPHA = 0.1
+TAKEN = torch.tensor(False)
+"""A step was not skipped."""
 
 
 def skewed_f(r: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -225,21 +227,57 @@ def test_level_normalisation_divides_by_running_means():
     t = draws.t[:, None, None]
     weight = DIVERGENCES["forward_kl"].weight(ratio(t * fake + (1 - t) * draws.eps, draws.t, None))
     means = torch.ones(10)
-    for _ in range(2):  # the second call starts from the means of the first
+    for _ in range(3):  # each step divides by the means that the one before it left
+        found = ratio_gradient(ratio, fake, None, draws, normalised, levels)
+        torch.testing.assert_close(found, raw / means[[0, 0, 3, 3, 3, 9], None, None])
+        torch.testing.assert_close(levels.means, means)
+        levels.move(TAKEN)
         for level, of in ((0, slice(0, 2)), (3, slice(2, 5)), (9, slice(5, 6))):
             means[level] = 0.9 * means[level] + 0.1 * weight[of].mean()
-        found = ratio_gradient(ratio, fake, None, draws, normalised, levels)
         torch.testing.assert_close(levels.means, means)
-        torch.testing.assert_close(found, raw / means[[0, 0, 3, 3, 3, 9], None, None])
 
 
 def test_levels_reach_the_mean_weight_and_take_the_end():
     levels = Levels(bins=4, survival=0.5)
     for _ in range(30):
         out = levels.normalised(torch.tensor([2.0, 4.0, 7.0]), torch.tensor([0.1, 0.2, 1.0]))
+        levels.move(TAKEN)
     torch.testing.assert_close(levels.means, torch.tensor([3.0, 1.0, 1.0, 7.0]))
     torch.testing.assert_close(out, torch.tensor([2 / 3, 4 / 3, 1.0]))
     assert "means" in levels.state_dict()  # a continued training goes on with them
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 99))
+def test_levels_move_once_per_step_whatever_its_parts(sizes: list[int], seed: int):
+    """By the mean over the whole batch, also where parts are of different sizes or know other levels."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, t = (torch.rand(sum(sizes), generator=generator) for _ in range(2))
+    whole, cut = Levels(bins=3, survival=0.9), Levels(bins=3, survival=0.9)
+    for _ in range(2):
+        expected = whole.normalised(weight, t)
+        found = [cut.normalised(*parts) for parts in zip(weight.split(sizes), t.split(sizes), strict=True)]
+        torch.testing.assert_close(torch.cat(found), expected)
+        for levels in (whole, cut):
+            levels.move(TAKEN)
+        torch.testing.assert_close(cut.means, whole.means)
+    for level in range(3):
+        inside = weight[(t * 3).long() == level]
+        expected = 0.81 + 0.19 * inside.mean() if len(inside) else torch.ones(())
+        torch.testing.assert_close(whole.means[level], expected)
+
+
+@pytest.mark.parametrize("bad", [1.0, math.nan, math.inf])
+def test_levels_forget_a_skipped_step(bad: float):
+    levels, other = Levels(bins=4, survival=0.5), Levels(bins=4, survival=0.5)
+    t = torch.tensor([0.1, 0.6])
+    levels.normalised(torch.tensor([5.0, bad]), t)
+    levels.move(~TAKEN)
+    assert torch.equal(levels.means, torch.ones(4))
+    for each in (levels, other):
+        each.normalised(torch.tensor([2.0, 3.0]), t)
+        each.move(TAKEN)
+    assert torch.equal(levels.means, other.means)
+    assert not torch.equal(levels.means, torch.ones(4))
 
 
 class Network(nn.Module):
@@ -294,7 +332,7 @@ def test_ratio_gradient_reaches_the_generator_as_the_divergence_does():
 def test_ratio_loss_is_that_of_separate_calls(labelled: bool, penalty: float, centring: float):
     real, fake, labels, draws = tokens()
     network, y, t = Network(), labels if labelled else None, draws.t[:, None, None]
-    options = DensityRatio(penalty=penalty, centring=centring, nudge=0.1)
+    options = DensityRatio(penalty=penalty, centring=centring, penalty_step=0.1)
     loss, parts = ratio_loss(network, real, fake, y, draws, options)
     assert len(network.calls) == 1  # packed
 
@@ -334,8 +372,8 @@ def test_data_and_samples_differ_in_nothing_else():
     ((points, t, labels),) = network.calls
     on_real, on_fake, real_ahead, fake_ahead = points.unflatten(0, (4, -1))
     torch.testing.assert_close(on_real - on_fake, draws.t[:, None, None] * (real - fake))
-    torch.testing.assert_close(real_ahead - on_real, options.nudge * draws.direction)
-    torch.testing.assert_close(fake_ahead - on_fake, options.nudge * draws.direction)
+    torch.testing.assert_close(real_ahead - on_real, options.penalty_step * draws.direction)
+    torch.testing.assert_close(fake_ahead - on_fake, options.penalty_step * draws.direction)
     assert labels is not None
     assert torch.equal(t, draws.t.repeat(4))
     assert torch.equal(labels, y.repeat(4))
@@ -346,8 +384,8 @@ def test_penalty_is_the_squared_slope():
     a = torch.tensor([1.0, -2.0, 0.5])
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(2, 40_000, 3, generator=generator)
-    for nudge in (0.05, 0.5):
-        options = DensityRatio(nudge=nudge)
+    for step in (0.05, 0.5):
+        options = DensityRatio(penalty_step=step)
         draws = draws_of((40_000, 3), generator)
         _, parts = ratio_loss(lambda x_t, t, y: x_t @ a, real, fake, None, draws, options)
         assert parts["ratio_penalty"].item() == pytest.approx(2 * a.square().sum().item(), rel=0.03)
@@ -408,10 +446,10 @@ def test_draws_come_from_the_generator():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"divergence": "kl"}, "ratio.divergence: 'kl' is not one of 'reverse_kl'"),
-        ({"nudge": 0.0}, "ratio.nudge: 0.0 is not positive"),
+        ({"divergence": "kl"}, "ratio.divergence: 'kl' is not one of reverse_kl, jensen_shannon"),
+        ({"penalty_step": 0.0}, "ratio.penalty_step: 0.0 is not positive"),
         ({"penalty": -1.0}, "ratio.penalty: -1.0 is not 0 or more"),
-        ({"latest": 1.5}, "ratio.latest: 1.5 is not within 0 to 1"),
+        ({"t_max": 1.5}, "ratio.t_max: 1.5 is not between 0 and 1"),
     ],
 )
 def test_wrong_options_are_refused(change: dict[str, object], says: str):

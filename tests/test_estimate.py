@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from onefold.training.stages import Stage
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,8 +19,9 @@ from onefold.compute import can_compile
 from onefold.estimate import estimate
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config
-from onefold.training.loop import training_step
+from onefold.training.phases import Phase
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 CIFAR = {"width": 96, "depth": 2, "heads": 3}
 FEW_TOKENS = recipe("digits", training={"optimizer": "adamw", "precision": "float32"}, objective={"draws": 1})
@@ -114,7 +114,7 @@ def test_the_state_takes_the_estimated_memory(optimizer: str, half_lives: tuple[
     training_step(state, *images(config, 16), config)
     values = [p for network in (state.network, *state.averages) for p in network.parameters()]
     values += state.network.parameters()  # the gradient has their size
-    values += [value for each in state.optimizers for part in each.state.values() for value in part.values()]
+    values += [value for each in state.optimizers["network"] for part in each.state.values() for value in part.values()]
     cost = estimate(config, seconds=0)
     assert cost.parameters == sum(p.numel() for p in state.network.parameters())
     assert cost.state_bytes == pytest.approx(sum(value.nbytes for value in values), rel=0.01)
@@ -163,9 +163,9 @@ def test_three_networks_are_measured_in_both_stages(monkeypatch: pytest.MonkeyPa
     times = {"autoencoder": 0.25, "diffusion": 1.0}
     seen: list[str] = []
 
-    def timed(state: object, x: object, y: object, config: object, stage: Stage, *rest: object) -> float:
-        seen.append(stage.name)
-        return times[stage.name]
+    def timed(state: object, x: object, y: object, config: object, phase: Phase, *rest: object) -> float:
+        seen.append(phase.name)
+        return times[phase.name]
 
     monkeypatch.setattr(estimates, "_seconds_per_image", timed)
     three = tiny(network__architecture="three_networks", network__depth=3, training__batch=1, training__images=1_000)

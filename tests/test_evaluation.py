@@ -388,18 +388,27 @@ def test_a_run_without_a_model_is_refused(tmp_path: Path, run: Run):
         evaluate(load_run(tmp_path))
 
 
-@pytest.mark.parametrize("count", [12, 30])
+@pytest.mark.parametrize("count", [2, 7, 12, 30])
 def test_few_images_are_measured_or_refused_with_a_cure(tmp_path: Path, count: int):
-    """Of 12 images one is set apart, of 30 two: a single image has no distribution."""
+    """Of 12 images three are set apart, of fewer than 8 none, which then serve for both."""
     np.savez(tmp_path / "images.npz", images=noise(count, 4, 4, 1))
     config = tiny(data__source=str(tmp_path / "images.npz"), data__test=None, training__images=16)
     finished = train(config, tmp_path / "run", quiet=True)
-    if count == 30:
-        assert np.isfinite(evaluate(finished)["frechet_distance"])
+    if count >= 4:
+        assert all(np.isfinite(value) for value in evaluate(finished).numbers().values())
         return
-    with pytest.raises(UserError, match="test") as caught:
+    with pytest.raises(UserError, match=r"too few to measure anything; .*onefold sample") as caught:
         evaluate(finished)
     assert "\n" not in str(caught.value)
+
+
+def test_a_single_test_image_is_refused_with_a_cure(tmp_path: Path, run: Run):
+    """It has no distribution."""
+    images, labels = noise(1, 8, 8, 1), np.array([0])
+    one = onefold.data.as_dataset((images, labels))
+    train_images = open_dataset("digits")
+    with pytest.raises(UserError, match="1 test image is too few; give more with --test-data"):
+        evaluate(Run(run.folder, run.config, (train_images, one)))
 
 
 def test_large_images_are_compared_reduced():
@@ -440,4 +449,4 @@ def test_images_that_are_all_alike_have_no_yardstick(tmp_path: Path, monkeypatch
     console = Console(file=io.StringIO(), width=200)
     tables.show_record(console, record)
     assert "all alike" in console.file.getvalue()
-    assert "20 images are too few for the Fréchet distance" in console.file.getvalue()
+    assert "20 images, below twice the 64 features: too large" in console.file.getvalue()

@@ -1,9 +1,11 @@
 """The examples run as they are, at a small budget: each adds something to onefold from outside the package."""
 
+import functools
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ from torch import Tensor
 
 import onefold
 from helpers_runs import tiny
+from onefold import metrics, planner
+from onefold.data import as_dataset
 from onefold.networks import NETWORKS, Network
 from onefold.objectives import DIVERGENCES
 from onefold.sampling import SOLVERS
+from onefold.training.config import DataConfig
 from onefold.training.phases import PHASES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -78,7 +83,7 @@ def test_example_own_divergence(digits: str):
     assert run.network.sample(2).shape == (2, 8, 8, 1)
 
 
-def test_example_own_divergence_is_the_one_of_its_formula():
+def test_the_own_divergence_is_the_one_of_its_formula():
     """Its weight is f″(r) r² and its loss has minus that as its slope."""
     import torch
 
@@ -125,3 +130,26 @@ def test_example_fine_tune(digits: str):
     run = example("fine_tune").main(images=160)
     assert run.config.network.classes == 5
     assert run.network.state_dict()["labels.weight"].shape[0] == 6 < theirs["labels.weight"].shape[0]
+
+
+def test_the_notebook_runs_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    """Cell by cell, in one namespace, with a plan for seconds in place of minutes."""
+
+    def plan(data: Any, **options: Any) -> Any:
+        found = planner._config(as_dataset(data), DataConfig(str(data)), 2, (32, 1, 2), "cpu")
+        changes = {"images": 320, "batch": 16, "precision": "float32", "warmup": 32, "log_every": 64}
+        return SimpleNamespace(
+            config=found.with_changes({f"training.{name}": value for name, value in changes.items()})
+        )
+
+    monkeypatch.setattr(onefold, "plan", plan)
+    monkeypatch.setenv("ONEFOLD_CACHE", "cache")
+    monkeypatch.setattr(metrics, "train_classifier", functools.partial(metrics.train_classifier, epochs=1))
+    namespace: dict[str, Any] = {}
+    for cell in json.loads((EXAMPLES / "walk.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [], "outputs are not kept in the repository"
+            exec("".join(cell["source"]), namespace)
+    assert namespace["fast"].config.phases == ("one_step",)
+    assert namespace["record"]["protocol"]["steps"] == 1
+    assert namespace["grid"](namespace["originals"]).size == (320, 32)

@@ -36,7 +36,7 @@ def test_what_was_there_stays_if_the_disk_is_full(tmp_path: Path, monkeypatch: p
 
 
 def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path):
-    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process works in this folder"):
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process is working in this folder"):
         locked(tmp_path / "run").__enter__()
     with locked(tmp_path / "run"):
         assert is_unused(tmp_path / "run")
@@ -45,9 +45,9 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path):
 def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path):
     config = tiny(training__images=32)
     run = train(config, tmp_path / "run", quiet=True)
-    with locked(run.folder), pytest.raises(UserError, match="another process works in this folder"):
+    with locked(run.folder), pytest.raises(UserError, match="another process is working in this folder"):
         train(None, run.folder, resume=True, quiet=True)
-    with locked(tmp_path / "new"), pytest.raises(UserError, match="another process works in this folder"):
+    with locked(tmp_path / "new"), pytest.raises(UserError, match="another process is working in this folder"):
         train(config, tmp_path / "new", quiet=True)
     train(config, tmp_path / "new", quiet=True)
 

@@ -24,13 +24,13 @@ class Exact(nn.Module):
 
 
 def test_accuracy_of_known_errors():
-    right = gaussians.accuracy(Exact(P, Q), P, Q, latest=0.98)
+    right = gaussians.accuracy(Exact(P, Q), P, Q, t_max=0.98)
     assert min(right["r2"]) > 0.9999
     assert min(right["cosine"]) > 0.9999
-    long = gaussians.accuracy(Exact(P, Q, factor=-1.0), P, Q, latest=0.98)
+    long = gaussians.accuracy(Exact(P, Q, factor=-1.0), P, Q, t_max=0.98)
     assert max(long["cosine"]) < -0.9999
     assert max(long["r2"]) < -2.9  # −ℓ for ℓ: 1 − E(2ℓ)² / Var ℓ
-    moved = gaussians.accuracy(Exact(P, Q, constant=1.0), P, Q, latest=0.98)
+    moved = gaussians.accuracy(Exact(P, Q, constant=1.0), P, Q, t_max=0.98)
     assert moved["r2"] == sorted(moved["r2"])  # the farther from noise, the more ℓ varies
 
 
@@ -52,7 +52,7 @@ def test_errors_of_moments_and_modes():
 def test_a_ratio_is_learned_at_all_levels():
     ratio, options = gaussians.Quadratic(1, 32), DensityRatio(time=TimeDistribution(shift=0.3), penalty=0, centring=0)
     gaussians.fit(ratio, P, Q, options, steps=400, batch=256, rate=1.5e-2)
-    found = gaussians.accuracy(ratio, P, Q, options.latest)
+    found = gaussians.accuracy(ratio, P, Q, options.t_max)
     assert min(found["r2"]) > 0.95
     assert min(found["cosine"]) > 0.98
 

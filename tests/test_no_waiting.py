@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from onefold.training.onestep import onestep_step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers_onestep import one_step, teacher_for
+from helpers_one_step import one_step, teacher_for
 from helpers_runs import batch, tiny
 from onefold.training.config import Config
 from onefold.training.log import Window
-from onefold.training.loop import training_step
+from onefold.training.phases import phase_at
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 aten = torch.ops.aten
 
@@ -108,6 +108,8 @@ def test_a_training_step_does_not_wait(kind: str, optimizer: str, device: str):
     config = tiny(training__optimizer=optimizer, **changes)
     state = TrainingState.fresh(config, torch.device(device))
     state.counters.images = images
+    state.enter(phase_at(images, config))
+    assert (state.counters.phase == 1) == (kind == "diffusion")
     images_and_labels = [part.to(device) for part in batch()]
     training_step(state, *images_and_labels, config)
     with no_waiting(device):
@@ -138,13 +140,13 @@ def test_a_one_step_step_does_not_wait(method: str, device: str):
     teacher = teacher_for(config).to(device)
     state = TrainingState.fresh(config, torch.device(device), teacher)
     images_and_labels = [part.to(device) for part in batch()]
-    onestep_step(state, *images_and_labels, config)
+    training_step(state, *images_and_labels, config)
     with no_waiting(device):
         for _ in range(2):
-            values = onestep_step(state, *images_and_labels, config)
+            values = training_step(state, *images_and_labels, config)
             state.window.add(values, skipped=state.skips.in_row > 0)
     assert "gradient_norm" in values, "the generator has moved too"
-    assert state.counters.generator_updates == 3
+    assert {each["step"].item() for each in state.optimizers["network"][0].state.values()} == {3}
     assert is_told(state.window, 2, values)
 
 

@@ -225,5 +225,5 @@ def test_a_damaged_or_foreign_folder_is_one_line(damage: Callable[[Path], None],
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path):
-    with pytest.raises(UserError, match=r"nowhere: holds no ratio network \(No such file or directory\)$"):
+    with pytest.raises(UserError, match=r"nowhere: does not hold a ratio network \(No such file or directory\)$"):
         RatioNet.from_pretrained(tmp_path / "nowhere")

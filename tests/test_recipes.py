@@ -12,7 +12,7 @@ from onefold.errors import UserError
 from onefold.networks.one_network import OneFold
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config, TrainingConfig
-from onefold.training.run import fitted
+from onefold.training.prepare import fit_to_data
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -39,7 +39,9 @@ def test_the_package_offers_recipes():
 
 def test_the_recipe_of_the_embedded_digits_fits_them():
     config = recipe("digits")
-    assert fitted(config, open_dataset(config.data.source)) == config
+    fitted = fit_to_data(config, open_dataset(config.data.source))
+    objective = replace(config.objective, flip=False)
+    assert fitted == replace(config, phases=("self_distillation",), objective=objective), "which is written down"
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------
@@ -137,24 +139,29 @@ def test_an_unknown_recipe_names_those_there_are():
 
 def test_a_network_takes_size_channels_and_classes_from_the_data(tmp_path):
     np.savez(tmp_path / "images.npz", images=noise(9, 6, 10, 3), labels=np.arange(9) % 4)
-    config = fitted(recipe("digits"), open_dataset(tmp_path / "images.npz"))
+    config = fit_to_data(recipe("digits"), open_dataset(tmp_path / "images.npz"))
     network = config.network
     assert (network.image_size, network.channels, network.classes) == ((6, 10), 3, 4)
     assert network == replace(recipe("digits").network, image_size=(6, 10), channels=3, classes=4)
-    assert replace(config, network=recipe("digits").network) == recipe("digits"), "nothing else changes"
+    digits = recipe("digits")
+    same = replace(digits, phases=("self_distillation",), objective=replace(digits.objective, flip=False))
+    assert replace(config, network=same.network) == same, "nothing else changes"
 
 
 def test_an_unconditional_network_stays_so(tmp_path):
     np.savez(tmp_path / "images.npz", images=noise(9, 8, 8, 1), labels=np.arange(9) % 4)
-    assert fitted(recipe("digits", network={"classes": 0}), open_dataset(tmp_path / "images.npz")).network.classes == 0
+    assert (
+        fit_to_data(recipe("digits", network={"classes": 0}), open_dataset(tmp_path / "images.npz")).network.classes
+        == 0
+    )
 
 
 def test_data_without_classes_make_it_unconditional(tmp_path):
     np.savez(tmp_path / "images.npz", images=noise(9, 8, 8, 1))
-    assert fitted(recipe("digits"), open_dataset(tmp_path / "images.npz")).network.classes == 0
+    assert fit_to_data(recipe("digits"), open_dataset(tmp_path / "images.npz")).network.classes == 0
 
 
 def test_a_patch_that_does_not_divide_the_images_is_refused(tmp_path):
     np.savez(tmp_path / "images.npz", images=noise(9, 9, 9, 1))
     with pytest.raises(UserError, match="9×9 is not divisible by patch 2"):
-        fitted(recipe("digits"), open_dataset(tmp_path / "images.npz"))
+        fit_to_data(recipe("digits"), open_dataset(tmp_path / "images.npz"))

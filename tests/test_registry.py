@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from onefold.flops import sampling_flops, training_flops
 from torch import Tensor, nn
 
 import onefold
@@ -28,6 +27,8 @@ from onefold.networks import (
 )
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.objectives.two_stages import TwoStages
+from onefold.training.config import Config
+from onefold.training.phases import training_flops
 
 BUILT_IN = {"one_network": OneFold, "three_networks": ThreeNetworks, "pixels": PixelNetwork}
 UNKNOWN = (
@@ -203,27 +204,27 @@ ENDS = 22_528
 def test_operations_of_each_role(changes: dict[str, object], flops: tuple[int, int, int]):
     config = NetworkConfig(width=32, depth=4, heads=2, **changes)
     assert config.kind.role_flops(config) == flops
-    assert sampling_flops(config, 7) == 7 * flops[1] + flops[2]
+    assert config.kind.role_flops(config).sample(7) == 7 * flops[1] + flops[2]
 
 
 def test_operations_of_training_follow_from_roles_and_phases():
     """By hand: 3 for what is passed forwards and backwards, 1 for what is passed forwards alone."""
     register("mine")(Linear)
-    objective, stages = SelfDistillation(draws=2), TwoStages(autoencoder=0.25)
-    config = NetworkConfig(architecture="mine", depth=2)
+    network = NetworkConfig(architecture="mine", depth=2)
+    config = Config(network=network, objective=SelfDistillation(draws=2), stages=TwoStages(autoencoder=0.25))
     codec, denoise = 2 * 16 * 4 * 3, 2 * 16 * 4 * 3
-    assert config.kind.role_flops(config) == (codec, denoise, codec)
-    assert training_flops(config, objective, stages) == 4 * codec + 6 * denoise + 3 * codec
-    stopped = SelfDistillation(draws=2, target="stopped", perceptual_weight=0.1)
-    assert training_flops(config, stopped, stages) == 6 * codec + 6 * denoise + 3 * codec
+    assert network.kind.role_flops(network) == (codec, denoise, codec)
+    assert training_flops(config) == 4 * codec + 6 * denoise + 3 * codec
+    stopped = config.with_changes({"objective.target": "stopped", "objective.perceptual_weight": 0.1})
+    assert training_flops(stopped) == 6 * codec + 6 * denoise + 3 * codec
 
     @register("staged")
     class Staged(Linear):
         phases = ("autoencoder", "diffusion")
 
-    config = dataclasses.replace(config, architecture="staged")
+    staged = config.with_changes({"network.architecture": "staged"})
     expected = 0.25 * 6 * codec + 0.75 * (codec + 6 * denoise)
-    assert training_flops(config, objective, stages) == pytest.approx(expected)
+    assert training_flops(staged) == pytest.approx(expected)
 
 
 def test_phases_and_codec():

@@ -138,5 +138,5 @@ def test_student_loss_is_least_at_the_posterior_mean():
 def test_wrong_options_are_refused():
     with pytest.raises(UserError, match=r"score.adversarial: -1.0 is not 0 or more"):
         ScoreDistillation(adversarial=-1.0)
-    with pytest.raises(UserError, match=r"score.latest: 2.0 is not within 0 to 1"):
-        ScoreDistillation(latest=2.0)
+    with pytest.raises(UserError, match=r"score.t_max: 2.0 is not between 0 and 1"):
+        ScoreDistillation(t_max=2.0)

@@ -332,7 +332,7 @@ def drawn(batch: int = 20_000, seed: int = 0, **changes: object) -> DenoisingDra
 
 def test_draws_have_the_shapes_of_their_docstring():
     *tensors, span = d = draw(dataclasses.replace(OBJECTIVE, draws=4), 5, (6, 3), torch.Generator())
-    assert [v.shape for v in tensors] == [(5,), (5, 4), (5, 4, 6, 3), (5, 4), (5,), (5, 6, 3)]
+    assert [v.shape for v in tensors] == [(5,), (5, 4), (5, 4, 6, 3), (5, 4), (5,), (5, 6, 3), (5, 2)]
     assert span == Span(0, 5, 5)
     *cut, part = d.part(1, 3)
     assert all(torch.equal(a, b[1:3]) for a, b in zip(cut, tensors, strict=True))
@@ -454,8 +454,8 @@ def test_reconstruction_errors_by_hand():
     ("changes", "text"),
     [
         ({"draws": 0}, "objective.draws: 0 is not positive"),
-        ({"label_dropout": 1.1}, "objective.label_dropout: 1.1 is not within 0 to 1"),
-        ({"decoder_noise": -0.1}, "objective.decoder_noise: -0.1 is not within 0 to 1"),
+        ({"label_dropout": 1.1}, "objective.label_dropout: 1.1 is not between 0 and 1"),
+        ({"decoder_noise": -0.1}, "objective.decoder_noise: -0.1 is not between 0 and 1"),
         ({"decoder_noise_from": math.nan}, "objective.decoder_noise_from: nan is not"),
     ],
 )

@@ -16,6 +16,7 @@ from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.paths import TimeDistribution
 from onefold.sampling import SOLVERS, Sampler
+from onefold.schedule import Schedule
 from onefold.settings import from_json, override, to_json
 from onefold.training.config import Config, DataConfig, TrainingConfig
 
@@ -175,11 +176,11 @@ REFUSED = [
     ('{"inner": {"a": 1, "b": NaN}}', "not readable as JSON"),
     ('{"inner": {"a": 1, "b": -Infinity}}', "not readable as JSON"),
     ('{"inner": {"a": 1, "b": 1e999}}', "inner: b: inf is not a finite number"),
-    ("[]", "[] where a group of settings belongs"),
+    ("[]", "[] is not a group of settings"),
     ("{}", "setting 'inner' is missing"),
     ('{"inner": {}}', "inner: setting 'a' is missing"),
-    ('{"inner": 3}', "inner: 3 where a group of settings belongs"),
-    ('{"inner": null}', "inner: None where a group of settings belongs"),
+    ('{"inner": 3}', "inner: 3 is not a group of settings"),
+    ('{"inner": null}', "inner: None is not a group of settings"),
     ('{"inner": {"a": 1, "c": 2}}', "inner: unknown setting 'c'; Inner has a, b"),
     ('{"inner": {"a": 1}, "Kind": "x"}', "unknown setting 'Kind'; Outer has inner, kind"),
     ('{"inner": {"a": 1.5}}', "inner: a: 1.5 is not of type int"),
@@ -219,7 +220,7 @@ def test_optional_and_variadic_values():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"training": {"bacth": 8}}', "training: unknown setting 'bacth'; TrainingConfig has images, batch"),
+        ('{"training": {"bacth": 8}}', "training: unknown setting 'bacth'; TrainingConfig has images, optimizer"),
         ('{"training": {"batch": "8"}}', "training: batch: '8' is not of type int"),
         ('{"objective": {"time": {"kind": "beta"}}}', "objective: time: kind: 'beta' is not one of 'uniform'"),
     ],
@@ -251,19 +252,26 @@ def test_a_group_may_be_changed_as_a_whole():
     training = TrainingConfig(batch=8)
     assert override(Config(), {"training": training}).training is training
     assert override(Config(), {"training": training, "training.seed": 3}).training == TrainingConfig(batch=8, seed=3)
+    schedule = Schedule(images=96)
+    own = override(Config(), {"onestep.schedule": schedule})  # a group that need not be there
+    assert own.onestep.schedule is schedule
+    assert override(own, {"onestep.schedule": None}) == Config()
+    assert from_json(Config, to_json(own), "config.json") == own
+    with pytest.raises(UserError, match=r"^onestep\.schedule: .* is not a group of settings"):
+        override(Config(), {"onestep.schedule": SelfDistillation()})
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"training.bacth": 8}, "training.bacth: no such setting; TrainingConfig has images, batch"),
+        ({"training.bacth": 8}, "training.bacth: no such setting; TrainingConfig has images, optimizer"),
         ({"trainin.batch": 8}, "trainin.batch: no such setting; Config has recipe, network"),
         ({"training.batch.size": 8}, "training.batch.size: batch is a single value and has no part 'size'"),
         ({"training.batch": "8"}, "training.batch: '8' is not of type int"),
         ({"training.batch": True}, "training.batch: True is not of type int"),
         ({"training.batch": 0}, "training.batch: 0 is not positive"),
         ({"objective.target": "teacher"}, "objective.target: 'teacher' is not one of 'ema'"),
-        ({"objective.time": 3}, "objective.time: 3 where a group of settings belongs"),
+        ({"objective.time": 3}, "objective.time: 3 is not a group of settings"),
         ({"training": NetworkConfig()}, "training: NetworkConfig("),
         ({"training.seed": NetworkConfig()}, "training.seed: NetworkConfig("),
         ({"": 3}, ": no such setting"),
@@ -284,8 +292,8 @@ def test_changes_that_do_not_fit_are_refused_in_one_line(changes: dict[str, Any]
     [
         ({"training.images": 0}, "training.images: 0 is not positive; give at least 1"),
         ({"training.keep_last": 0}, "training.keep_last: 0 is not positive"),
-        ({"training.micro_batch": 65}, "training.micro_batch: 65 is not within 1 to the batch, 64"),
-        ({"training.micro_batch": 0}, "training.micro_batch: 0 is not within"),
+        ({"training.micro_batch": 65}, "training.micro_batch: 65 is not between 1 and the batch, 64"),
+        ({"training.micro_batch": 0}, "training.micro_batch: 0 is not between"),
         ({"training.ema_half_lives": []}, "training.ema_half_lives: give at least one"),
         ({"training.ema_half_lives": [4000, 0]}, "training.ema_half_lives: give at least one"),
         ({"training.learning_rate": 0}, "training.learning_rate: 0.0 is not positive"),

@@ -236,7 +236,9 @@ def test_a_tiny_study_writes_all_its_files(tmp_path: Path):
     protocol = result["protocol"]
     assert (protocol["seeds"], protocol["steps"]) == (2, 4)
     assert protocol["data"]["std"] == [0.4, 0.4, 0.4]
-    assert protocol["penalised"] == {name: getattr(DensityRatio(), name) for name in ("penalty", "nudge", "centring")}
+    assert protocol["penalised"] == {
+        name: getattr(DensityRatio(), name) for name in ("penalty", "penalty_step", "centring")
+    }
 
 
 def test_the_study_is_the_same_again_and_replaces_its_files(tmp_path: Path):
@@ -265,6 +267,6 @@ def test_wrong_arguments_are_refused(tmp_path: Path, change: dict[str, Any], say
 def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path):
     (tmp_path / "file").write_text("")
     said: list[str] = []
-    with pytest.raises(UserError, match=r"file: cannot be written \(a file stands where a folder belongs\)"):
+    with pytest.raises(UserError, match=r"file: cannot be written \(a file is where a folder should be\)"):
         run_bias(tmp_path / "file", **TINY, say=said.append)
     assert said == []

@@ -226,7 +226,7 @@ def test_an_interrupted_study_continues_to_the_same_table(done: Done, tmp_path: 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "training_step", watched([], until=48))
         with pytest.raises(
-            Interrupted, match=r"stopped with 2 of 4 trainings finished; the same command goes on"
+            Interrupted, match=r"stopped with 2 of 4 trainings finished; the same command continues"
         ) as stop:
             run_study(study, out)
     assert stop.value.signal == signal.SIGTERM
@@ -332,7 +332,7 @@ def test_a_full_disk_is_one_line_and_loses_no_finished_arm(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--arms", "naive", "best"], "--arms: 'best' is not known; choose of naive-no-norm, naive,"),
+        (["--arms", "naive", "best"], "--arms: 'best' is not known; choose from naive-no-norm, naive,"),
         (["--arms", "naive", "naive"], "--arms: naive is given twice"),
         (["--seeds", "0"], "--seeds: 0 is not positive"),
         (["--budget", "0"], "--budget: 0 is not positive"),
@@ -367,12 +367,12 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"budget": 256}, "was begun with --budget 128, not 256"),
-        ({"draws": 2}, "was begun with --draws 1, not 2"),
-        ({"seeds": 1}, "was begun with --seeds 2, not 1"),
-        ({"arms": ("ema",)}, "was begun with --arms naive ema, not ema"),
-        ({"images": 50}, "was begun with images 40, not 50"),
-        ({"changes": {"network.width": 64}}, "was begun with network.width 32, not 64"),
+        ({"budget": 256}, "was started with --budget 128, not 256"),
+        ({"draws": 2}, "was started with --draws 1, not 2"),
+        ({"seeds": 1}, "was started with --seeds 2, not 1"),
+        ({"arms": ("ema",)}, "was started with --arms naive ema, not ema"),
+        ({"images": 50}, "was started with images 40, not 50"),
+        ({"changes": {"network.width": 64}}, "was started with network.width 32, not 64"),
     ],
 )
 def test_a_study_goes_on_as_it_began(other: dict[str, Any], told: str, tmp_path: Path):
@@ -416,5 +416,5 @@ def test_what_was_measured_at_the_beginning_holds_for_the_whole_study(tmp_path: 
 
 
 def test_two_processes_cannot_work_on_one_study(tmp_path: Path):
-    with locked(tmp_path), pytest.raises(UserError, match="another process works in this folder"):
+    with locked(tmp_path), pytest.raises(UserError, match="another process is working in this folder"):
         run_study(tiny(), tmp_path)

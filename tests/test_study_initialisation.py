@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pytest
-from onefold.training.onestep import onestep_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,9 +23,10 @@ from onefold.studies import Study, figures, initialisation, run_study, trials, w
 from onefold.studies.initialisation import ARMS
 from onefold.studies.study import Arm, Trial, begin, check
 from onefold.training import loop
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.conversion import one_step_config
 from onefold.training.run import Run, load_run
-from onefold.training.state import checkpoints
 
 ASKED = ("one-level", "random")
 ALL = ["diffusion", "diffusion-one-level", "random", "one-level"]
@@ -105,7 +105,7 @@ def test_the_numbers_are_those_of_the_records(done: Done):
         assert f"| {trial.arm.title} | " in markdown
         assert f" {record['frechet_distance']:,.2f} |" in markdown
     assert len({arms[name]["mean"]["frechet_distance"] for name in ALL}) == 4
-    assert "do not compare" not in markdown
+    assert "not comparable" not in markdown
     assert "trained on 64 images of digits in batches of 16" in markdown
     command = "onefold study initialisation --recipe digits --data digits --teacher-budget 64 --budget 96 --seeds 1"
     assert f"{command} --arms {' '.join(ALL)}" in markdown
@@ -116,15 +116,15 @@ def test_each_generator_begins_from_its_own_teacher(done: Done):
         name, config = trial.arm.name, load_run(trial.folder).config
         assert config.network.architecture == "pixels"
         if name not in TEACHERS:
-            assert config.onestep is None
+            assert config.phases == ("self_distillation",)
+            assert config.start == ""
             assert trial.teacher is None
             continue
-        assert config.onestep is not None
+        assert config.phases == ("one_step",)
         teacher = done.out / "runs" / f"{TEACHERS[name]}-seed0"
-        assert config.onestep.teacher == str(teacher) == str(trial.teacher)
-        theirs, kept = (
-            load_file(folder / "model.safetensors") for folder in (teacher / "model", trial.folder / "teacher")
-        )
+        assert config.start == str(teacher) == str(trial.teacher)
+        theirs = load_file(teacher / "model" / "model.safetensors")
+        kept = load_file(checkpoints(trial.folder)[-1] / "teacher.safetensors")
         assert differing(theirs, kept) == []
         assert (config.training.images, config.onestep.critic_warmup) == (96, 12)
 
@@ -187,10 +187,10 @@ def test_teachers_are_added_before_what_begins_from_them(
 
 def test_generators_differ_in_what_their_arms_name_alone():
     study = tiny(None)
-    base = onestep_of(study.config)
+    base = one_step_config(study.config)
     for arm in study.arms:
         config = study.arm_config(arm, 3, Path("there"))
-        changed = {*arm.changes, "training.seed", *(["onestep.teacher"] if arm.teacher else [])}
+        changed = {*arm.changes, "training.seed", *(["start"] if arm.teacher else [])}
         whole = base if arm.teacher else study.config
         assert config.with_changes({name: value_of(whole, name) for name in changed}) == whole
         assert config.training.seed == 3
@@ -208,7 +208,7 @@ def value_of(config: Config, name: str) -> Any:
 
 
 def test_an_arm_without_its_teacher_is_refused():
-    with pytest.raises(UserError, match=r"^--arms: b begins from a; name it too$"):
+    with pytest.raises(UserError, match=r"^--arms: b starts from a; name it too$"):
         Study("made-up", {}, tiny().config, (Arm("b", "B", {}, teacher="a"),), 1)
 
 
@@ -390,7 +390,7 @@ def test_an_interrupted_generator_goes_on_from_its_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("--arms teacher best", "--arms: 'best' is not known; choose of diffusion, diffusion-one-level, teacher,"),
+        ("--arms teacher best", "--arms: 'best' is not known; choose from diffusion, diffusion-one-level, teacher,"),
         ("--seeds 0", "--seeds: 0 is not positive"),
         ("--budget 0", "--budget: 0 is not positive"),
         ("--teacher-budget -5", "--teacher-budget: -5 is not positive"),
@@ -413,9 +413,9 @@ def test_wrong_arguments_are_one_line(
 
 
 OTHERS: list[tuple[Callable[[], Study], str]] = [
-    (lambda: tiny(budget=128), "was begun with --budget 96, not 128"),
-    (lambda: tiny(teacher_budget=128), "was begun with --teacher-budget 64, not 128"),
-    (lambda: tiny(("random",)), f"was begun with --arms {' '.join(ALL)}, not diffusion random"),
+    (lambda: tiny(budget=128), "was started with --budget 96, not 128"),
+    (lambda: tiny(teacher_budget=128), "was started with --teacher-budget 64, not 128"),
+    (lambda: tiny(("random",)), f"was started with --arms {' '.join(ALL)}, not diffusion random"),
 ]
 
 

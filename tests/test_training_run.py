@@ -18,8 +18,9 @@ from onefold.sampling import Sampler
 from onefold.training import loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config, DataConfig
+from onefold.training.datasets import open_data, split
 from onefold.training.loop import train
-from onefold.training.run import Run, load_run, open_data
+from onefold.training.run import Run, load_run
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_the_folder_holds_what_the_contract_says(run: Run):
     kept = {f"checkpoints/{images:09d}/{name}" for images in (144, 160) for name in parts | {"state.json", "COMPLETE"}}
     pictures = {f"samples/{n:09d}{kind}.png" for n in (16, 160) for kind in ("", "-reconstructions")}
     model = {"model/config.json", "model/sampler.json", "model/model.safetensors"}
-    assert found == kept | pictures | {"config.json", "log.jsonl"} | model
+    assert found == kept | pictures | {"config.json", "data.json", "log.jsonl"} | model
 
 
 def test_config_json_holds_the_whole_configuration(run: Run):
@@ -125,8 +126,13 @@ def test_pictures_keep_to_the_guidance_interval(run: Run, tmp_path: Path):
 
 def test_quiet_it_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     train(tiny(training__images=16), tmp_path / "run", quiet=True)
-    captured = capfd.readouterr()
-    assert (captured.out.strip(), captured.err) == ("", "")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_terminal_it_says_what_it_trains_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    train(tiny(training__images=16), tmp_path / "run")
+    start = "digits: 1,437 images to train on, 360 to test on, from digits:test; 10 classes: 0 (147), 1 ("
+    assert start in capfd.readouterr().out
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
@@ -289,17 +295,30 @@ def test_images_that_patches_do_not_fill_are_refused(tmp_path: Path):
 
 
 def test_classes_of_the_test_images_have_the_same_names(tmp_path: Path):
-    """A file that holds numbers alone fits any names."""
+    """Numbers are no names: which of them is which class nobody knows, unless an object counts its classes so."""
     train, test = (
         write_folder(
             tmp_path / name, {f"{c}/{k}.png": encode(noise(4, 4, 3, seed=k)) for c in classes for k in range(3)}
         )
         for name, classes in (("a", "xy"), ("b", "xz"))
     )
-    with pytest.raises(UserError, match=r"b: has a class z where .*a has y"):
+    with pytest.raises(UserError, match=r"b: has 1 class that .*a lacks \(z; there: x, y\); name its classes alike"):
         open_data(DataConfig(str(train), test=str(test)))
     np.savez(tmp_path / "c.npz", images=noise(6, 4, 4, 3), labels=np.arange(6) % 2)
-    assert len(open_data(DataConfig(str(train), test=str(tmp_path / "c.npz")))[1]) == 6
+    with pytest.raises(UserError, match=r"c\.npz: has 2 classes that .*a lacks \(0, 1; there: x, y\)"):
+        open_data(DataConfig(str(train), test=str(tmp_path / "c.npz")))
+
+    class Counted:
+        image_shape, classes = (4, 4, 3), 2
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int):
+            return noise(4, 4, 3, seed=index), index % 2
+
+    _, counted = split(str(train), Counted(), DataConfig())
+    assert (counted.class_names, counted.labels.tolist()) == (("x", "y"), [0, 1] * 3)
 
 
 def test_unreadable_images_are_refused_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -243,6 +243,21 @@ def test_ten_in_a_row_are_borne_if_a_good_one_follows_before_the_look(monkeypatc
     assert run.history[-1]["skipped"] == 13
 
 
+def test_a_roll_back_is_made_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The state that training goes on with is the same modules, so that there are never two of them in memory."""
+    Poison(monkeypatch, lambda call: 17 <= call <= 26)
+    honest, seen = loop.training_step, []
+
+    def step(state: TrainingState, *rest: Any) -> dict[str, Tensor]:
+        seen.append((state.counters.rollbacks, [state, *state.modules.values(), *state.network.parameters()]))
+        return honest(state, *rest)
+
+    monkeypatch.setattr(loop, "training_step", step)
+    onefold.train(tiny(training__images=480, training__checkpoint_every=240), tmp_path / "run", quiet=True)
+    assert {rollbacks for rollbacks, _ in seen} == {0, 1}
+    assert all(a is b for _, objects in seen for a, b in zip(objects, seen[0][1], strict=True))
+
+
 @pytest.mark.parametrize("every", [240, 256])
 def test_the_log_after_a_roll_back_has_each_line_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, every: int):
     """None that was abandoned and none twice: at 256 images there are a line and the checkpoint it goes back to."""
@@ -397,5 +412,6 @@ def test_losses_fall_on_digits(optimizer: str):
     assert last[1] < 0.8 * first[1], losses
 
 
-def test_a_step_can_be_read_at_once():
+def test_training_can_be_read_at_once():
     assert len(inspect.getsource(training_step).splitlines()) < 40
+    assert len(inspect.getsource(loop.Trainer.train).splitlines()) < 25

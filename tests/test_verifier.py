@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import onefold
-from helpers_onestep import one_step_from
+from helpers_one_step import one_step_from
 from helpers_runs import tiny
 from onefold import cli
 from onefold.errors import UserError
@@ -264,7 +264,7 @@ def test_evaluate_measures_the_choice(run: Path, capsys: pytest.CaptureFixture[s
         ("run --resample -1", "--resample: -1 is not positive; give at least 1"),
         ("teacher --best-of 2", "--best-of: teacher has no ratio network; give a run that `onefold onestep` made"),
         ("teacher --resample 2", "--resample: teacher has no ratio network"),
-        ("damaged --best-of 2", "damaged/ratio: holds no ratio network"),
+        ("damaged --best-of 2", "damaged/ratio: does not hold a ratio network"),
         ("run --best-of x", "--best-of"),
     ],
 )

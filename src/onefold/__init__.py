@@ -6,11 +6,12 @@
     images = run.network.sample(16, labels=[3] * 16, seed=0)        # uint8 (n, H, W, C)
     record = onefold.evaluate(run)                                  # every number with its protocol
     fast = onefold.onestep(run)                                     # the same network, in one step
-    z = run.network.encode(x)                                       # (B, C, H, W) in [-1, 1] -> (B, N, D)
+    z = run.network.encode(onefold.to_tensor(images))               # float (B, C, H, W) in [-1, 1] -> (B, N, D)
+    again = onefold.to_images(run.network.decode(z))                # and back to uint8 (n, H, W, C)
 
-`recipe`, `train`, `onestep`, `evaluate`, `reconstruct`, `load_run` and `OneFold.from_pretrained` are where to begin.
-Wrong input raises a `UserError` of one line, which says what is wrong and how to mend it. What is not named here may
-change. The documentation is in `docs/`.
+Start from `recipe`, `train`, `onestep`, `evaluate`, `reconstruct`, `load_run` and `OneFold.from_pretrained`. Wrong
+input raises a `UserError`: one line that says what is wrong and how to fix it. Anything not named here may change. The
+documentation is in `docs/`.
 """
 
 import importlib
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from onefold.errors import TrainingAborted, UserError
     from onefold.evaluation import evaluate
     from onefold.networks import NetworkConfig, OneFold, RatioNet
+    from onefold.pixels import to_images, to_tensor
+    from onefold.planner import plan
     from onefold.recipes import recipe
     from onefold.reconstruction import reconstruct
     from onefold.training.config import Config
@@ -52,8 +55,11 @@ __all__ = [
     "networks",
     "objectives",
     "onestep",
+    "plan",
     "recipe",
     "reconstruct",
+    "to_images",
+    "to_tensor",
     "train",
 ]
 
@@ -61,6 +67,8 @@ _ROOMS = {
     "errors": ("TrainingAborted", "UserError"),
     "evaluation": ("evaluate",),
     "networks": ("NetworkConfig", "OneFold", "RatioNet"),
+    "planner": ("plan",),
+    "pixels": ("to_images", "to_tensor"),
     "recipes": ("recipe",),
     "reconstruction": ("reconstruct",),
     "training.config": ("Config",),
@@ -68,7 +76,7 @@ _ROOMS = {
     "training.loop": ("train",),
     "training.run": ("Run", "load_run"),
 }
-"""Where the public names are. They are imported when they are first used, so that `import onefold` takes no time."""
+"""Where the public names live. Each is imported on first use, which keeps `import onefold` fast."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,13 @@
-"""The collapse alarm: has a run's health fallen below what latents need?
+"""The collapse alarm: have the latents of a run collapsed?
 
-Latents have collapsed when one of two quantities was below its threshold at two measurements in a row, after the
-warm-up of the learning rate:
+Latents count as collapsed when one of two quantities is below its threshold at two consecutive measurements after the
+learning-rate warm-up:
 
-    latent_std              < 0.2                       images hardly differ in their latents
-    effective_rank_whole    < 0.5 · image_rank_whole    latents have lost directions that the images have
+    latent_std              < 0.2                       the latents of different images hardly differ
+    effective_rank_whole    < 0.5 · image_rank_whole    the latents have lost directions that the images have
 
-Why these, and how they were measured: `docs/training.md`. The alarm is a function of the log alone, so that a resumed
-run goes on judging as if it had not been interrupted.
+`docs/training.md` explains why these, and how they were measured. The alarm depends only on the log, so a resumed run
+raises the same alarms as an uninterrupted one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from typing import Any
 __all__ = ["CURE", "IN_A_ROW", "LEAST_RANK", "LEAST_STD", "ONESTEP_CURE", "collapse", "departure"]
 
 LEAST_STD = 0.2
-"""Of the latents over images, in units of the noise's: below it, noise drowns them in the first 5/6 of the path."""
+"""Std of the latents over images, in units of the noise's: below it, noise drowns them in the first 5/6 of the path."""
 LEAST_RANK = 0.5
-"""Effective rank of the whole latents, as a share of that of the images."""
+"""Effective rank of the whole latents, as a fraction of the images'."""
 IN_A_ROW = 2
-"""Measurements below a threshold that make a collapse: a single one may be a bad step."""
-CURE = "the objective's defaults (target=ema, loss=clean, through=False) or a lower learning rate may keep them"
+"""Consecutive measurements below a threshold that count as a collapse: a single one may be a bad step."""
+CURE = "the objective's defaults (target=ema, loss=clean, through=False) or a lower learning rate may help"
 
 
 def collapse(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:
-    """What has collapsed at the last measurement in the log, in words; None if nothing has.
+    """Describe what has collapsed at the last measurement in the log; None if nothing has.
 
-    Lines without `health`, and those before `warmup` images, are passed over.
+    Lines without `health` and lines before `warmup` images are ignored.
     """
     recent = [line["health"] for line in log if line.get("health") and line["images"] >= warmup][-IN_A_ROW:]
     if len(recent) < IN_A_ROW:
@@ -47,24 +47,24 @@ BOUNDS = {
     "saturation": (0.6, 1.6),
     "diversity": (0.6, 1.5),
 }
-"""What the measurements of a one-step generator may be; see `training/one_step_monitor.py` for their units."""
+"""Accepted ranges of the measurements of a one-step generator; see `training/one_step_monitor.py` for their units."""
 ONESTEP_CURE = "a lower training.learning_rate, a higher onestep.ratio.penalty or more onestep.critic_updates may help"
 
 
 def departure(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:
-    """How a one-step generator departs from the data at the last two measurements in the log; None if it does not.
+    """Describe how a one-step generator departs from the data at the last two measurements; None if it does not.
 
-    Those up to `warmup` images are passed over: the generator has not moved, and the teacher's first step is a mean.
+    Measurements up to `warmup` images are ignored: the generator has not moved, and the teacher's first step is a mean.
     """
     recent = [line["onestep"] for line in log if line.get("onestep") and line["images"] > warmup][-IN_A_ROW:]
     if len(recent) < IN_A_ROW:
         return None
     for name, (low, high) in BOUNDS.items():
         if all(name in values and not low <= values[name] <= high for values in recent):
-            return f"{name} is {recent[-1][name]:.3g}, not within {low:g} to {high:g}"
+            return f"{name} is {recent[-1][name]:.3g}, outside {low:g} to {high:g}"
     return None
 
 
 def _below(values: Mapping[str, Any], name: str, least: float) -> bool:
-    """Whether a quantity is known, and below."""
+    """Whether a quantity is known and below `least`."""
     return values.get(name) is not None and values[name] < least

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from onefold import __version__
-from onefold.errors import Interrupted, TrainingAborted, UserError
+from onefold.errors import Interrupted, TrainingAborted, UserError, printable, reason
 
 __all__ = ["COMMANDS", "command", "main", "run"]
 
@@ -72,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know ASCII alone, and a name be no text at all
+            stream.reconfigure(errors="backslashreplace")
     try:
         _dispatch(arguments)
     except UserError as error:
@@ -90,6 +93,8 @@ def run(arguments: list[str]) -> int:
             raise
         cure = "give less to a pass (--training.micro-batch, or --batch); `onefold estimate` tells what fits"
         return _fail(f"the device has no memory left ({str(error).splitlines()[0]}); {cure}", 2)
+    except OSError as error:  # a name that the system does not take, a disk that fails
+        return _fail(f"{error.filename or 'a file'}: {reason(error)}; check the name and the disk", 2)
     return 0
 
 
@@ -162,7 +167,7 @@ def _show(commands: dict[str, str]) -> None:
 
 
 def _fail(error: object, code: int) -> int:
-    print(f"onefold: {error}", file=sys.stderr)
+    print(f"onefold: {printable(error)}", file=sys.stderr)
     return code
 
 

@@ -1,11 +1,11 @@
-"""What a recipe costs before it is started: parameters, arithmetic, memory, time.
+"""The cost of a recipe before it is run: parameters, arithmetic, memory and time.
 
-Parameters, arithmetic and state are counted; time and peak memory come from a few real training steps on the present
-device, with random images. The largest micro-batch comes from how peak memory grows from half of the measured
-micro-batch to the whole, and from the memory that is free:
+Parameters, arithmetic and state are counted; time and peak memory are measured over a few real training steps with
+random images on the current device. The largest micro-batch follows from the free memory and from the growth of peak
+memory between half and all of the measured micro-batch:
 
     growth per image = (peak(n) − peak(n / 2)) / (n / 2)
-    largest          = n + (9/10 · memory that can be had − peak of the steps) / growth
+    largest          = n + (9/10 · available memory − peak of the steps) / growth
 """
 
 import math
@@ -31,28 +31,28 @@ from onefold.training.step import accumulate, training_step
 __all__ = ["Estimate", "Measurement", "estimate", "largest_micro_batch", "measure"]
 
 FILLED = 0.9
-"""Share of the memory that can be had which the largest micro-batch fills; the rest is for pictures and fragments."""
+"""Fraction of the available memory that the largest micro-batch fills; the rest is for pictures and fragmentation."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A few training steps on this device."""
+    """Measurement of a few training steps on this device."""
 
     device: str
     precision: str
     compiled: bool
     batch: int
-    """Images of an optimizer's step …"""
+    """Images per optimizer step …"""
     micro_batch: int
-    """… and of each of the passes that it consists of."""
+    """… and per forward and backward pass within it."""
     images_per_second: float
     """Over all phases."""
     peak_memory: int
-    """Bytes, of the device, or of the whole process on a CPU."""
+    """Bytes on the device, or of the whole process on a CPU."""
     bytes_per_image: float | None
-    """By which peak memory grows with each image of a pass; None where the growth cannot be seen."""
+    """Growth of peak memory per image of a pass; None where no growth was measured."""
     largest_micro_batch: int | None
-    """Images of a pass that fit into the memory that is free; None where growth or free memory are not known."""
+    """Images per pass that fit into free memory; None where growth or free memory is unknown."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Estimate:
 
     parameters: int
     share: float
-    """Of the parameters, that serves all three roles."""
+    """Fraction of the parameters that serves all three roles."""
     latent_ratio: float
-    """Numbers in a latent per number in an image."""
+    """Values in a latent per value in an image."""
     flops_per_image: float
-    """Of training: forward and backward passes of one image."""
+    """Training: forward and backward passes of one image."""
     flops_per_sample: float
-    """Of sampling one image with the recipe's sampler, with decoding."""
+    """Sampling one image with the recipe's sampler, including decoding."""
     state_bytes: int
     """Weights, gradients, optimizer and averages, in float32."""
     images: int
@@ -80,10 +80,10 @@ class Estimate:
 
 
 def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
-    """Count, and measure for about `seconds` (0: only count).
+    """Count the costs, and measure for about `seconds` (0: only count).
 
     Raises:
-        UserError: a length that makes no sense.
+        UserError: an invalid length of time.
     """
     if not 0 <= seconds < math.inf:
         raise UserError(f"seconds: {seconds} is not a length of time; give 0 or more")
@@ -110,13 +110,13 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
 
 
 def measure(config: Config, seconds: float) -> Measurement:
-    """Train on random images for about `seconds`, at least one step of each phase, after passes that show the memory.
+    """Train on random images for about `seconds`, at least one step per phase, after measuring memory growth.
 
-    A pass takes the run's micro-batch, or as many images of its batch as suit the device. `training.compile` "auto"
-    does not compile here.
+    A pass processes the run's micro-batch or, without one, as many images of its batch as suit the device. With
+    `training.compile` "auto", nothing is compiled here.
 
     Raises:
-        UserError: a device that is not there, or compilation that is wanted where it does not work.
+        UserError: a device that is not available, or compilation requested where it does not work.
     """
     device = resolve_device(config.training.device)
     batch, compiled = config.training.batch, config.training.compile == "yes"
@@ -129,7 +129,7 @@ def measure(config: Config, seconds: float) -> Measurement:
     size, classes = config.network.image_size, config.network.classes
     x = torch.rand((micro, config.network.channels, *size), device=device) * 2 - 1
     y = torch.arange(micro, device=device) % max(1, classes)
-    with eager():  # other numbers of images would be compiled anew
+    with eager():  # other numbers of images would trigger recompilation
         growth = _memory_growth(state, x, y, config)
     phases = phases_of(config)
     times = [_seconds_per_image(state, x, y, config, phase, batch, seconds / len(phases)) for phase in phases]
@@ -145,10 +145,10 @@ def measure(config: Config, seconds: float) -> Measurement:
 def _seconds_per_image(
     state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config, phase: Phase, batch: int, seconds: float
 ) -> float:
-    """Of a phase with steps of `batch` images in passes of len(x), measured for about `seconds`.
+    """Seconds per image of a phase with steps of `batch` images in passes of len(x), measured for about `seconds`.
 
-    Each round is a step on one pass, and one more pass if the batch has more: a batch of k passes takes the time of the
-    first and k − 1 times that of the second.
+    Each round times a step of one pass and, if the batch needs more, a further pass: a batch of k passes takes the time
+    of the former plus k − 1 times that of the latter.
     """
     _enter(state, phase)
     if config.training.compile == "yes":
@@ -166,7 +166,7 @@ def _seconds_per_image(
         return time.perf_counter() - start
 
     with eager():
-        step(1)  # the optimizers' first, which allocates
+        step(1)  # the optimizers' first step, which allocates
     if config.training.compile == "yes":
         step()  # compiles
     passes, steps, spent = batch / len(x), 0, 0.0
@@ -185,13 +185,13 @@ def _enter(state: TrainingState, phase: Phase) -> None:
 
 
 def _with_all_parts(phase: Phase, batch: int) -> int:
-    """Images before the first step of `batch` images in which all parts of a phase have their turn."""
+    """Images before the first step of `batch` images in which every part of a phase has its turn."""
     every, first = math.lcm(*(part.every for part in phase.parts)), -(-max(part.start for part in phase.parts) // batch)
     return phase.start + batch * (first + -(first + 1) % every)
 
 
 def _passes(state: TrainingState, phase: Phase, x: torch.Tensor, y: torch.Tensor, config: Config) -> None:
-    """A pass of each part, forwards and backwards; waits for the device."""
+    """One forward and backward pass of each part; waits for the device."""
     rng = state.rng(config.training.seed, x.device)
     for part in phase.parts:
         told = accumulate(state, part, x, y, part.draw(len(x), rng), config.training)
@@ -200,21 +200,21 @@ def _passes(state: TrainingState, phase: Phase, x: torch.Tensor, y: torch.Tensor
 
 
 def _batches_held(config: Config, batch: int) -> int:
-    """Bytes that training holds besides a pass: the batch as floats and one copy, and bytes that are read ahead."""
+    """Bytes that training holds besides a pass: the batch as floats, one copy of it, and the bytes read ahead."""
     numbers = config.network.channels * math.prod(config.network.image_size)
     return batch * numbers * (2 * 4 + 1 + 2 * config.data.workers)
 
 
 def largest_micro_batch(images: int, peak: int, growth: float, memory: int) -> int:
-    """Images of a pass that fill nine tenths of `memory` bytes, where `images` peak at `peak` and each takes `growth`.
+    """Images per pass that fill nine tenths of `memory` bytes, if `images` peak at `peak` and each takes `growth`.
 
-    At least `images`, for which there was room.
+    At least `images`, which are known to fit.
     """
     return max(images, int(images + (FILLED * memory - peak) / growth))
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process holds on the device or could still get; None where the system does not tell."""
+    """Bytes that this process holds on the device or could still allocate; None where the system reports nothing."""
     if device.type == "cuda":  # where training also keeps a small data set
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - IN_MEMORY
     try:
@@ -229,7 +229,7 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes below the limit of a container (cgroup 2), where files that are only cached count as free; None without."""
+    """Bytes left below a container's limit (cgroup 2), counting cached files as free; None without a limit."""
     try:
         limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
         cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
@@ -239,10 +239,10 @@ def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def _memory_growth(state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config) -> float | None:
-    """Bytes by which peak memory grows with each image of a pass, from half of the images to all.
+    """Growth of peak memory in bytes per image of a pass, from half of the images to all of them.
 
-    Peaks never fall: if one before was as high as that of half the images, or no growth is to be seen, it is None.
-    Only passes are compared, since an optimizer's step may peak higher than that of a few images.
+    Recorded peaks never fall: if an earlier one was as high as that of half the images, or if there is no growth, the
+    result is None. Only passes are compared, since an optimizer step may peak higher than a pass of few images.
     """
     if len(x) < 2:
         return None
@@ -258,7 +258,7 @@ def _memory_growth(state: TrainingState, x: torch.Tensor, y: torch.Tensor, confi
 
 
 def _default_micro(config: Config, device: torch.device) -> int:
-    """A micro-batch for the measurement: all of a small network's, few images of a large one on a CPU."""
+    """A micro-batch for the measurement; on a CPU, the larger the network, the fewer the images."""
     if device.type != "cpu":
         return 32
     return max(2, min(64, int(2e12 / training_flops(config))))

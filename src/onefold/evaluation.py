@@ -12,6 +12,8 @@ that between one half and as many generated images.
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from torch import Tensor
 from onefold import __version__, sampling
 from onefold.compute import sampling_context
 from onefold.data import read_all
-from onefold.errors import UserError
+from onefold.data.messages import count_text
+from onefold.errors import UserError, quoted
 from onefold.extractor import extractor_for
 from onefold.metrics import (
     FeatureExtractor,
@@ -39,15 +42,16 @@ from onefold.metrics import (
     psnr,
     ssim,
 )
+from onefold.metrics.few import few_images, wilson_interval
 from onefold.networks.base import Network
 from onefold.pictures.grids import encode_decode
 from onefold.pixels import to_float
 from onefold.sampling import Sampler
 from onefold.settings import Precision
-from onefold.training.run import Run, open_data
+from onefold.training.run import Run, load_run
 from onefold.verifier import Verifier
 
-__all__ = ["KEYS", "SPLITS", "Metric", "evaluate"]
+__all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "SPLITS", "Metric", "evaluate"]
 
 KEYS = (
     "frechet_distance",
@@ -62,14 +66,20 @@ KEYS = (
     "images_per_second",
     "class_accuracy",
     "class_accuracy_real",
+    "class_accuracy_interval",
+    "class_accuracy_real_interval",
+    "few",
     "frechet_to_reference",
     "protocol",
 )
 """All that a record may hold, but for metrics of one's own."""
 
+LEAST_IMAGES, LEAST_TEST_IMAGES = 4, 2
+"""Of training images, and of test images, to measure anything."""
 SPLITS = 10
 """Random halvings that the yardsticks are averaged over."""
 NEIGHBOURS = 3
+SPLIT = "train (samples), test (reconstructions, latents)"
 REDUCED = 64
 """Height and width that larger images are reduced to before they are compared pixel by pixel."""
 
@@ -79,7 +89,7 @@ Say = Callable[[str], None]
 
 
 def evaluate(
-    run: Run,
+    run: Run | str | Path,
     *,
     sampler: Sampler | None = None,
     images: int = 5000,
@@ -97,7 +107,7 @@ def evaluate(
     """Measure a run's published network.
 
     Args:
-        run: A run with a model.
+        run: A run with a model, or its folder.
         sampler: How to sample; default: the run's own.
         images: Number of generated and of reference images, at most the number of training images.
         seed: Seed of the first generated image, and of the random choices.
@@ -117,19 +127,26 @@ def evaluate(
         UserError: no model, unreadable data, a sampler that does not suit the network, statistics of another extractor,
             or a metric with the name of another or without a number.
     """
+    if not isinstance(cast(object, run), Run | str | Path):
+        cure = "give a run, or its folder: a network alone does not know its data"
+        raise UserError(f"run: {type(run).__name__} is no run; {cure}")
+    run = run if isinstance(run, Run) else load_run(run)
     for name in metrics or {}:
         if name in KEYS:
             raise UserError(f"metrics: {name!r} is in every record; choose another name")
     sampler = sampler or run.config.sampler
     network = run.network.to(device)
     sampling.check_guidance(sampler.guidance, network.config.classes)
-    train, test = open_data(run.config.data)
-    extractor = extractor or extractor_for(train, say)
+    train, test = run.open_data(say)
+    if len(train) < LEAST_IMAGES:
+        cure = f"look at samples instead, `onefold sample {quoted(run.folder)}`"
+        raise UserError(f"{train.source}: {count_text(len(train))} to train on are too few to measure anything; {cure}")
     count = min(images, len(train))
-    if count < 4:
-        raise UserError(f"images: {count} are too few to measure anything; give at least 4")
-    if len(test) < 2:
-        raise UserError(f"{test.source}: {len(test)} test image is too few; give more with --test-data, or train anew")
+    if count < LEAST_IMAGES:
+        raise UserError(f"images: {count} are too few to measure anything; give at least {LEAST_IMAGES}")
+    if len(test) < LEAST_TEST_IMAGES:
+        raise UserError(f"{test.source}: {count_text(len(test), 'test image')} is too few; give more with --test-data")
+    extractor = extractor or extractor_for(train, say)
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
@@ -159,7 +176,7 @@ def evaluate(
         "kid_error": kid_error,
         "precision": precision_,
         "recall": recall,
-        "memorisation": _memorisation(generated, real, held_out, say),
+        "memorisation": _memorisation(generated, real, None if test is train else held_out, say),
         "reconstruction": _reconstruction(network, held_out, extractor, batch),
         "latent": _latent(network, held_out, batch),
         "images_per_second": count / seconds,
@@ -167,14 +184,21 @@ def evaluate(
     if wanted is not None and extractor.classes == network.config.classes:
         numbers["class_accuracy"] = class_accuracy(extractor, generated, labels, batch)
         numbers["class_accuracy_real"] = class_accuracy(extractor, *read_all(test, np.arange(len(held_out))))
+        for name, seen in (("class_accuracy", count), ("class_accuracy_real", len(held_out))):
+            numbers[f"{name}_interval"] = list(wilson_interval(float(numbers[name]), seen))  # type: ignore[arg-type]
     if reference is not None:
         moments = Moments.from_features(generated_features, extractor.sha256)
         numbers["frechet_to_reference"] = frechet_from_moments(reference, moments)
     numbers |= {name: _number(name, metric(real, generated)) for name, metric in (metrics or {}).items()}
+    outside = count - 1 if test is train else len(held_out)
+    few = few_images(generated=count, held_out=outside, tested=len(held_out), width=extractor.width)
+    if numbers["memorisation"] is None:
+        few.pop("memorisation", None)
+    numbers["few"] = {name: why for name, why in few.items() if name.partition(".")[0] in numbers}
     protocol = Protocol(
-        data=run.config.data.source,
+        data=train.source,
         data_sha256=train.digest(),
-        split="train (samples), test (reconstructions, latents)",
+        split="train (samples, reconstructions, latents)" if test is train else SPLIT,
         extractor=extractor.name,
         extractor_sha256=extractor.sha256,
         resize=extractor.resize,
@@ -222,10 +246,10 @@ def _sampler_text(sampler: Sampler) -> str:
     return text
 
 
-def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor, say: Say) -> dict[str, float] | None:
+def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor | None, say: Say) -> dict[str, float] | None:
     """In pixels, of images reduced to `REDUCED`, against the reference; None where those are copies of one another."""
     try:
-        found = memorisation(_shrink(generated), _shrink(real), _shrink(held_out))
+        found = memorisation(_shrink(generated), _shrink(real), None if held_out is None else _shrink(held_out))
     except UserError as error:
         say(f"memorisation is not measured: {error}")
         return None

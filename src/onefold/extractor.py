@@ -9,7 +9,7 @@ import numpy as np
 
 from onefold import metrics
 from onefold.data import Dataset, read_all
-from onefold.errors import UserError
+from onefold.errors import UserError, printable
 
 __all__ = ["extractor_for"]
 
@@ -29,7 +29,9 @@ def extractor_for(data: Dataset, say: Callable[[str], None] = lambda line: None)
     path = folder / f"classifier-{data.digest()[:16]}.safetensors"
     with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
         return metrics.from_file(path)
-    say(f"training a small classifier of {data.source} for the features (once; kept as {path})")
+    if len(data) < 2:
+        raise UserError(f"{data.source}: holds 1 image to train on, too few to learn features from; add some")
+    say(printable(f"training a small classifier of {data.source} for the features (once; kept as {path})"))
     count = min(len(data), LARGEST // int(np.prod(data.image_shape)))
     images, labels = read_all(data, np.linspace(0, len(data) - 1, count).round().astype(np.int64))
     classifier = metrics.train_classifier(images, labels, classes=data.classes)

@@ -1,34 +1,40 @@
-"""Files that are written whole or not at all, and folders that one process at a time works in."""
+"""Files that are written completely or not at all, and folders locked to one process at a time."""
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from onefold.errors import UserError, writing
+import torch
+from safetensors.torch import load, load_file
+from torch import Tensor
 
-__all__ = ["is_unused", "locked", "sha256_of", "unfinished", "write_whole"]
+from onefold.errors import UserError, placeholder, printable, writing
+
+__all__ = ["is_unused", "locked", "read_tensors", "refuse_placeholder", "sha256_of", "unfinished", "write_whole"]
 
 UNFINISHED = ".writing-"
 
 
 def unfinished(path: Path) -> Path:
-    """Where what will be moved to `path` is written; a process that is killed leaves it behind."""
+    """The temporary path of a file or folder that will be moved to `path`; a killed process leaves it behind."""
     return path.with_name(f"{UNFINISHED}{path.name}")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 text beside its place, flush it to the disk and move it there; makes the folder.
+    """Write UTF-8 text to a temporary file, flush it to disk and move it to `path`; creates the folder.
 
     Raises:
-        OSError: it could not be written; what was there before is as it was.
+        OSError: it could not be written; an existing file is left unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = unfinished(path)
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        # What is no UTF-8 in a name is escaped: as "\udce9", which JSON reads back to the same name.
+        with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -39,13 +45,13 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Generator[int]:
-    """Keep other processes from working in a folder, which is made if it is not there.
+    """Keep other processes from working in a folder, which is created if missing.
 
-    Gives the lock's descriptor, which a child process may hold too. Where the file system knows no such locks (NFS, for
-    one), nobody is kept out.
+    Yields the lock's descriptor, which a child process may hold too. On file systems without such locks (NFS, for
+    example), other processes are not kept out.
 
     Raises:
-        UserError: another process works in it, or it cannot be made.
+        UserError: another process is working in it, or it cannot be created.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +60,8 @@ def locked(folder: Path) -> Generator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            cure = "wait for its end, stop it, or choose another --out"
-            raise UserError(f"{folder}: another process works in this folder; {cure}") from None
+            cure = "wait for it to finish, stop it, or choose another --out"
+            raise UserError(f"{folder}: another process is working in this folder; {cure}") from None
         except OSError:
             pass
         yield descriptor
@@ -71,8 +77,38 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_placeholder(path: Path) -> None:
+    """Refuse a file that is empty, or not the one that it stands for (see `errors.placeholder`).
+
+    Raises:
+        UserError: naming what it is; OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    what = placeholder(head) if head else "is empty; copy or download it again"
+    if what is not None:
+        raise UserError(f"{path}: {what}")
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Raises:
+        UserError: an empty file, or one that only stands for another.
+        OSError, SafetensorError: there is none, or it is something else or not whole.
+    """
+    refuse_placeholder(path)
+    if printable(path) == str(path):
+        tensors = load_file(path, device=str(device))
+    else:  # safetensors opens no names that are not UTF-8
+        tensors = {name: value.to(device) for name, value in load(path.read_bytes()).items()}
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return tensors, header.get("__metadata__") or {}
+
+
 def is_unused(folder: Path) -> bool:
-    """Whether a folder is not there, or holds nothing but what a killed process has left unfinished."""
+    """Whether a folder is missing, or holds only unfinished files of a killed process."""
     if not folder.exists():
         return True
     return folder.is_dir() and all(path.name.startswith(UNFINISHED) for path in folder.iterdir())

@@ -1,4 +1,4 @@
-"""Paths between noise and data, and what can be converted into what along them.
+"""Paths between noise and data, and conversions between clean latent, noise, velocity and score along them.
 
 A path gives z_t = α(t)·z + σ(t)·ε for t in [0, 1]; t = 0 is noise, t = 1 is data. Every denoiser returns the clean
 latent ẑ = E[z | z_t]; the rest follows:
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class Path(Protocol):
-    """Coefficients of a path and their derivatives in t."""
+    """Coefficients of a path and their derivatives with respect to t."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(α(t), σ(t))."""
@@ -102,7 +102,7 @@ def noise(path: Path, z_hat: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity(path: Path, z_hat: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    """V from the clean latent."""
+    """The velocity v from the clean latent."""
     d_alpha, d_sigma = path.derivatives(t)
     return d_alpha * z_hat + d_sigma * noise(path, z_hat, z_t, t)
 
@@ -126,8 +126,8 @@ def per_token(t: Float[Tensor, " B"]) -> Float[Tensor, "B 1 1"]:
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:
-    """Bend [0, 1] onto itself: shift < 1 moves times towards noise, > 1 towards data (Esser et al., 2024)."""
-    return (shift * t / (1 + (shift - 1) * t)).clamp(max=1)  # rounding would pass 1
+    """Warp [0, 1] onto itself: shift < 1 moves times towards noise, > 1 towards data (Esser et al., 2024)."""
+    return (shift * t / (1 + (shift - 1) * t)).clamp(max=1)  # rounding could exceed 1
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,10 @@ class TimeDistribution:
             raise UserError(f"objective.time.mean: {self.mean} is not a finite number; 0 is the middle of the path")
 
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
-        """`n` times on the generator's device, stratified: each of n equal quantiles holds one, in random order.
+        """Draw `n` stratified times on the generator's device: one from each of n equal quantiles, in random order.
 
-        Stratification (Kingma et al., 2021) leaves each time's marginal distribution as it is, once the times are
-        matched with images at random, and removes most of the noise that the times bring into the loss.
+        Stratification (Kingma et al., 2021) removes most of the noise that the times add to the loss. Since times are
+        assigned to images at random, the marginal distribution of each time does not change.
         """
         order = torch.randperm(n, generator=generator, device=generator.device)
         u = (order + torch.rand(n, generator=generator, device=generator.device)) / n

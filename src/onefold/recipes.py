@@ -1,7 +1,7 @@
-"""Recipes: named configurations. Each docstring states the expected result and its cost, as measured.
+"""Recipes: named configurations. Each docstring states the expected result and cost, as measured.
 
-`recipe(name)` gives one. Its image size, channels and classes are those of the data set that it is named after;
-training takes them from the data that it is given.
+`recipe(name)` returns one. Its image size, channels and classes are those of the data set that it is named after;
+training replaces them with those of the actual data.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ __all__ = ["RECIPES", "recipe"]
 
 
 def digits() -> Config:
-    """The embedded 8×8 digits; latents of 16 tokens × 4 numbers, as many as the image has pixels.
+    """The embedded 8×8 digits; latents of 16 tokens × 4 channels, as many values as the image has pixels.
 
     Expected (3 seeds, 50 steps, no guidance, `benchmarks/digits_seeds.py`): class accuracy 0.979 ± 0.001, Fréchet
     distance 0.88 ± 0.08 times that between two halves of the real images, PSNR of test images 38.0 ± 0.2 dB. Cost:
@@ -42,17 +42,17 @@ def digits() -> Config:
 
 
 def cifar10() -> Config:
-    """32×32 RGB images of ten classes: 64 tokens × 16 numbers, a third of the image's 3,072. Not yet run to its end.
+    """32×32 RGB images of ten classes: 64 tokens × 16 channels, a third of the image's values. Not yet run to its end.
 
-    Beginnings on a smaller network are in docs/ablations.md; on two CPU cores it would take ten days.
+    First results with a smaller network are in docs/ablations.md; on two CPU cores the recipe would take ten days.
     """
     return Config(
         recipe="cifar10",
         network=NetworkConfig(
             image_size=(32, 32), channels=3, classes=10, patch=4, latent_channels=16, width=256, depth=8, heads=4
         ),
-        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2, flip=True),
-        data=DataConfig(source="cifar10-train.zip"),
+        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2),
+        data=DataConfig(source="cifar10-train.zip", mirrored="cifar10-train.zip"),
         training=TrainingConfig(
             images=20_000_000,
             batch=128,
@@ -69,7 +69,7 @@ def cifar10() -> Config:
 
 
 def _imagenet256(name: str, width: int, depth: int, heads: int) -> Config:
-    """256 tokens × 32 numbers, and the paper's schedule: 50 epochs of 1,281,167 images."""
+    """256 tokens × 32 channels, and the paper's schedule: 50 epochs of 1,281,167 images."""
     return Config(
         recipe=name,
         network=NetworkConfig(
@@ -82,8 +82,10 @@ def _imagenet256(name: str, width: int, depth: int, heads: int) -> Config:
             depth=depth,
             heads=heads,
         ),
-        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2, flip=True),
-        data=DataConfig(source="imagenet256-train.zip", test="imagenet256-val.zip", workers=8),
+        objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=2),
+        data=DataConfig(
+            source="imagenet256-train.zip", test="imagenet256-val.zip", workers=8, mirrored="imagenet256-train.zip"
+        ),
         training=TrainingConfig(
             images=50 * 1_281_167,
             batch=1024,
@@ -124,7 +126,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def recipe(name: str, **overrides: Any) -> Config:
-    """The configuration of a recipe, changed where you say so.
+    """The configuration of a recipe, with optional overrides.
 
     `recipe("digits", training={"batch": 32}, network={"depth": 6})`; dotted names such as
     `**{"training.batch": 32}` do the same.

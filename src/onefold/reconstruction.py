@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -46,10 +47,14 @@ def reconstruct(
     """
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
+    if not isinstance(cast(object, run), Run | Network | str | Path):
+        raise UserError(f"run: {type(run).__name__} is neither a run, a network nor a folder")
     network = run.network if isinstance(run, Run) else run if isinstance(run, Network) else Network.from_pretrained(run)
     if isinstance(images, np.ndarray | Tensor):
         x = _checked(images, network.config)
     else:
+        if not isinstance(cast(object, images), str | Path | Sequence):
+            raise UserError(f"images: {type(images).__name__} is neither an array nor paths; give uint8 (n, H, W, C)")
         paths = [images] if isinstance(images, str | Path) else images
         x = _read([_path(path) for path in paths], network.config)
     return encode_decode(network, x, batch=batch)
@@ -108,7 +113,7 @@ def _read(images: Sequence[Path], config: NetworkConfig, most: int | None = None
         raise UserError("images: none were given; name image files or a data source")
     height, width = config.image_size
     if len(images) == 1 and (is_source(str(images[0]))):
-        data = open_dataset(str(images[0]))
+        data = open_dataset(str(images[0]), labels_from="none")  # which could only be in the way
         if data.image_shape != (height, width, config.channels):
             wanted = (height, width, config.channels)
             cure = f"make them so: {convert_command(str(images[0]), (height, width))}"

@@ -8,9 +8,12 @@ Image k owns the seed `seed + k`, and its noise is drawn from that seed alone on
 batch size, order or device, up to the rounding of the network's arithmetic.
 """
 
+import difflib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,6 +30,7 @@ __all__ = [
     "Denoiser",
     "Euler",
     "Heun",
+    "Labels",
     "Renoise",
     "Sampler",
     "Solver",
@@ -42,6 +46,8 @@ __all__ = [
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(z_t (B, N, D), t (B,), y (B,) or None) → ẑ (B, N, D)."""
+Labels = Sequence[int | str] | np.ndarray | Tensor
+"""A label for each image."""
 DenoiserAtTime = Callable[[Tensor, float], Tensor]
 """(z_t (B, N, D), t) → ẑ (B, N, D), with the labels and the guidance of the samples in it."""
 
@@ -263,25 +269,72 @@ def solve(
     return SOLVERS[sampler.solver].integrate(denoise_at, eps, times, path or Linear(), noise)
 
 
-def resolve_labels(n: int, labels: Sequence[int] | None, seed: int, classes: int) -> list[int] | None:
+def resolve_labels(
+    n: int, labels: Labels | None, seed: int, classes: int, class_names: Sequence[str] = ()
+) -> list[int] | None:
     """A label for each of n images, or None for an unconditional network. Default: (seed + k) mod K.
 
+    A word is the name of a class, or else the number of one as text. Where names of classes are themselves numbers,
+    a word is only ever a name: what "3" means is then never in doubt.
+
     Raises:
-        UserError: n < 1, a negative seed, a wrong number of labels, or a label outside 0…K (K is "no class").
+        UserError: n < 1, a negative seed, a wrong number of labels, a label outside 0…K (K is "no class"), or a word
+            that names no class.
     """
+    n, seed = _whole("n", n), _whole("seed", seed)
     if n < 1:
         raise UserError(f"n: {n} images cannot be sampled; give at least 1")
     if not 0 <= seed <= 2**63 - 1 - n:
         raise UserError(f"seed: {seed} is out of range; give an integer from 0 to about 9e18")
     if labels is None:
         return [(seed + k) % classes for k in range(n)] if classes else None
-    if len(labels) != n:
-        raise UserError(f"labels: {len(labels)} were given for {n} images; give one for each")
-    for label in labels:
-        if label != int(label) or not 0 <= label <= classes:
+    listed = _listed(labels, n)
+    if len(listed) != n:
+        raise UserError(f"labels: {len(listed)} were given for {n} images; give one for each")
+    numbers = [_number_of(label, class_names) if isinstance(label, str) else label for label in listed]
+    for label in numbers:
+        if not _is_whole(label) or not 0 <= label <= classes:
             known = f"0 to {classes - 1}, or {classes} for no class" if classes else "only 0: it has no classes"
-            raise UserError(f"labels: {label} is not a class of this network, which knows {known}")
-    return [int(label) for label in labels]
+            raise UserError(f"labels: {label!r} is not a class of this network, which knows {known}")
+    return [int(label) for label in numbers]
+
+
+def _listed(labels: Any, n: int) -> list[Any]:
+    """Labels as a list of Python's numbers, whatever holds them: a list, an array or a tensor, on any device."""
+    plain = labels.tolist() if isinstance(labels, np.ndarray | np.generic | Tensor) else labels
+    if isinstance(plain, str) or not isinstance(plain, Iterable):
+        raise UserError(f"labels: {plain!r} is a single label; give one for each image, [{plain!r}] * {n}")
+    listed = list(plain)
+    if any(isinstance(label, list) for label in listed):
+        raise UserError(f"labels: shape {np.shape(listed)} is not ({n},); give one number for each image")
+    return [label.item() if isinstance(label, np.generic | Tensor) else label for label in listed]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+
+
+def _whole(name: str, value: Any) -> int:
+    """An integer, also one of numpy or torch. Raises a UserError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{name}: {value!r} is not a whole number; give an integer") from None
+
+
+def _number_of(word: str, class_names: Sequence[str]) -> int:
+    """The number of a class that a word names."""
+    if word in class_names:
+        return list(class_names).index(word)
+    if re.fullmatch("-?[0-9]+", word) and not any(name.isdigit() for name in class_names):
+        return int(word)
+    named = [f"{name} ({k})" for k, name in enumerate(class_names)]
+    if not named:
+        raise UserError(f"labels: {word!r} is no class of this network, which knows classes by number; give numbers")
+    close = [named[list(class_names).index(name)] for name in difflib.get_close_matches(word, class_names, 3)]
+    more = f" and {len(named) - 20:,} more" if len(named) > 20 else ""
+    known = f"perhaps {', '.join(close)}" if close else f"it knows {', '.join(named[:20])}{more}"
+    raise UserError(f"labels: {word!r} is no class of this network; {known}")
 
 
 def generate(

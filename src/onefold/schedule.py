@@ -1,10 +1,10 @@
-"""Schedules: for how long a network learns, how fast, and over how long its weights are averaged.
+"""Schedules: how long a network is trained, at what rate, and over how long its weights are averaged.
 
-Time is counted in images seen. The factor of the learning rate after n images of N,
+Time is counted in images seen. The learning-rate factor after n of N images,
 
     min(1, n / warmup) · (final + (1 − final) · fall),     fall = 1 until (1 − decay)·N, then down to 0 at N,
 
-and the averages' survival are pure functions of it, so that whoever knows n needs no further state.
+and the survival of the averages are pure functions of n and need no further state.
 """
 
 import math
@@ -19,27 +19,27 @@ __all__ = ["Schedule"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length, optimizer, rates and averages of a phase of training."""
+    """Length, optimizer, rates and averages of a training phase."""
 
     images: int = 64_000
     """Length, in images seen."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
-    """AdamW's."""
+    """Peak learning rate of AdamW."""
     muon_rate: float = 0.02
-    """Muon's, for the matrices of the trunk's blocks."""
+    """Peak learning rate of Muon, for the matrices of the trunk's blocks."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     warmup: int = 4_000
     decay: float = 0.5
-    """Share of the length, at its end, over which the learning rate falls."""
+    """Fraction of the length, at its end, over which the learning rate decays."""
     decay_shape: Literal["linear", "cosine"] = "linear"
     final_rate: float = 0.0
-    """What the learning rate falls to, as a share of its peak."""
+    """Final learning rate, as a fraction of its peak."""
     clip: float = 1.0
-    """Largest norm of the whole gradient; longer ones are scaled down to it."""
+    """Maximum norm of the full gradient; larger gradients are scaled down to it."""
     ema_half_lives: tuple[int, ...] = (4_000,)
-    """An average of the weights for each. The first is the objective's target; the last is the published model."""
+    """One average of the weights each. The first is the objective's target; the last is the published model."""
     ema_ramp: float = 0.1
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Schedule:
             raise UserError("training.ema_half_lives: give at least one positive number of images")
 
     def rate_factor(self, images: int, batch: int) -> float:
-        """Factor of the learning rate for the step that starts after `images` images of this schedule."""
+        """Learning-rate factor of the step that starts after `images` images of this schedule."""
         warm = min(1.0, (images + batch) / self.warmup) if self.warmup else 1.0
         falling = self.decay * self.images
         left = min(1.0, max(0.0, (self.images - images) / falling)) if falling else 1.0
@@ -65,10 +65,10 @@ class Schedule:
         return warm * (self.final_rate + (1 - self.final_rate) * left)
 
     def survival(self, half_life: int, images: int, batch: int) -> float:
-        """Share of an average that survives a step of `batch` images that ends at `images` images seen.
+        """Fraction of an average that survives a step of `batch` images ending at `images` images seen.
 
-        ½^(batch / h) with h = min(half_life, ema_ramp · images): the ramp keeps a young average young (Karras et al.,
-        2022). Without it the random initial weights would weigh on the average for several half-lives.
+        ½^(batch / h) with h = min(half_life, ema_ramp · images): the ramp keeps early averages short (Karras et al.,
+        2022). Without it, the random initial weights would linger in the average for several half-lives.
         """
         effective = min(float(half_life), self.ema_ramp * images)
         return 0.5 ** (batch / effective) if effective > 0 else 0.0

@@ -1,7 +1,7 @@
 """Settings: frozen nested dataclasses, to and from strict JSON.
 
-Strict: an unknown key, a missing one without a default, or a value of the wrong type is refused with one line that
-names the key. What is written is complete, so a file read years later does not depend on that day's defaults.
+Strict: an unknown key, a missing key without a default, or a value of the wrong type is rejected with one line that
+names the key. All fields are written, so a file read years later does not depend on that day's defaults.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from onefold.errors import UserError, reason
+from onefold.errors import UserError, placeholder, reason
 
 __all__ = ["Precision", "check", "from_file", "from_json", "override", "to_json", "with_new_defaults"]
 
@@ -23,20 +23,23 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def to_json(value: Any) -> str:
-    """A dataclass as indented JSON, all fields written out."""
-    return json.dumps(asdict(value), indent=2, ensure_ascii=False) + "\n"
+    """A dataclass as indented JSON, all fields written out; lone surrogates of file names are escaped, as JSON can."""
+    text = json.dumps(asdict(value), indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def from_json(kind: type[T], text: str, where: str) -> T:
     """Read a `kind` from JSON text; `where` names the file in errors.
 
     Raises:
-        UserError: text that is no JSON, or does not fit `kind`.
+        UserError: text that is not JSON or does not fit `kind`.
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_number)
     except ValueError as error:
-        raise UserError(f"{where}: not readable as JSON ({error}); restore the file or write it anew") from error
+        what = placeholder(text[:512].encode("utf-8", "replace"))
+        cure = what or f"not readable as JSON ({error}); restore the file or write it again"
+        raise UserError(f"{where}: {cure}") from error
     return _convert(kind, value, where)
 
 
@@ -44,7 +47,7 @@ def from_file(kind: type[T], path: Path) -> T:
     """Read a `kind` from a JSON file.
 
     Raises:
-        UserError: a file that cannot be read, is no JSON, or does not fit `kind`.
+        UserError: a file that cannot be read, is not JSON or does not fit `kind`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -61,10 +64,10 @@ def check(
     not_negative: Sequence[str] = (),
     shares: Sequence[str] = (),
 ) -> None:
-    """Refuse a dataclass whose choices or numbers make no sense; for its `__post_init__`.
+    """Reject a dataclass with invalid choices or numbers; for use in its `__post_init__`.
 
-    Every `Literal` field must hold one of its choices, `positive` numbers be above 0, `not_negative` ones be 0 or more,
-    `shares` lie in [0, 1]. Of tuples, each number must. NaN is none of these.
+    Every `Literal` field must hold one of its choices, `positive` numbers must be above 0, `not_negative` ones 0 or
+    more, and `shares` in [0, 1]; in tuples, every number must. NaN and infinity are always rejected.
 
     Raises:
         UserError: naming "group.field".
@@ -89,7 +92,7 @@ def check(
             raise UserError(f"{text} is not 0 or more")
     for text, number in each(shares):
         if not 0 <= number <= 1:
-            raise UserError(f"{text} is not within 0 to 1")
+            raise UserError(f"{text} is not between 0 and 1")
 
 
 def override(config: T, changes: dict[str, Any]) -> T:
@@ -102,13 +105,13 @@ def override(config: T, changes: dict[str, Any]) -> T:
 
 
 def with_new_defaults(options: T, defaults: T, new: T) -> T:
-    """Options in which what was left at its default has the `new` one, and what was chosen otherwise stays."""
+    """Options with the `new` default in every field left at its default; fields set to other values keep them."""
     left = (f.name for f in fields(options) if getattr(options, f.name) == getattr(defaults, f.name))  # type: ignore[arg-type]
     return replace(options, **{name: getattr(new, name) for name in left})  # type: ignore[type-var]
 
 
 def _overridden(config: Any, changes: dict[str, Any], prefix: str) -> Any:
-    """All changes of a group at once, since its settings may depend on one another."""
+    """Apply all changes to a group at once, since its settings may depend on one another."""
     hints, known = get_type_hints(type(config)), [f.name for f in fields(config)]
     new: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -128,20 +131,21 @@ def _overridden(config: Any, changes: dict[str, Any], prefix: str) -> Any:
     return replace(config, **new)
 
 
-def _class_of(hint: Any) -> type | tuple[()]:
-    """The dataclass that `hint` is; nothing is an instance of the empty tuple."""
-    return hint if isinstance(hint, type) and is_dataclass(hint) else ()
+def _class_of(hint: Any) -> tuple[type, ...]:
+    """The dataclass that `hint` is, or allows besides None; if none, the empty tuple, which has no instances."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return tuple(kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind))
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a setting stands there twice")
+        raise ValueError("a setting appears twice")
     return found
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -175,7 +179,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _convert_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: {value!r} where a group of settings belongs")
+        raise UserError(f"{where}: {value!r} is not a group of settings")
     hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}
     for key in value:
         if key not in known:

@@ -1,17 +1,17 @@
-"""The ratio as a verifier: of several samples for an image, keep the one that looks most like data.
+"""The ratio as a verifier: draw several samples per image and keep the one that looks most like data.
 
-A one-step sample costs one evaluation of the network, so several can be had for the price of a few steps. The ratio
-network, which training leaves behind, says of each how much likelier it is under the data than under the generator:
+A one-step sample costs one evaluation of the network, so several candidates cost no more than a few sampling steps. The
+ratio network from training tells how much likelier each candidate is under the data than under the generator:
 
     best of N     the sample with the largest ℓ: better samples, less variety
-    resample N    one of them with a probability in proportion to e^ℓ: were ℓ exact, the distribution of what is kept
-                  would tend to that of the data as N grows (sampling–importance resampling; Rubin, 1987)
+    resample N    one of them, with probability proportional to e^ℓ: if ℓ were exact, the distribution of the kept
+                  samples would approach the data distribution as N grows (sampling–importance resampling; Rubin, 1987)
 
-ℓ is that at a low noise level, where it sees what the sample shows. Candidate j of image k has the seed
-`seed + k + j·2³²`; candidate 0 is thus the image that would be sampled without a verifier.
+ℓ is evaluated at a low noise level, where the content of the sample is still visible. Candidate j of image k has the
+seed `seed + k + j·2³²`, so candidate 0 is the image that would be sampled without a verifier.
 
-The ratio network is the last of the training, while the generator is the best: with the ratio of that earlier moment
-the choice is worse.
+The ratio network is the last one of training, whereas the generator is the best one: the ratio network from that
+earlier point chooses worse.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,20 +31,20 @@ from onefold.sampling import Sampler, noises, seeded_rng
 __all__ = ["Verifier"]
 
 STRIDE = 2**32
-"""Between the seeds of two candidates of an image."""
+"""Distance between the seeds of consecutive candidates of an image."""
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """Samples like a `Network`, with a choice among candidates."""
+    """Samples like a `Network`, choosing among several candidates per image."""
 
     network: Network
     ratio: RatioNet
     candidates: int
-    """For each image: N."""
+    """Candidates per image, N."""
     choice: Literal["best", "resample"] = "best"
     level: float = 0.9
-    """The time t at which ℓ is asked."""
+    """The time t at which ℓ is evaluated."""
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
@@ -57,7 +57,7 @@ class Verifier:
     def sample_latents(
         self, seeds: Sequence[int], labels: Sequence[int] | None, sampler: Sampler, *, batch: int = 256
     ) -> Iterator[Float[Tensor, "B N D"]]:
-        """As `Network.sample_latents`, batch by batch; costs `candidates` × (steps + 1) evaluations for an image."""
+        """As `Network.sample_latents`, batch by batch; costs `candidates` × (steps + 1) evaluations per image."""
         count = self.candidates
         images = max(1, batch // count)
         for start in range(0, len(seeds), images):
@@ -70,19 +70,19 @@ class Verifier:
             yield z.unflatten(0, (len(own), count))[torch.arange(len(own), device=z.device), kept]
 
     def _logits(self, z: Float[Tensor, "B N D"], seeds: Sequence[int], labels: list[int] | None) -> Float[Tensor, " B"]:
-        """ℓ of each candidate, noised with noise of its own that it was not made from."""
+        """ℓ of each candidate, noised with fresh noise of its own, not the noise that it was generated from."""
         fresh = noises(seeds, tuple(z.shape[1:]))
         next(fresh)
         t = torch.full((len(z),), self.level, device=z.device)
         y = None if labels is None else torch.tensor(labels, device=z.device)
-        with torch.autocast(z.device.type, enabled=False):  # a choice among like candidates wants all its digits
+        with torch.autocast(z.device.type, enabled=False):  # choosing among similar candidates needs full precision
             return self.ratio(noised(Linear(), z, next(fresh).to(z), per_token(t)), t, y)
 
     def _choose(self, logits: Float[Tensor, "images N"], seeds: Sequence[int]) -> Int64[Tensor, " images"]:
         if self.choice == "best":
             return logits.argmax(1)
-        # The largest of ℓ + Gumbel noise is drawn with probability in proportion to e^ℓ. It comes from a seed that no
-        # candidate has: with one of theirs the choice would depend on the noise that they are made of.
+        # The argmax of ℓ + Gumbel noise is a draw with probability proportional to e^ℓ. The noise comes from a seed
+        # that no candidate has; otherwise the choice would depend on the noise that the candidates were generated from.
         rngs = [seeded_rng(seed + self.candidates * STRIDE) for seed in seeds]
         uniform = [torch.rand(logits.shape[1], generator=rng) for rng in rngs]
         gumbel = -(-torch.stack(uniform).clamp(min=1e-20).log()).log()

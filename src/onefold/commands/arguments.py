@@ -58,7 +58,7 @@ def _one_line(box: str) -> str:
     sections = [section for section in sections if section]
     if not sections:
         return "the options cannot be read"
-    text = re.sub(r"^Error parsing config\.\w+: ", "", " ".join(sections[0]))
+    text = re.sub(r"^Error parsing [\w.]+: ", "", " ".join(sections[0]))
     # An option that may be None is a union to the parser, which then reports on each of its members.
     union = r"no type matching \{None\}\|\{?(.*?)\}? could be instantiated from \[(.*?)\]\..*"
     text = re.sub(union, r"\2 is not \1", text)

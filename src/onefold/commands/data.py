@@ -10,12 +10,14 @@ from typing import Literal
 from tyro.conf import Positional
 
 from onefold.commands.terminal import console
-from onefold.errors import UserError, writing
+from onefold.errors import UserError, printable, writing
 
 __all__ = ["convert", "inspect", "stats"]
 
 
-def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = None) -> None:
+def inspect(
+    source: Positional[str], /, all: bool = False, labels_from: str | None = None, sheet: Path | None = None
+) -> None:
     """Say what is in a data source: shapes, ranges, classes, unreadable files, and what to do about them.
 
     Example: onefold data inspect photos/ --sheet photos.png
@@ -23,6 +25,7 @@ def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = 
     Args:
         source: digits, digits:test, or the path of a folder or file; sizes may be mixed.
         all: Decode every image, not a sample of 2,000.
+        labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
         sheet: Also write a contact sheet of 64 images to this PNG file.
     """
     import numpy as np
@@ -33,9 +36,9 @@ def inspect(source: Positional[str], /, all: bool = False, sheet: Path | None = 
 
     if sheet is not None:
         check_output(sheet, ".png", source)
-    console.print("\n".join(data.describe(data.inspect(source, sample=None if all else 2000))))
+    console.print("\n".join(data.describe(data.inspect(source, sample=None if all else 2000, labels_from=labels_from))))
     if sheet is not None:
-        drawn, missing = data.contact_sheet(source)
+        drawn, missing = data.contact_sheet(source, labels_from=labels_from)
         save_png(sheet, np.asarray(drawn))
         console.print(f"{sheet}: contact sheet")
         _report_skipped(missing)
@@ -49,6 +52,7 @@ def convert(
     height: int | None = None,
     unreadable: Literal["refuse", "skip"] = "refuse",
     overwrite: bool = False,
+    labels_from: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Write a zip of PNG images of one size: resized with a filter against aliasing, cropped at the centre.
@@ -62,6 +66,7 @@ def convert(
         height: Height, for images that are not square.
         unreadable: Stop at an image that cannot be read, or leave it out.
         overwrite: Replace an existing zip.
+        labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
         quiet: No progress bar.
     """
     from onefold import data
@@ -70,7 +75,15 @@ def convert(
 
     with ImageProgress("converting", 1, quiet=quiet) as bar:
         wanted = size if height is None else (height, size)
-        done = data.convert(source, out, wanted, unreadable=unreadable, overwrite=overwrite, progress=bar.of)
+        done = data.convert(
+            source,
+            out,
+            wanted,
+            unreadable=unreadable,
+            overwrite=overwrite,
+            labels_from=labels_from,
+            progress=bar.of,
+        )
     console.print(f"{done.path}: {count_text(done.written_count)} of {shape_text(done.image_shape)} (height × width)")
     if done.enlarged_count:
         console.print(f"{done.enlarged_count:,} of them were smaller and have been enlarged")
@@ -84,6 +97,7 @@ def stats(
     features: Path | None = None,
     run: Path | None = None,
     unreadable: Literal["refuse", "skip"] = "refuse",
+    labels_from: str | None = None,
 ) -> None:
     """Store the feature statistics of a data source, for `onefold evaluate --reference`.
 
@@ -95,20 +109,21 @@ def stats(
         features: Feature extractor; default: a small classifier of the source.
         run: Take the features that `onefold evaluate` measures this run in: a small classifier of its training images.
         unreadable: Stop at an image that cannot be read, or leave it out.
+        labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
     """
     from onefold import data, metrics
     from onefold.data.messages import count_text
     from onefold.data.source import check_output
     from onefold.extractor import extractor_for
-    from onefold.training.run import load_run, open_data
+    from onefold.training.run import load_run
 
     if features is not None and run is not None:
         raise UserError("--run: cannot go with --features; choose one")
     check_output(out, ".safetensors", source)
     if out.exists():
         _check_statistics(out)
-    dataset = data.open_dataset(source, unreadable=unreadable)
-    learned_from = dataset if run is None else open_data(load_run(run).config.data)[0]
+    dataset = data.open_dataset(source, unreadable=unreadable, labels_from=labels_from)
+    learned_from = dataset if run is None else load_run(run).open_data(console.print)[0]
     images, _ = data.read_all(dataset)  # first, for it may find an image that cannot be read
     extractor = metrics.from_file(features) if features else extractor_for(learned_from, console.print)
     with writing(out):
@@ -134,4 +149,4 @@ def _report_skipped(names: Sequence[str], notes: Sequence[str] = ()) -> None:
     for note in notes:
         console.print(f"note: {note}")
     if names:
-        console.print(f"{count_text(len(names), 'unreadable image')} left out: {', '.join(names)}")
+        console.print(f"{count_text(len(names), 'unreadable image')} left out: {', '.join(map(printable, names))}")

@@ -17,7 +17,7 @@ from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.conversion import converted
 from onefold.training.loop import train
-from onefold.training.phases import names_of_phases
+from onefold.training.prepare import fit_to_data
 from onefold.training.run import Run, load_run
 
 __all__ = ["demo"]
@@ -72,7 +72,7 @@ def _train(config: Config, folder: Path, *, quiet: bool) -> Run:
     if begun:
         found = load_run(folder)
         decided = {f"training.{name}": getattr(found.config.training, name) for name in ("precision", "compile")}
-        if found.config != config.with_changes({**decided, "phases": names_of_phases(config)}):
+        if found.config != fit_to_data(config.with_changes(decided), found.open_data()[0]):
             raise UserError(f"{folder}: holds another run than this demo's; choose another --out")
         done = max((int(path.name) for path in checkpoints(folder)), default=0)
         if done >= found.length:

@@ -18,6 +18,8 @@ __all__ = ["evaluate"]
 def evaluate(
     run: Positional[Path],
     /,
+    data: str | None = None,
+    test_data: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     solver: str | None = None,
@@ -43,6 +45,8 @@ def evaluate(
 
     Args:
         run: A run's folder.
+        data: Where the images that it was trained on are now. Default: where they were.
+        test_data: Likewise its test images; or others of the same kind.
         steps: Steps of the solver. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
         solver: By name; a wrong one lists all. Default: the run's.
@@ -66,7 +70,7 @@ def evaluate(
     from onefold.compute import resolve_device
     from onefold.training.run import load_run
 
-    loaded = load_run(run)
+    loaded = load_run(run, data=data, test_data=test_data)
     sampler = loaded.config.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
     verifier = verifier_factory(run, best_of=best_of, resample=resample)
     record = evaluation.evaluate(

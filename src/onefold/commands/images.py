@@ -3,6 +3,7 @@
 What needs torch is imported where it is used, so that `--help` does without it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,13 +12,13 @@ import tyro
 from tyro.conf import Positional
 
 from onefold.commands.terminal import console
-from onefold.errors import UserError
+from onefold.errors import UserError, printable
 from onefold.settings import Precision
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from onefold.networks.base import Network
+    from onefold.networks.base import Network, NetworkConfig
     from onefold.verifier import Verifier
 
 __all__ = ["reconstruct", "sample", "verifier_factory"]
@@ -29,9 +30,9 @@ WRITERS = 2
 def sample(
     run: Positional[Path],
     /,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64,
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     out: Path | None = None,
-    labels: tuple[int, ...] | None = None,
+    labels: tuple[str, ...] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     solver: str | None = None,
@@ -51,10 +52,11 @@ def sample(
 
     Args:
         run: A run's folder, a saved network's folder, or a network on the hub (owner/name).
-        n: Number of images.
+        n: Number of images. Default: as many as labels, if there are several, or else 64.
         out: PNG file of the grid, or folder with --separate. Default: RUN-samples.png, or a folder
             RUN-samples, here.
-        labels: One label for all images, or one for each. Default: (seed + k) mod K.
+        labels: A class for all images, or one for each, by name (fox cat) or number; where names are numbers
+            themselves, by name. Default: (seed + k) mod K.
         steps: Steps of the solver; 1 is one-step generation. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
         solver: By name; a wrong one lists all. Default: the run's. renoise is for a one-step generator in a few steps.
@@ -63,7 +65,7 @@ def sample(
         resample: Of N samples for each image draw one by the run's ratio network, which keeps more variety.
         seed: Seed of the first image; image k has seed + k.
         batch: Images per call of the network; does not change them.
-        separate: Write one PNG per image, named by its seed and label, instead of a grid.
+        separate: Write one PNG per image, named by its seed and class, instead of a grid.
         device: auto, cpu, cuda, …
         precision: Of matrix products. bfloat16 can be several times faster and changes images a little; auto takes it
             where it is at least twice as fast.
@@ -78,9 +80,11 @@ def sample(
 
     network = load_run(run).network if (run / "checkpoints").is_dir() else Network.from_pretrained(run)
     sampler = network.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    n = n if n is not None else len(labels) if labels is not None and len(labels) > 1 else 64
     if labels is not None and len(labels) == 1:
         labels = labels * n
-    y = resolve_labels(n, labels, seed, network.config.classes)
+    config = network.config
+    y = resolve_labels(n, labels, seed, config.classes, config.class_names)
     verifier = verifier_factory(run, best_of=best_of, resample=resample)
     check_guidance(sampler.guidance, network.config.classes)
     where = resolve_device(device)
@@ -92,13 +96,17 @@ def sample(
         origin |= {"precision": computed} if computed != "float32" else {}
         if separate:
             folder = out or Path(f"{_name(run)}-samples")
-            _write_each(folder, (network.pictures([z]) for z in latents), seed, y, origin)
-            console.print(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
+            named = None if y is None else [_class_name(config, label) for label in y]
+            _write_each(folder, (network.pictures([z]) for z in latents), seed, y, named, origin)
+            console.print(printable(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
             return
         images = network.pictures(latents)
     path = out or Path(f"{_name(run)}-samples.png")
-    save_png(path, grid(images), {**origin, "seeds": f"{seed}…{seed + n - 1}", "labels": y})
-    console.print(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}")
+    about: dict[str, Any] = {"seeds": f"{seed}…{seed + n - 1}", "labels": y}
+    if y is not None and config.class_names:
+        about["classes"] = ", ".join(_class_name(config, label) for label in y)
+    save_png(path, grid(images), {**origin, **about})
+    console.print(printable(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
 
 
 def _name(run: Path) -> str:
@@ -107,8 +115,26 @@ def _name(run: Path) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
+def _class_name(config: "NetworkConfig", label: int) -> str:
+    """What a class is called, in metadata; its number where it has no name."""
+    if label == config.classes:
+        return "no class"
+    return config.class_names[label] if config.class_names else str(label)
+
+
+def _file_word(name: str, label: int) -> str:
+    """What a class is called in the name of a file, where not every letter can stand."""
+    word = re.sub(r"[^\w.+-]+", "_", name)[:60]
+    return f"class{label}" if name in (str(label), "no class") else word
+
+
 def _write_each(
-    folder: Path, batches: "Iterable[np.ndarray]", seed: int, labels: list[int] | None, origin: dict[str, Any]
+    folder: Path,
+    batches: "Iterable[np.ndarray]",
+    seed: int,
+    labels: list[int] | None,
+    names: list[str] | None,
+    origin: dict[str, Any],
 ) -> None:
     """A PNG file for each image, written by threads while the next batches are sampled."""
     from onefold.data.parallel import map_ordered
@@ -123,8 +149,10 @@ def _write_each(
     def write(batch: "tuple[int, np.ndarray]") -> None:
         start, images = batch
         for k, image in enumerate(images, start):
-            label = "" if labels is None else f"-class{labels[k]}"
-            seeded = {**origin, "seed": seed + k, "label": "none" if labels is None else labels[k]}
+            label, seeded = "", {**origin, "seed": seed + k, "label": "none"}
+            if labels is not None and names is not None:
+                label = f"-{_file_word(names[k], labels[k])}"
+                seeded |= {"label": labels[k], "class": names[k]}
             save_png(folder / f"seed{seed + k}{label}.png", image, seeded)
 
     for _ in map_ordered(write, numbered(), workers=WRITERS):
@@ -151,7 +179,7 @@ def reconstruct(
 
     path = out or Path(f"{_name(run)}-reconstructions.png")
     psnr, count = write_reconstructions(run, images, path)
-    console.print(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB")
+    console.print(printable(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB"))
 
 
 def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) -> "Callable[[Network], Verifier] | None":

@@ -11,6 +11,7 @@ from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import check_resume_options, console, resume_run
 from onefold.errors import UserError
+from onefold.files import sha256_of
 from onefold.objectives.one_step import OneStep
 from onefold.recipes import recipe
 from onefold.training import loop
@@ -28,13 +29,17 @@ def onestep(arguments: list[str]) -> None:
         raise UserError("onestep: give the folder of a trained run first; see `onefold onestep --help`")
     teacher, given = (Path(arguments[0]), arguments[1:]) if named else (Path("RUN"), arguments)
     resumes = "--resume" in given or not named
-    default = one_step_config(recipe("digits")) if resumes else converted(teacher)
+    begun = "--unfinished" in given
+    default = one_step_config(recipe("digits")) if resumes else converted(teacher, unfinished=begun)
 
     def onestep_run(
         method: Literal["ratio", "score", "dmd"] = "ratio",
+        data: str | None = None,
+        test_data: str | None = None,
         out: Path | None = None,
         images: int | None = None,
         resume: bool = False,
+        unfinished: bool = False,
         on_collapse: Literal["warn", "stop", "ignore"] = "warn",
         quiet: bool = False,
         options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default.onestep,
@@ -48,9 +53,12 @@ def onestep(arguments: list[str]) -> None:
 
         Args:
             method: What teaches it: a density ratio, or the difference of two scores (score: Diff-Instruct; dmd).
+            data: Where the images that RUN was trained on are now. Default: where they were.
+            test_data: Likewise its test images.
             out: Folder of the new run. Default: RUN-onestep (RUN-score, RUN-dmd).
             images: Length of the training; the same as training.images. With --resume, make the run longer.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
+            unfinished: Also begin from a run that has not reached its end.
             on_collapse: When the samples leave the data: say so, stop with exit code 3, or log it only.
             quiet: No progress bar, no summary.
             options: How generator and critic are trained.
@@ -62,13 +70,21 @@ def onestep(arguments: list[str]) -> None:
         if resume:
             check_resume_options(given, "--method")  # which names the folder
             run = _run_of(folder, teacher)
-            finished = resume_run(run, images, quiet=quiet)
+            finished = resume_run(run, images, data=data, test_data=test_data, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
-            derived = converted(teacher, images=own.images, batch=own.batch)
+            derived = converted(teacher, images=own.images, batch=own.batch, unfinished=unfinished)
+            run = load_run(teacher)
+            if run.images < run.length and not quiet:
+                console.print(
+                    f"{teacher}: stopped at {run.images:,} of {run.length:,} images; begins from what there is"
+                )
             own = settings.with_new_defaults(own, default.training, derived.training)
             how = settings.with_new_defaults(options, default.onestep, derived.onestep)
             config = replace(default, training=own, onestep=replace(how, method=method))
+            places = {"data.source": data, "data.test": test_data}
+            config = config.with_changes({name: place for name, place in places.items() if place is not None})
+            Run(teacher, config).check_data()
             finished = loop.train(config, folder, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
@@ -80,7 +96,7 @@ def _run_of(folder: Path, teacher: Path) -> Run:
     """The one-step run in a folder, which must have been made of the teacher, as far as that is still there."""
     run = load_run(folder)
     if "one_step" not in run.config.phases:
-        raise UserError(f"{folder}: is no one-step run; resume it with `onefold train --out {folder} --resume`")
-    if (teacher / "config.json").exists() and load_run(teacher).model_sha256 not in ("", run.config.start_sha256):
+        raise UserError(f"{folder}: is no one-step run; resume it with `{run.resume_command}`")
+    if sha256_of(teacher / "model" / "model.safetensors") not in ("", run.config.start_sha256):
         raise UserError(f"{folder}: was made of {run.config.start}, not of {teacher}; see its --out")
     return run

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from onefold.errors import printable, quoted
+
 if TYPE_CHECKING:
     from onefold.estimate import Estimate
     from onefold.training.config import Config
@@ -37,7 +39,12 @@ def show_run(console: Console, run: "Run") -> None:
         console.print("; ".join(part for part in shown if part))
     for caution in _cautions(run):
         console.print(caution)
-    console.print(f"run: {run.folder}; pictures: {run.folder / 'samples'}; next: onefold evaluate {run.folder}")
+    from onefold import evaluation  # only here, since it loads torch
+
+    train, test = run.open_data()
+    measurable = len(train) >= evaluation.LEAST_IMAGES and len(test) >= evaluation.LEAST_TEST_IMAGES
+    following = f"onefold {'evaluate' if measurable else 'sample'} {quoted(run.folder)}"
+    console.print(printable(f"run: {run.folder}; pictures: {run.folder / 'samples'}; next: {following}"))
 
 
 def _speed_of(history: Sequence[Mapping[str, Any]]) -> float | None:
@@ -72,32 +79,38 @@ def _cautions(run: "Run") -> list[str]:
 
 
 def show_record(console: Console, record: Mapping[str, Any]) -> None:
-    """The numbers of an evaluation, each with what it would be for real images."""
-    frechet, protocol = record["frechet"], record["protocol"]
+    """The numbers of an evaluation, each with what it would be for real images and, of few, what it rests on."""
+    frechet, protocol, few = record["frechet"], record["protocol"], record.get("few", {})
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "generated", "real", "note"):
         table.add_column(column, justify="left" if column in ("", "note") else "right")
+
+    def row(name: str, value: str, real: str = "", note: str = "", *, of: str = "") -> None:
+        """`of`: the name of the number in the record."""
+        table.add_row(name, value, real, "; ".join(part for part in (note, few.get(of, "")) if part))
+
     matched, halves = f"{frechet['matched']:.2f}", f"{frechet['halves']:.2f}"
-    table.add_row("Fréchet distance", matched, halves, f"of {protocol['real_images'] // 2:,} to as many; see below")
-    table.add_row("", f"{record['frechet_distance']:.2f}", "", f"of {protocol['generated_images']:,} to all")
-    table.add_row("kernel distance (KID)", f"{record['kid']:.4f}", "0", f"± {record['kid_error']:.4f}")
+    row("Fréchet distance", matched, halves, f"of {protocol['real_images'] // 2:,} to as many; see below")
+    whole = f"of {protocol['generated_images']:,} to all"
+    row("", f"{record['frechet_distance']:.2f}", note=whole, of="frechet_distance")
+    row("kernel distance (KID)", f"{record['kid']:.4f}", "0", f"± {record['kid_error']:.4f}", of="kid")
     if "class_accuracy" in record:
         accuracy = record["class_accuracy"], record["class_accuracy_real"]
-        table.add_row("class accuracy", f"{accuracy[0]:.3f}", f"{accuracy[1]:.3f}", "")
-    table.add_row("precision", f"{record['precision']:.3f}", "", "")
-    table.add_row("recall", f"{record['recall']:.3f}", "", "")
+        row("class accuracy", f"{accuracy[0]:.3f}", f"{accuracy[1]:.3f}", _intervals(record))
+    row("precision", f"{record['precision']:.3f}", of="precision")
+    row("recall", f"{record['recall']:.3f}", of="recall")
     if record["memorisation"] is not None:
         share = f"{record['memorisation']['share']:.3f}"
-        table.add_row("copies of training images", share, "0.050", "share; 0.050 by chance")
+        row("copies of training images", share, "0.050", "share; 0.050 by chance", of="memorisation")
     reconstruction, latent = record["reconstruction"], record["latent"]
-    table.add_row("reconstruction PSNR", f"{reconstruction['psnr']:.2f} dB", "", "test images")
-    table.add_row("reconstruction SSIM", f"{reconstruction['ssim']:.4f}", "1", "")
-    table.add_row("reconstruction Fréchet", f"{reconstruction['frechet_distance']:.2f}", "0", "")
-    table.add_row("latent effective rank", f"{latent['effective_rank']:.2f}", "", "per token")
-    table.add_row(
-        "latent std", f"{latent['std']:.2f}", "", f"{latent['numbers_per_pixel_value']:.2f} values per pixel value"
-    )
-    table.add_row("sampling", f"{record['images_per_second']:.1f}/s", "", f"{protocol['steps']} steps")
+    which = "test images" if "test" in protocol["split"] else "training images"
+    row("reconstruction PSNR", f"{reconstruction['psnr']:.2f} dB", note=which, of="reconstruction")
+    row("reconstruction SSIM", f"{reconstruction['ssim']:.4f}", "1", of="reconstruction")
+    distance = f"{reconstruction['frechet_distance']:.2f}"
+    row("reconstruction Fréchet", distance, "0", of="reconstruction.frechet_distance")
+    row("latent effective rank", f"{latent['effective_rank']:.2f}", note="per token", of="latent")
+    row("latent std", f"{latent['std']:.2f}", note=f"{latent['numbers_per_pixel_value']:.2f} values per pixel value")
+    row("sampling", f"{record['images_per_second']:.1f}/s", note=f"{protocol['steps']} steps")
     console.print(table)
     console.print(f"Features: {protocol['extractor']}.")
     if frechet["ratio"] is None:
@@ -106,8 +119,14 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         console.print(
             f"The Fréchet distance is {frechet['ratio']:.2f} times that between two halves of the real images."
         )
-    if protocol["few_images"]:
-        console.print(f"{protocol['generated_images']:,} images are too few for the Fréchet distance; it is too large.")
+    if few:
+        console.print("Numbers with a count in their note rest on few images; see docs/metrics.md.")
+
+
+def _intervals(record: Mapping[str, Any]) -> str:
+    """Where the accuracies lie at 95 %, given the numbers of images."""
+    texts = ["{:.2f} to {:.2f}".format(*record[f"class_accuracy{which}_interval"]) for which in ("", "_real")]
+    return f"at 95 %: {texts[0]}; real {texts[1]}"
 
 
 def show_estimate(console: Console, name: str, config: "Config", cost: "Estimate") -> None:

@@ -60,8 +60,10 @@ def with_architecture(config: "Config", architecture: str | None) -> "Config":
     return config.with_changes({"network.architecture": name})
 
 
-def resume_run(run: "Run", images: int | None = None, *, quiet: bool) -> "Run":
-    """A run, trained to its end, or on to `images`; says so if it had reached it before."""
+def resume_run(
+    run: "Run", images: int | None = None, *, data: str | None = None, test_data: str | None = None, quiet: bool
+) -> "Run":
+    """A run, trained to its end, or on to `images`; says so if it had reached it before. Its data may have moved."""
     from onefold.training import loop
     from onefold.training.checkpoint import checkpoints
 
@@ -69,7 +71,7 @@ def resume_run(run: "Run", images: int | None = None, *, quiet: bool) -> "Run":
     if images is None and saved and int(saved[-1].name) >= run.length and not quiet:
         cure = "--images with a larger number makes it longer"
         console.print(f"{run.folder}: already finished, at {run.length:,} images; {cure}")
-    return loop.train(None, run.folder, resume=True, images=images, quiet=quiet)
+    return loop.train(None, run.folder, resume=True, data=data, test_data=test_data, images=images, quiet=quiet)
 
 
 def discard(line: str) -> None:
@@ -82,7 +84,7 @@ def check_resume_options(options: Sequence[str], *besides: str) -> None:
     Raises:
         UserError: naming the first.
     """
-    allowed = ("--resume", "--out", "--quiet", "--images", *besides)
+    allowed = ("--resume", "--out", "--quiet", "--images", "--data", "--test-data", *besides)
     for option in options:
         if option.startswith("--") and option.partition("=")[0] not in allowed:
             raise UserError(f"{option}: a resumed run keeps its own settings; leave it out, or start a new run")

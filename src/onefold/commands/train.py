@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from onefold import planner
 from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import (
     check_resume_options,
     console,
+    discard,
     recipe_first,
     resume_run,
     with_architecture,
@@ -22,7 +24,7 @@ from onefold.networks import Network
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
-from onefold.training.run import Run, load_run
+from onefold.training.run import Run, load_run, open_data
 
 __all__ = ["train"]
 
@@ -30,7 +32,7 @@ __all__ = ["train"]
 def train(arguments: list[str]) -> None:
     """Train one network, end to end."""
     name, options = recipe_first("train", arguments, "--resume")
-    default = recipe(name or "digits")
+    default = _auto(options) if name == "auto" else recipe(name or "digits")
     for option in options:
         if option.partition("=")[0] in ("--network.image-size", "--network.channels"):
             cure = "other sizes are made by `onefold data convert`"
@@ -40,39 +42,52 @@ def train(arguments: list[str]) -> None:
         data: str | None = None,
         test_data: str | None = None,
         unreadable: Literal["refuse", "skip"] = default.data.unreadable,
+        labels_from: str | None = default.data.labels_from,
         architecture: str | None = None,
         out: Path | None = None,
         resume: bool = False,
         start: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
         images: int | None = None,
+        minutes: float | None = None,
         steps: int | None = None,
         on_collapse: Literal["warn", "stop", "ignore"] | None = None,
         quiet: bool = False,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> None:
-        """Train one network, end to end. RECIPE comes first: digits, cifar10, imagenet256-s, -m or -b.
+        """Train one network, end to end. RECIPE comes first: auto, for images of your own, digits, cifar10,
+        imagenet256-s, -m or -b.
 
-        Example: onefold train cifar10 --data cifar10-train.zip --out runs/cifar10 --training.batch 128
+        Example: onefold train auto --data photos.zip --minutes 30 --out runs/photos
 
         Args:
-            data: Images to train on: digits, or the path of a folder or file. Default: the recipe's.
-            test_data: Images for evaluation alone. Default: a part set apart from the data.
+            data: Images to train on: digits, or the path of a folder or file. Default: the recipe's. With --resume, the
+                place that they have now.
+            test_data: Images for evaluation alone. Default: the data's test part (test/, val/), or a part set apart.
             unreadable: Stop at an image that cannot be read, or leave it out.
+            labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
             architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.
             out: The run's folder. Default: runs/RECIPE.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             start: Begin with the weights of this run or saved network, to go on with images of one's own.
             images: Length of the training; the same as training.images. With --resume, make the run longer.
+            minutes: Of the recipe auto: how long the training may take. Default: 30.
             steps: Stop after so many optimiser steps (sets training.images), for a short trial.
             on_collapse: When the latents have collapsed: say so, stop with exit code 3, or log it only. Default: warn.
             quiet: No progress bar, no summary.
             config: All settings of the run; the defaults shown are the recipe's.
         """
+        if minutes is not None and name != "auto":
+            raise UserError(
+                f"--minutes: belongs to the recipe auto; give {name or 'a resumed run'} --images or --steps"
+            )
         if resume:
             check_resume_options(options)
-            finished = _resume(out or Path("runs") / default.recipe, name, images, quiet=quiet)
+            folder = out or Path("runs") / default.recipe
+            finished = resume_run(_run_of(folder, name), images, data=data, test_data=test_data, quiet=quiet)
         else:
-            config = with_architecture(config.with_changes({"data.unreadable": unreadable}), architecture)
+            config = with_architecture(
+                config.with_changes({"data.unreadable": unreadable, "data.labels_from": labels_from}), architecture
+            )
             if on_collapse is not None:
                 config = config.with_changes({"training.on_collapse": on_collapse})
             config = _with_length(_with_data(config, data, test_data), images, steps)
@@ -83,12 +98,49 @@ def train(arguments: list[str]) -> None:
     parse(train_recipe, options, f"onefold train {name or 'RECIPE'}")
 
 
-def _resume(folder: Path, name: str | None, images: int | None, *, quiet: bool) -> Run:
-    """The run, which is of the recipe if one is named, trained to its end."""
+def _auto(options: Sequence[str]) -> Config:
+    """The configuration of the recipe auto, from the options that it follows from; says why it is what it is.
+
+    Raises:
+        UserError: no --data, data that cannot be read, or options that make no sense.
+    """
+    given = _values(options, "--data", "--test-data", "--minutes", "--unreadable", "--training.device")
+    if {"--help", "-h", "--resume"} & set(options):
+        return replace(recipe("digits"), recipe="auto")
+    if "--data" not in given:
+        raise UserError("train auto: give your images with --data; see `onefold train --help`")
+    try:
+        minutes = float(given.get("--minutes", 30))
+    except ValueError:
+        raise UserError(f"--minutes: {given['--minutes']!r} is not a number") from None
+    source = recipe("digits").with_changes({"data.source": given["--data"], "data.test": given.get("--test-data")}).data
+    source = replace(source, unreadable="skip" if given.get("--unreadable") == "skip" else "refuse")
+    data, _ = open_data(source)
+    say = discard if "--quiet" in options else console.print
+    device = given.get("--training.device", "auto")
+    plan = planner.make_plan(data, source, minutes=minutes, device=device, say=say)
+    for reason in plan.reasons:
+        say(reason)
+    say(f"expected: {tables.duration(60 * plan.minutes)}, the first picture within two minutes")
+    return plan.config
+
+
+def _values(options: Sequence[str], *names: str) -> dict[str, str]:
+    """What options of these names are given, as `--name value` or `--name=value`."""
+    found: dict[str, str] = {}
+    for option, value in zip(options, [*options[1:], ""], strict=True):
+        name, equals, after = option.partition("=")
+        if name in names:
+            found[name] = after if equals else value
+    return found
+
+
+def _run_of(folder: Path, name: str | None) -> Run:
+    """The run in a folder, which is of the recipe if one is named."""
     run = load_run(folder)
     if name not in (None, run.config.recipe):
         raise UserError(f"{folder}: is a run of {run.config.recipe}, not of {name}; leave the recipe out to resume it")
-    return resume_run(run, images, quiet=quiet)
+    return run
 
 
 def _with_data(config: Config, data: str | None, test_data: str | None) -> Config:
@@ -116,4 +168,5 @@ def _with_start(config: Config, start: Path, options: Sequence[str]) -> Config:
             raise UserError(f"{option}: the network is that of --from {start}; leave it out")
     network, model = Network.from_pretrained(start), start / "model" if (start / "model").is_dir() else start
     sha256 = sha256_of(model / "model.safetensors")
-    return replace(config, network=network.config, start=str(start), start_sha256=sha256)
+    place = str(start.absolute()) if start.exists() else str(start)  # on the hub
+    return replace(config, network=network.config, start=place, start_sha256=sha256)

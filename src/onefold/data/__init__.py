@@ -1,7 +1,7 @@
 """Data: open a source (`open_dataset`), load it in a fixed order (`Loader`), look into it, convert it."""
 
 from onefold.data.convert import Conversion, convert
-from onefold.data.dataset import Dataset, Subset, holdout
+from onefold.data.dataset import Dataset, Subset, holdout, with_classes_of
 from onefold.data.inspect import Inspection, Values, contact_sheet, describe, inspect
 from onefold.data.listing import Unreadable
 from onefold.data.loader import Loader, indices, read_all
@@ -28,4 +28,5 @@ __all__ = [
     "register_reader",
     "to_float",
     "to_uint8",
+    "with_classes_of",
 ]

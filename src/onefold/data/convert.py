@@ -5,6 +5,7 @@ its centre is kept. All become grey if all were grey, else RGB; transparent part
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from PIL import Image, ImageOps
 
 from onefold.data.classes import natural_key
 from onefold.data.decode import Shape, over_white, to_image
+from onefold.data.layout import looks_like_chunks
 from onefold.data.listing import Listing, Unreadable
 from onefold.data.messages import LARGEST, channels_text
 from onefold.data.parallel import CHUNK, Progress, map_indices
+from onefold.data.parts import looks_like_parts
 from onefold.data.source import check_output, list_source
-from onefold.errors import UserError, writing
+from onefold.errors import UserError, printable, writing
 
 Result = TypeVar("Result")
 
@@ -54,6 +57,7 @@ def convert(
     *,
     unreadable: Literal["refuse", "skip"] = "refuse",
     overwrite: bool = False,
+    labels_from: str | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write the images of `source` to the zip `out_zip`, each of `size`: a side or (height, width).
@@ -61,7 +65,8 @@ def convert(
     The zip has a folder per class, in the order of the classes; a class without images vanishes. It appears
     when it is complete; until then, and after a failure, `out_zip` is as it was before. Missing folders are made.
 
-    `unreadable` "skip" leaves out what cannot be decoded. `progress` is told of the images that are done.
+    `unreadable` "skip" leaves out what cannot be decoded. `labels_from` is as of `open_dataset`. `progress` is told of
+    the images that are done.
 
     Raises UserError when the source cannot be opened or holds other channels than grey, RGB and RGBA, when an
     image cannot be read, when `size` is beyond 1…8,192 pixels, when `out_zip` is there already (unless
@@ -74,7 +79,7 @@ def convert(
     check_output(out, ".zip", source)
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another name, or replace it with --overwrite")
-    listing = list_source(source)
+    listing = list_source(source, labels_from)
 
     def attempt(function: Callable[[int], Result], index: int) -> Result | None:
         try:
@@ -114,7 +119,12 @@ def convert(
         if written == 0:
             raise UserError(f"{listing.source}: none of its images can be read; check the files")
     return Conversion(
-        out, (height, width, 1 if mode == "L" else 3), written, enlarged, tuple(skipped), tuple(listing.notes)
+        out,
+        (height, width, 1 if mode == "L" else 3),
+        written,
+        enlarged,
+        tuple(skipped),
+        tuple(map(printable, listing.notes)),
     )
 
 
@@ -122,13 +132,21 @@ def class_folders(class_names: tuple[str, ...]) -> list[str]:
     """Make a folder name for each class that sorts to its number, so that labels survive the conversion.
 
     Mostly that is the class's own name. Names that would be hidden, nested, alike or sorted differently are
-    changed or numbered.
+    changed or numbered; so are those that would not be read as classes, such as train and test. A byte that is no UTF-8
+    becomes the letter that it is in Latin-1, what cannot be printed "_".
     """
-    folders = [name.replace("/", "_").replace("\\", "_").strip() for name in class_names]
+    folders = [re.sub(r"[/\\]", "_", _letters(name)).strip() for name in class_names]
     folders = [f"_{name}" if name.startswith((".", "__MACOSX")) or not name else name for name in folders]
-    if len(set(folders)) == len(folders) and sorted(folders, key=natural_key) == folders:
+    plain = not looks_like_parts(folders, beside=True) and not looks_like_chunks([(name, 1) for name in folders])
+    if plain and len(set(folders)) == len(folders) and sorted(folders, key=natural_key) == folders:
         return folders
     return [f"{number:05d} {name}" for number, name in enumerate(folders)]
+
+
+def _letters(name: str) -> str:
+    """A name that every zip and file system can hold."""
+    name = "".join(chr(ord(letter) - 0xDC00) if "\udca0" <= letter <= "\udcff" else letter for letter in name)
+    return "".join(letter if printable(letter) == letter else "_" for letter in name)
 
 
 def _png(listing: Listing, index: int, mode: str, width: int, height: int) -> tuple[bytes, bool]:

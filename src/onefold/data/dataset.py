@@ -6,6 +6,7 @@ chosen images, and `holdout` cuts a data set into two such views.
 """
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 
 from onefold.data.decode import Pixels, Shape
 from onefold.data.listing import HEADERS, Listing, Unreadable, spread_indices
-from onefold.data.messages import count_text, shape_text
+from onefold.data.messages import count_text, shape_text, shortened
 from onefold.data.parallel import map_indices
-from onefold.errors import UserError
+from onefold.errors import UserError, printable
 
 
 class Dataset(ABC):
@@ -29,7 +30,12 @@ class Dataset(ABC):
     class_names: K names; none when the images have no classes.
     skipped: names of images that were left out because they cannot be read.
     notes: what should be said before the data are used, a line each, such as files that are not read as images.
+    test_sources: parts of the same source, to open by these names, that training may be tested on; the best first.
+    is_numbered: whether the classes have no names, only numbers.
     """
+
+    test_sources: tuple[str, ...] = ()
+    is_numbered = False
 
     def __init__(
         self,
@@ -43,7 +49,7 @@ class Dataset(ABC):
         self.image_shape = image_shape
         self.class_names = class_names
         self.skipped = skipped
-        self.notes = notes
+        self.notes = tuple(map(printable, notes))
         self._digest: str | None = None
 
     @property
@@ -81,6 +87,14 @@ class Dataset(ABC):
             self._digest = self._hash()
         return self._digest
 
+    def fingerprint(self) -> str | None:
+        """SHA-256 that tells another data set without reading all of it, None where that cannot be had.
+
+        Hashed are the number of images, the names of the classes, all labels, and what up to 1,000 images, evenly
+        spread, are stored as. None of an object in memory, whose images may differ whenever they are read.
+        """
+        return None
+
 
 class ListingDataset(Dataset):
     """The readable images of a listing, all of one shape.
@@ -106,6 +120,8 @@ class ListingDataset(Dataset):
         self._first, shape = next(iter(shapes.items()))
         skipped = tuple(listing.names[int(k)] for k in np.setdiff1d(everything, kept))
         super().__init__(listing.source, shape, listing.class_names, skipped, tuple(listing.notes))
+        self.is_numbered = listing.is_numbered
+        self.test_sources = tuple(f"{listing.source}:{part}" for part in listing.test_parts)
         for index, other in shapes.items():
             self._check(index, other)
 
@@ -124,6 +140,18 @@ class ListingDataset(Dataset):
 
     def _hash(self) -> str:
         return self._listing.digest(self._kept.tolist())
+
+    def fingerprint(self) -> str | None:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str | None:
+        if not self._listing.is_stored:
+            return None
+        kept = self._kept
+        total = hashlib.sha256(f"{len(kept)} ".encode() + self.labels.astype("<i8").tobytes())
+        total.update(self._listing.digest([int(kept[k]) for k in spread_indices(len(kept), HEADERS)]).encode())
+        return total.hexdigest()
 
     def _check(self, index: int, shape: Shape) -> None:
         if shape == self.image_shape:
@@ -153,9 +181,75 @@ class Subset(Dataset):
         return self._dataset.labels[self._indices]
 
     def _hash(self) -> str:
+        return self._with_indices(self._dataset.digest())
+
+    def fingerprint(self) -> str | None:
+        whole = self._dataset.fingerprint()
+        return None if whole is None else self._with_indices(whole)
+
+    def _with_indices(self, digest: str) -> str:
         # Little-endian on every machine, so that the digest is the same too.
-        chosen = self._indices.astype("<i8").tobytes()
-        return hashlib.sha256(self._dataset.digest().encode() + chosen).hexdigest()
+        return hashlib.sha256(digest.encode() + self._indices.astype("<i8").tobytes()).hexdigest()
+
+
+class Renumbered(Dataset):
+    """A data set whose classes have other names, and their numbers among these."""
+
+    def __init__(
+        self, dataset: Dataset, class_names: tuple[str, ...], numbers: Sequence[int], notes: tuple[str, ...] = ()
+    ) -> None:
+        """Class k of `dataset` is class `numbers[k]` of `class_names`."""
+        self._dataset = dataset
+        self._number = np.array(numbers, dtype=np.int64)
+        super().__init__(dataset.source, dataset.image_shape, class_names, dataset.skipped, (*dataset.notes, *notes))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Pixels, int]:
+        image, label = self._dataset[index]
+        return image, int(self._number[label])
+
+    def _read_labels(self) -> NDArray[np.int64]:
+        return self._number[self._dataset.labels]
+
+    def _hash(self) -> str:
+        return self._with_names(self._dataset.digest())
+
+    def fingerprint(self) -> str | None:
+        own = self._dataset.fingerprint()
+        return None if own is None else self._with_names(own)
+
+    def _with_names(self, digest: str) -> str:
+        return hashlib.sha256((digest + json.dumps(self.class_names)).encode()).hexdigest()
+
+
+def with_classes_of(test: Dataset, train: Dataset) -> Dataset:
+    """Test images with the numbers that their classes have in the training images, by name.
+
+    Classes that the test images lack are said in a note. Raises UserError, with names, where the training images lack
+    a class, or only one of the two has classes. Classes without names fit any of the same number.
+    """
+    if test.class_names == train.class_names:
+        return test
+    if test.is_numbered and test.classes == train.classes:
+        return Renumbered(test, train.class_names, range(test.classes))
+    if not train.class_names or not test.class_names:
+        with_, without = (test, train) if test.class_names else (train, test)
+        raise UserError(
+            f"{test.source}: {without.source} has no classes, but {with_.source} has {len(with_.class_names)} "
+            f"({shortened(with_.class_names, 3)}); give test images of the same kind, or train without classes by "
+            "--labels-from none"
+        )
+    if strange := [name for name in test.class_names if name not in train.class_names]:
+        raise UserError(
+            f"{test.source}: has {count_text(len(strange), 'class', 'classes')} that {train.source} lacks "
+            f"({shortened(strange, 5)}; there: {shortened(train.class_names, 5)}); name its classes alike"
+        )
+    lacking = [name for name in train.class_names if name not in test.class_names]
+    notes = (f"{test.source} has no images of the classes {shortened(lacking, 5)}",) if lacking else ()
+    numbers = [train.class_names.index(name) for name in test.class_names]
+    return Renumbered(test, train.class_names, numbers, notes)
 
 
 def holdout(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:

@@ -7,6 +7,7 @@ become RGB, transparent entries white. 16 bits a channel become 8: grey is divid
 Pillow gives the higher byte; `Header.is_deep` tells. More, or floats, are refused.
 """
 
+import warnings
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
+
+from onefold.errors import placeholder
 
 Pixels: TypeAlias = UInt8[np.ndarray, "H W C"]
 """One image."""
@@ -70,6 +73,10 @@ _LATE_CHUNKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 # The tags of a TIFF's width and height as it is stored, and of its bits per channel.
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
+
+# Pillow warns of half as many, which is no matter here, and refuses more.
+_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Files that systems leave in folders of images.
 _LITTER = frozenset({"thumbs.db", "desktop.ini"})
@@ -148,19 +155,20 @@ def over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(paper, image).convert("RGB")
 
 
-def reason(error: Exception) -> str:
-    """Say in a few words, on one line, why reading or decoding failed."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _open_image(data: bytes) -> Image.Image:
     if not data:
         raise ValueError("the file is empty")
     try:
-        return Image.open(BytesIO(data), formats=_FORMATS)
+        image = Image.open(BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > _MOST_PIXELS:  # where somebody has told Pillow to open everything
+            raise Image.DecompressionBombError
+        return image
+    except Image.DecompressionBombError as error:  # a small file that fills the memory
+        cure = f"reduce it to {_MOST_PIXELS // 1_000_000:,} million or fewer"
+        raise ValueError(f"an image of too many pixels to be opened; {cure}") from error
     except UnidentifiedImageError as error:  # whose own words name an object in memory
+        if (what := placeholder(data[:512])) is not None:
+            raise ValueError(what) from error
         raise UnidentifiedImageError(f"not a {FORMATS_TEXT.replace(' and ', ' or ')} image") from error
 
 

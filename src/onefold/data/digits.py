@@ -16,15 +16,23 @@ from importlib.resources import files
 import numpy as np
 
 from onefold.data.listing import ArrayListing
+from onefold.errors import UserError
 
 DIGITS = ("digits", "digits:test")
 _TRAIN = 1437
 
 
-def list_digits(source: str) -> ArrayListing:
-    """List "digits", the 1,437 images for training, or "digits:test", the 360 for testing."""
+def list_digits(source: str, labels_from: str | None = None) -> ArrayListing:
+    """List "digits", the 1,437 images for training, or "digits:test", the 360 for testing.
+
+    `labels_from` None takes the labels, "none" leaves them out; anything else raises UserError.
+    """
+    if labels_from not in (None, "none"):
+        raise UserError(f"--labels-from {labels_from}: the embedded digits have one kind of labels; leave it out")
     with (files("onefold.data") / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as data:
         images, labels, order = data["images"], data["labels"], data["order"]
     part = order[_TRAIN:] if source == "digits:test" else order[:_TRAIN]
+    if labels_from == "none":
+        return ArrayListing(source, images[part][..., None], np.zeros(len(part), dtype=np.int64), ())
     names = tuple(str(digit) for digit in range(10))
     return ArrayListing(source, images[part][..., None], labels[part].astype(np.int64), names)

@@ -1,38 +1,49 @@
-"""A folder of images: a class per sub-folder, or images without classes."""
+"""A folder of images: a class per sub-folder, or images without classes; see `layout`."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from onefold.data.classes import order_by_class
 from onefold.data.decode import is_image, is_visible
+from onefold.data.layout import lay_out
 from onefold.data.listing import FileListing
 from onefold.errors import UserError
 
+_DEPTH = 6
 
-def list_folder(source: str, path: Path) -> FileListing:
+
+def list_folder(source: str, path: Path, labels_from: str | None = None) -> FileListing:
     """List the images in a folder and in its sub-folders. Links are followed; hidden names are not.
 
-    Raises UserError when the folder cannot be listed, holds no image or mixes both layouts.
+    Raises UserError when the folder cannot be listed, holds no image, or it is not clear what its folders mean.
     """
     try:
-        found = list(_files(str(path), "", 3))
+        found = list(files_of(path))
     except OSError as error:
         raise UserError(f"{source}: cannot be listed ({error.strerror}); check its permissions") from error
-    images = [name for name in found if is_image(name)]
-    order, labels, class_names = order_by_class(source, images)
-    names = [images[k] for k in order]
+    images, rest = [name for name in found if is_image(name)], [name for name in found if not is_image(name)]
+    layout = lay_out(source, images, rest, lambda name: (path / name).read_bytes(), labels_from=labels_from)
+    names = layout.names
 
     def read(index: int, limit: int | None) -> bytes:
         with (path / names[index]).open("rb") as file:
             return file.read(-1 if limit is None else limit)
 
-    return FileListing(source, names, labels, class_names, read, [name for name in found if not is_image(name)])
+    return FileListing(
+        source, names, layout.labels, layout.class_names, read, layout.rest, layout.notes, layout.test_parts
+    )
+
+
+def files_of(path: Path) -> Iterator[str]:
+    """Give the visible files in a folder, and its folders, which end in a slash, as relative paths.
+
+    To a fixed depth, beyond what a data set needs: images that lie too deep are named, and a link to a folder above
+    ends.
+    """
+    return _files(str(path), "", _DEPTH)
 
 
 def _files(folder: str, prefix: str, depth: int) -> Iterator[str]:
-    # One level deeper than a data set goes, so that images lying too deep are named instead of lost; and no
-    # further, so that a link to a folder above ends.
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name

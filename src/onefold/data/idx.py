@@ -14,15 +14,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.listing import ArrayListing, list_arrays, part_of
+from onefold.data.listing import ArrayListing, list_arrays
+from onefold.data.parts import PARTS, choose_part
 from onefold.errors import UserError
 
 _BYTES = 8
 _PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 
 
-def list_idx(source: str, path: Path) -> ArrayListing:
+def list_idx(source: str, path: Path, labels_from: str | None = None) -> ArrayListing:
     """Read a file of images, and the labels beside it if they are there. Raises UserError when it is broken."""
+    if labels_from not in (None, "none"):
+        raise UserError(
+            f"--labels-from {labels_from}: an IDX file has no columns; its labels lie beside it, or say none"
+        )
     images = _read(source, path)
     if images.ndim < 3:
         raise UserError(f"{source}: holds no images, but values of shape {images.shape}; give the file of the images")
@@ -35,25 +40,24 @@ def list_idx(source: str, path: Path) -> ArrayListing:
         ),
         None,
     )
+    if labels_from == "none":
+        return list_arrays(source, images)
     notes = () if beside else (f"there are no labels, for there is no file {name} beside it",)
     return list_arrays(source, images, None if beside is None else _read(str(beside), beside), notes)
 
 
-def list_idx_folder(source: str, path: Path) -> ArrayListing:
+def list_idx_folder(source: str, path: Path, labels_from: str | None = None) -> ArrayListing:
     """Read a part of a folder that `is_idx_folder`. Raises UserError when it is not there."""
-    part = part_of(source) or "train"
-    file = _images_of(path, part)
-    if file is None:
-        raise UserError(f"{source}: has no images of the part {part}; name another one")
-    listing = list_idx(str(file), file)
-    other = part_of(source) is None and _images_of(path, "test") is not None
-    notes = ("of the parts train and test, train is read",) if other else ()
-    return ArrayListing(source, listing.images, listing.labels, listing.class_names, (*listing.notes, *notes))
+    there = {part: file for part in PARTS if (file := _images_of(path, part)) is not None}
+    choice = choose_part(source, there)
+    listing = list_idx(str(there[choice.part]), there[choice.part], labels_from)
+    notes = (*listing.notes, *choice.notes)
+    return ArrayListing(source, listing.images, listing.labels, listing.class_names, notes, choice.tests)
 
 
 def is_idx_folder(path: Path) -> bool:
-    """Whether a folder holds the training images of an IDX set."""
-    return path.is_dir() and _images_of(path, "train") is not None
+    """Whether a folder holds the images of an IDX set, or of a part of it."""
+    return path.is_dir() and any(_images_of(path, part) is not None for part in PARTS)
 
 
 def _images_of(folder: Path, part: str) -> Path | None:

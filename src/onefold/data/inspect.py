@@ -19,7 +19,7 @@ from onefold.data.listing import Listing, Unreadable, spread_indices
 from onefold.data.messages import best_size, channels_text, count_text, shape_text
 from onefold.data.parallel import Progress, map_indices
 from onefold.data.source import list_source
-from onefold.errors import UserError
+from onefold.errors import UserError, printable
 
 _MOST_TILES = 100
 _GAP = 2
@@ -66,12 +66,19 @@ class Inspection:
     advice: tuple[str, ...]
 
 
-def inspect(source: str | Path, *, sample: int | None = 2000, progress: Progress | None = None) -> Inspection:
+def inspect(
+    source: str | Path,
+    *,
+    sample: int | None = 2000,
+    labels_from: str | None = None,
+    progress: Progress | None = None,
+) -> Inspection:
     """Look at every header of a source, and decode an evenly spread `sample` of its images (None: all).
 
-    `progress` is told of the headers. Raises UserError only when the source itself cannot be opened.
+    `labels_from` is as of `open_dataset`. `progress` is told of the headers. Raises UserError only when the source
+    itself cannot be opened.
     """
-    listing = list_source(source)
+    listing = list_source(source, labels_from)
     unreadable: dict[str, str] = {}
     shapes: Counter[Shape] = Counter()
 
@@ -116,7 +123,7 @@ def inspect(source: str | Path, *, sample: int | None = 2000, progress: Progress
         values=values,
         classes=dict(zip(listing.class_names, numbers, strict=False)),
         unreadable=unreadable,
-        notes=tuple(listing.notes),
+        notes=(*listing.notes, *(f"test images: {listing.source}:{part}" for part in listing.test_parts[:1])),
         advice=tuple(advice),
     )
 
@@ -143,10 +150,12 @@ def describe(inspection: Inspection) -> list[str]:
     reasons = [f"{name}: {reason}" for name, reason in found.unreadable.items()]
     lines += [f"  {line}" for line in _shorten(reasons)]
     lines += [f"note: {line}" for line in found.notes]
-    return lines + [f"advice: {line}" for line in found.advice]
+    return list(map(printable, lines + [f"advice: {line}" for line in found.advice]))
 
 
-def contact_sheet(source: str | Path, count: int = 64) -> tuple[Image.Image, tuple[str, ...]]:
+def contact_sheet(
+    source: str | Path, count: int = 64, *, labels_from: str | None = None
+) -> tuple[Image.Image, tuple[str, ...]]:
     """Draw `count` images (at most 100), evenly spread over a source, on one RGB sheet.
 
     Each fills its tile as far as its aspect ratio allows. Of images with other channels than grey, RGB or RGBA the
@@ -156,7 +165,7 @@ def contact_sheet(source: str | Path, count: int = 64) -> tuple[Image.Image, tup
     """
     if count < 1:
         raise UserError(f"a contact sheet of {count} images: draw at least 1")
-    listing = list_source(source)
+    listing = list_source(source, labels_from)
     chosen = spread_indices(len(listing), min(count, _MOST_TILES))
     sizes: list[tuple[int, int]] = []
     for index in chosen:

@@ -17,16 +17,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onefold.data.classes import natural_key, number_labels
-from onefold.data.decode import FORMATS_TEXT, Pixels, Shape, decode, read_header, reason
-from onefold.data.messages import best_size, convert_command, count_text
-from onefold.errors import UserError
+from onefold.data.classes import classes_of, natural_key
+from onefold.data.decode import FORMATS_TEXT, Pixels, Shape, decode, read_header
+from onefold.data.messages import best_size, convert_command, count_text, shortened
+from onefold.errors import UserError, printable, reason
 
 # Enough of a file to know its size: a camera's header with its preview has less than this.
 _HEAD = 1 << 17
-
-PARTS = ("train", "test", "val")
-"""Parts that a source may hold, by the names that choose one: mnist.npz:test."""
 
 HEADERS = 1000
 """Images whose headers tell, without reading all of a large set, what sizes there are."""
@@ -48,9 +45,8 @@ class Unreadable(UserError):
     def __str__(self) -> str:
         # Put together when it is read: the command comes from the other images, and most such errors are caught.
         cure = self.cure or self._listing.skip_advice()
-        return (
-            f"{self._listing.source}: {self.name} cannot be read ({self.reason}); replace it{cure and ', or ' + cure}"
-        )
+        what = f"{self.name} cannot be read ({self.reason})"
+        return printable(f"{self._listing.source}: {what}; replace it{cure and ', or ' + cure}")
 
 
 class Listing(ABC):
@@ -58,8 +54,15 @@ class Listing(ABC):
 
     `names` tells them apart in messages; `labels` is int64 (n,), all 0 when `class_names` is empty, or a function
     that reads them when they are first asked for. `rest` are the names of files that lie
-    there and are no images, and of folders, which end in a slash.
+    there and are no images, and of folders, which end in a slash. `notes` are what the reader has to say.
+
+    test_parts: parts of the source beside the one that is read, whose images training may be tested on.
+    is_stored: whether an image is the same whenever it is read, and its label known without reading it.
+    is_numbered: whether classes have no names, so that a number is that of a class of whatever data it is used with.
     """
+
+    is_stored = True
+    is_numbered = False
 
     def __init__(
         self,
@@ -68,6 +71,8 @@ class Listing(ABC):
         labels: NDArray[np.int64] | Callable[[], NDArray[np.int64]],
         class_names: tuple[str, ...],
         rest: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        test_parts: tuple[str, ...] = (),
     ) -> None:
         if len(names) == 0:
             files = [name for name in rest if not name.endswith("/")]
@@ -77,7 +82,9 @@ class Listing(ABC):
         self.names = names
         self._labels = labels
         self.class_names = class_names
+        self.test_parts = test_parts
         self._rest = rest
+        self._notes = notes
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -95,7 +102,7 @@ class Listing(ABC):
     def notes(self) -> list[str]:
         """What should be said about a source before it is used, a line each: files left out, and classes with them."""
         files = [name for name in self._rest if not name.endswith("/")]
-        lines: list[str] = []
+        lines = list(self._notes)
         if files:
             number = count_text(len(files), "file")
             lines.append(f"{number} left out, for onefold does not read such files as images: {suffix_counts(files)}")
@@ -103,8 +110,13 @@ class Listing(ABC):
         depth = self.names[0].count("/")
         folders = {name.rpartition("/")[0] for name in self._rest if name.count("/") == depth}
         if empty := sorted(folders - used, key=natural_key):
-            lines.append(f"no class is made of {_shortened(empty)}, where there are no images that onefold reads")
+            lines.append(f"no class is made of {shortened(empty)}, where there are no images that onefold reads")
         return lines
+
+    def without_labels(self) -> "Listing":
+        """Forget the classes, before anyone has asked for a label; gives itself."""
+        self.class_names, self._labels = (), np.zeros(len(self), dtype=np.int64)
+        return self
 
     def item(self, index: int) -> tuple[Pixels, int]:
         """Read image `index` and its label. Raises `Unreadable`."""
@@ -159,8 +171,10 @@ class FileListing(Listing):
         class_names: tuple[str, ...],
         read: ReadBytes,
         rest: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        test_parts: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(source, names, labels, class_names, rest)
+        super().__init__(source, names, labels, class_names, rest, notes, test_parts)
         self._read = read
         self._is_deep = False
 
@@ -206,14 +220,11 @@ class ArrayListing(Listing):
         labels: NDArray[np.int64],
         class_names: tuple[str, ...],
         notes: Sequence[str] = (),
+        test_parts: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(source, [f"image {k}" for k in range(len(images))], labels, class_names)
+        names = [f"image {k}" for k in range(len(images))]
+        super().__init__(source, names, labels, class_names, notes=notes, test_parts=test_parts)
         self.images = images
-        self._notes = notes
-
-    @property
-    def notes(self) -> list[str]:
-        return list(self._notes)
 
     def image(self, index: int) -> Pixels:
         return self.images[index]
@@ -228,7 +239,11 @@ class ArrayListing(Listing):
 
 
 def list_arrays(
-    source: str, images: NDArray[np.generic], values: object = None, notes: Sequence[str] = ()
+    source: str,
+    images: NDArray[np.generic],
+    values: object = None,
+    notes: Sequence[str] = (),
+    test_parts: tuple[str, ...] = (),
 ) -> ArrayListing:
     """List the images of an array, uint8 (n, H, W, C) or (n, H, W); `values` are n integers or words, or None.
 
@@ -250,7 +265,7 @@ def list_arrays(
             f"{source}: images of shape {array.shape} look channels first; store them as (n, H, W, C), "
             "by images.transpose(0, 2, 3, 1)"
         )
-    return ArrayListing(source, array, *_classes_of(source, len(array), values), notes)
+    return ArrayListing(source, array, *classes_of(source, len(array), values), notes, test_parts)
 
 
 def list_encoded(source: str, files: Sequence[bytes], values: object = None) -> FileListing:
@@ -258,7 +273,7 @@ def list_encoded(source: str, files: Sequence[bytes], values: object = None) -> 
 
     Raises UserError when there are none, or another number of labels.
     """
-    labels, class_names = _classes_of(source, len(files), values)
+    labels, class_names = classes_of(source, len(files), values)
 
     def read(index: int, limit: int | None) -> bytes:
         return files[index][:limit]
@@ -273,43 +288,10 @@ def is_channels_first(shape: Sequence[int]) -> bool:
     return first <= 4 < min(sides) or first < sides[0] == sides[1] > 4
 
 
-def _classes_of(source: str, count: int, values: object) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Number the classes of `count` images. Raises UserError when `values` are not one for each."""
-    if values is None:
-        return np.zeros(count, dtype=np.int64), ()
-    array = np.asarray(values) if isinstance(values, np.ndarray) else None
-    if array is not None and array.ndim == 2 and array.shape[1] == 1:
-        values = array[:, 0]
-    if array is not None and array.ndim == 2 and array.shape[1] > 1 and _is_one_hot(array):
-        labels, class_names = array.argmax(axis=1).astype(np.int64), tuple(map(str, range(array.shape[1])))
-    else:
-        labels, class_names = number_labels(source, values)
-    if len(labels) != count:
-        raise UserError(
-            f"{source}: {count_text(count)} but {count_text(len(labels), 'label')}; store one label per image"
-        )
-    return labels, class_names
-
-
-def _is_one_hot(array: NDArray[np.generic]) -> bool:
-    numbers = array.dtype.kind in "biuf"
-    return numbers and bool(((array == 0) | (array == 1)).all() and (array.sum(axis=1, dtype=np.float64) == 1).all())
-
-
-def part_of(source: str) -> str | None:
-    """Give the part of a source that is named after a colon, such as test in mnist.npz:test."""
-    _, colon, part = source.rpartition(":")
-    return part if colon and part in PARTS else None
-
-
 def suffix_counts(names: Sequence[str]) -> str:
     """Say how many files have which suffix, such as ".heic (20), .txt (1), no suffix (3)"."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
-    return _shortened([f"{suffix} ({number:,})" for suffix, number in counts.most_common()])
-
-
-def _shortened(words: Sequence[str], most: int = 10) -> str:
-    return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
+    return shortened([f"{suffix} ({number:,})" for suffix, number in counts.most_common()])
 
 
 def spread_indices(count: int, most: int) -> list[int]:

@@ -3,12 +3,12 @@
 Height stands before width, as in (H, W, C); one image, two images.
 """
 
-import shlex
 from collections.abc import Sequence
 
 import numpy as np
 
 from onefold.data.decode import Shape
+from onefold.errors import quoted
 
 LARGEST = 8192
 """Most pixels of a side that images are converted to."""
@@ -29,9 +29,14 @@ def channels_text(channels: int) -> str:
     return _CHANNEL_NAMES.get(channels, f"{channels} channels")
 
 
-def count_text(number: int, noun: str = "image") -> str:
+def count_text(number: int, noun: str = "image", plural: str | None = None) -> str:
     """Say a number of things, such as "1 image" or "1,437 images"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
+
+
+def shortened(words: Sequence[str], most: int = 10) -> str:
+    """Join words, those beyond the first `most` as a number."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
 
 
 def best_size(shapes: Sequence[Shape]) -> tuple[int, int]:
@@ -53,7 +58,7 @@ def convert_command(source: str, size: tuple[int, int], *, skip: bool = False) -
     """Write the command that converts a source to this (H, W); `skip` leaves out what cannot be read."""
     height, width = size
     sides = f"--size {width}" if height == width else f"--size {width} --height {height}"
-    return f"onefold data convert {shlex.quote(source)} OUT.zip {sides}" + (" --unreadable skip" if skip else "")
+    return f"onefold data convert {quoted(source)} OUT.zip {sides}" + (" --unreadable skip" if skip else "")
 
 
 def _even(side: int) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onefold.data.classes import distinct
 from onefold.data.decode import Pixels, Shape
 from onefold.data.listing import Listing, is_channels_first
 from onefold.errors import UserError
@@ -32,6 +33,8 @@ class ObjectListing(Listing):
     Raises UserError, which says what is missing or wrong, here or when an image is read. What the object itself raises
     passes through.
     """
+
+    is_stored = False
 
     def __init__(self, source: str, thing: object) -> None:
         self._thing = cast(Any, thing)
@@ -50,6 +53,7 @@ class ObjectListing(Listing):
             raise UserError(f"{source}: holds no images, for its len() is 0; give it at least one")
         self._shape = _checked_shape(source, self._thing.image_shape)
         class_names = _class_names(source, self._thing)
+        self.is_numbered = getattr(thing, "class_names", None) is None
         super().__init__(source, [f"image {k}" for k in range(count)], self._read_labels, class_names)
         self.item(0)  # most mistakes are in every item, and are better known now
 
@@ -136,4 +140,4 @@ def _class_names(source: str, thing: Any) -> tuple[str, ...]:
         return tuple(map(str, range(classes)))
     if isinstance(names, str) or len(names) != classes:
         raise UserError(f"{source}: class_names has {len(names)} names, but classes is {classes}; name each class")
-    return tuple(map(str, names))
+    return distinct([str(name) for name in names])

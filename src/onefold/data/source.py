@@ -1,6 +1,7 @@
 """From what a person writes to a data set: `open_dataset`; and where a result may be written, never in place of it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
@@ -12,27 +13,34 @@ from onefold.data.decode import is_image
 from onefold.data.digits import DIGITS, list_digits
 from onefold.data.folder import list_folder
 from onefold.data.idx import is_idx_folder, list_idx, list_idx_folder
-from onefold.data.listing import Listing, list_arrays, list_encoded, part_of
+from onefold.data.listing import Listing, list_arrays, list_encoded
 from onefold.data.npz import list_npy, list_npz
 from onefold.data.objects import ObjectListing, source_name
-from onefold.data.parquet import list_parquet
+from onefold.data.parts import part_of
+from onefold.data.tables import is_table_folder, list_table, list_table_folder
 from onefold.data.zip import list_zip
-from onefold.errors import UserError, writing
+from onefold.errors import UserError, placeholder, writing
 
 Reader: TypeAlias = Callable[[str, Path], object]
 """Called with (name as it was given, path) of a file; returns its images in a form that `as_dataset` takes."""
 
+BuiltIn: TypeAlias = Callable[[str, Path, str | None], Listing]
+"""Called with (name, path, labels_from); see `open_dataset`."""
+
 # Suffixes and what reads such files. Messages that list the known kinds are made from it.
-_READERS: dict[str, Reader] = {
+_BUILT_IN: dict[str, BuiltIn] = {
     ".zip": list_zip,
     ".npz": list_npz,
     ".npy": list_npy,
     "-ubyte": list_idx,
     "-ubyte.gz": list_idx,
-    ".parquet": list_parquet,
+    ".parquet": list_table,
+    ".arrow": list_table,
 }
-_BUILT_IN = frozenset(_READERS)
-_WITH_PARTS = frozenset({".npz"})
+_WITH_PARTS = frozenset({".npz", ".zip"})
+
+# Those of others.
+_READERS: dict[str, Reader] = {}
 
 
 def register_reader(suffix: str, reader: Reader) -> None:
@@ -53,8 +61,10 @@ def register_reader(suffix: str, reader: Reader) -> None:
     _READERS[ending] = reader
 
 
-def open_dataset(source: str | Path, *, unreadable: Literal["refuse", "skip"] = "refuse") -> Dataset:
-    """Open a data set: "digits", "digits:test", or the path of an image folder or of a file of a known kind.
+def open_dataset(
+    source: str | Path, *, unreadable: Literal["refuse", "skip"] = "refuse", labels_from: str | None = None
+) -> Dataset:
+    """Open a data set: "digits", "digits:test", or the path of a folder or of a file of a known kind.
 
     A kind is known by the end of its name; `register_reader` adds one. Size, channels and classes are read from the
     data. A folder named digits is opened as "./digits".
@@ -63,9 +73,13 @@ def open_dataset(source: str | Path, *, unreadable: Literal["refuse", "skip"] = 
     of the first one that is met, here or when it is read. "skip" decodes every image once, now, and leaves
     those out; `skipped` names them.
 
+    `labels_from` says where the labels are, if it is not clear: the name of a column or key of a table or .npz file;
+    "folders", a class each, or "dataset.json" for image files; "none" for images without classes. `notes` of the
+    data set tell what was assumed. A part of a source is named after a colon, as in "photos:test".
+
     Raises UserError, on one line, when the source is not a data set or its images differ in size or channels.
     """
-    return ListingDataset(list_source(source), unreadable)
+    return ListingDataset(list_source(source, labels_from), unreadable)
 
 
 def as_dataset(data: object) -> Dataset:
@@ -91,35 +105,78 @@ def is_source(source: str | Path) -> bool:
     return path is None or path.is_dir() or _suffix_of(path) is not None
 
 
-def list_source(source: str | Path) -> Listing:
+def list_source(source: str | Path, labels_from: str | None = None) -> Listing:
     """List the images of a source, whatever their sizes. Raises UserError when it is not a source."""
     # A Path means a file; as text it must not turn into the name of an embedded set.
     name = f"./{source}" if isinstance(source, Path) and str(source) in DIGITS else str(source)
     path = path_of(source)
     if path is None:
-        return list_digits(name)
-    if not name or not path.exists():
+        return list_digits(name, labels_from)
+    if not name or not exists(path):
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
     suffix = _suffix_of(path)
-    if is_idx_folder(path):
-        return list_idx_folder(name, path)
-    if path != Path(name).expanduser() and suffix not in _WITH_PARTS:
+    if path.is_file() and suffix in _BUILT_IN and (what := _stand_in(path)):
+        raise UserError(f"{name}: {what}")
+    if path.is_dir() and suffix not in _READERS:  # some formats are folders
+        return _folder_reader(path)(name, path, labels_from)
+    if path != _expanded(name) and suffix not in _WITH_PARTS:
         raise UserError(f"{name}: {path} has no part named {part_of(name)}; give it without :{part_of(name)}")
-    if path.is_dir() and (suffix is None or suffix in _BUILT_IN):  # some formats are folders
-        return list_folder(name, path)
     if suffix is None:
         raise UserError(f"{name}: not a kind of file that holds a data set; give {_known_kinds()}")
-    return _as_listing(_READERS[suffix](name, path), name)
+    if suffix in _BUILT_IN:
+        return _BUILT_IN[suffix](name, path, labels_from)
+    if labels_from not in (None, "none"):
+        raise UserError(f"--labels-from {labels_from}: {name} is read by a reader of your own; leave it out")
+    listing = _as_listing(_READERS[suffix](name, path), name)
+    return listing if labels_from is None else listing.without_labels()
+
+
+def _folder_reader(path: Path) -> BuiltIn:
+    if is_idx_folder(path):
+        return list_idx_folder
+    return list_table_folder if is_table_folder(path) else list_folder
+
+
+def _stand_in(path: Path) -> str | None:
+    """What a file only stands for another as; what cannot be opened or is empty its reader names."""
+    with suppress(OSError), path.open("rb") as file:
+        return placeholder(file.read(512))
+    return None
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; nothing is at a name that the system does not take, being too long, for one."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def path_of(source: str | Path) -> Path | None:
     """Give the path that a source stands for, whether there is one or not; None for an embedded set."""
     if isinstance(source, str) and source in DIGITS:
         return None
-    path = Path(source).expanduser()
-    if part_of(str(source)) is None or path.exists():
+    path = _expanded(source)
+    if part_of(str(source)) is None or exists(path):
         return path
-    return Path(str(source).rpartition(":")[0]).expanduser()
+    return _expanded(str(source).rpartition(":")[0])
+
+
+def absolute(source: str) -> str:
+    """A source as a run keeps it: by its whole path, from whatever folder it is read later; embedded sets by name."""
+    path = path_of(source)
+    if path is None:
+        return source
+    part = "" if path == _expanded(source) else f":{part_of(source)}"
+    return f"{path.absolute()}{part}"
+
+
+def _expanded(source: str | Path) -> Path:
+    """The path with a home folder in place of ~; as it is where there is no such user."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
 
 
 def check_output(path: Path, suffix: str, source: str | Path) -> None:
@@ -158,13 +215,15 @@ def _as_listing(data: object, source: str) -> Listing:
 
 def _suffix_of(path: Path) -> str | None:
     """Give the longest registered suffix that a name ends in."""
-    return max((suffix for suffix in _READERS if path.name.lower().endswith(suffix)), key=len, default=None)
+    return max(
+        (suffix for suffix in [*_BUILT_IN, *_READERS] if path.name.lower().endswith(suffix)), key=len, default=None
+    )
 
 
 def _known_kinds() -> str:
-    *others, last = _READERS
+    *others, last = [*_BUILT_IN, *_READERS]
     words = " and ".join(DIGITS)
-    return f"an image folder, a {', '.join(others)} or {last} file, or one of the words {words}"
+    return f"an image folder, a folder of tables, a {', '.join(others)} or {last} file, or one of the words {words}"
 
 
 def _would_be_an_image_of(path: Path, folder: Path) -> bool:

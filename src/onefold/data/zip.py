@@ -14,20 +14,22 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from onefold.data.classes import order_by_class
 from onefold.data.decode import is_image, is_visible
+from onefold.data.layout import lay_out
 from onefold.data.listing import FileListing
+from onefold.data.messages import shortened
 from onefold.errors import UserError
 
 # The fixed part of an entry's own header: its name and an extra field follow, then the data.
 _HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
+_WINDOWS = 0
 
 
-def list_zip(source: str, path: Path) -> FileListing:
-    """List the images in a zip; one folder around all of them is tolerated.
+def list_zip(source: str, path: Path, labels_from: str | None = None) -> FileListing:
+    """List the images in a zip; one folder around all of them is passed over.
 
-    Raises UserError when it is not a zip, holds no image or mixes both layouts.
+    Raises UserError when it is not a zip, holds no image, or it is not clear what its folders mean.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,21 +39,32 @@ def list_zip(source: str, path: Path) -> FileListing:
         raise UserError(f"{source}: not a whole zip file ({error}); copy or pack it again") from error
     except OSError as error:
         raise UserError(f"{source}: cannot be opened ({error.strerror}); check the file") from error
-    images = [name for name in found if is_image(name)]
-    order, labels, class_names = order_by_class(source, images, packed=True)
-    names = [images[k] for k in order]
-    entries = [found[name] for name in names]
+    images, rest = [name for name in found if is_image(name)], [name for name in found if not is_image(name)]
+    layout = lay_out(
+        source, images, rest, lambda name: _read(file, found[name], None), packed=True, labels_from=labels_from
+    )
+    entries = [found[name] for name in layout.names]
 
     def read(index: int, limit: int | None) -> bytes:
         return _read(file, entries[index], limit)
 
-    return FileListing(source, names, labels, class_names, read, [name for name in found if not is_image(name)])
+    notes = list(layout.notes)
+    if letters := [name for name in layout.names if "\\" in name]:
+        notes.append(f"backslashes are taken for letters, not for folders, in {shortened(letters, 3)}")
+    return FileListing(
+        source, layout.names, layout.labels, layout.class_names, read, layout.rest, notes, layout.test_parts
+    )
 
 
 def _names(entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Give what is visible by name; where backslashes stand for all slashes, as some Windows tools write, slashes."""
-    windows = not any("/" in entry.filename for entry in entries)
-    named = {entry.filename.replace("\\", "/") if windows else entry.filename: entry for entry in entries}
+    """Give what is visible by name; where backslashes stand for slashes, as some Windows tools write, slashes.
+
+    That is so in a name that has no slash besides, and in all that Windows wrote, where they can be nothing else.
+    """
+    named: dict[str, zipfile.ZipInfo] = {}
+    for entry in entries:
+        windows = "/" not in entry.filename or entry.create_system == _WINDOWS
+        named[entry.filename.replace("\\", "/") if windows else entry.filename] = entry
     return {name: entry for name, entry in named.items() if is_visible(name)}
 
 

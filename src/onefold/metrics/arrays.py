@@ -27,7 +27,10 @@ def as_matrix(values: FeatureArray, name: str = "features", at_least: int = 1) -
     if isinstance(values, Tensor):
         x = values.detach().to("cpu", torch.float64, copy=True)
     else:
-        x = torch.from_numpy(np.array(values, dtype=np.float64))
+        try:
+            x = torch.from_numpy(np.array(values, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: not an array of numbers; give (n, d), one row of values per image") from error
     if x.ndim != 2:
         raise UserError(f"{name}: shape {tuple(x.shape)} is not (n, d); give one row of values per image")
     if len(x) < at_least:

@@ -18,11 +18,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from onefold.errors import UserError
+from onefold.files import read_tensors
 from onefold.metrics.images import check_images, in_batches
 
 KEY = "onefold.classifier"
@@ -135,15 +136,16 @@ class Classifier(nn.Module):
     def load(cls, path: str | Path) -> "Classifier":
         """Read what `save` wrote. Raises `UserError` if the file is missing or something else."""
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[KEY])
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights, described = read_tensors(Path(path))
+            about = json.loads(described[KEY])
             about |= {"shape": tuple(about["shape"]), "widths": tuple(about["widths"])}
             classifier = cls(ClassifierConfig(**about))
             classifier.load_state_dict(weights)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; give a classifier that Classifier.save wrote") from None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError):
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, UserError):  # which knows what it is instead
+                raise
             raise UserError(f"{path}: holds no classifier; write one with Classifier.save") from None
         return classifier.freeze()
 

@@ -18,6 +18,7 @@ Reference: Gidaris et al. 2018, arXiv:1803.07728, for rotations.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,8 @@ def _config(images: Tensor, labels: Tensor | None, classes: int) -> ClassifierCo
     shape = (images.shape[1], images.shape[2], images.shape[3])
     if labels is None or classes < 2:
         return ClassifierConfig.of(shape, 0, "rotations" if shape[1] == shape[2] else "flips")
+    if not isinstance(cast(object, labels), Tensor):
+        raise UserError(f"labels: {type(labels).__name__} where an int64 tensor (n,) belongs; use torch.tensor(labels)")
     if labels.shape != (len(images),) or labels.dtype != torch.int64:
         raise UserError(f"labels: {tuple(labels.shape)} of {labels.dtype}; give one int64 for each image")
     if int(labels.min()) < 0 or int(labels.max()) >= classes:

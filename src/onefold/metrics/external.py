@@ -48,7 +48,8 @@ class ExternalExtractor:
 
         `batch` is a matter of memory only.
         """
-        grey = images.shape[1:2] == (1,)
+        check_images(images)
+        grey = images.shape[1] == 1
         check_images(images, (1 if grey else 3, None, None))
         return in_batches(lambda part: self.run(self.prepare(part)), images, batch)
 
@@ -90,7 +91,8 @@ def torchscript(path: Path, device: str) -> Run:
         with warnings.catch_warnings():
             # PyTorch advises those who write such files to move on; this one is already written.
             warnings.simplefilter("ignore", DeprecationWarning)
-            network = torch.jit.load(str(path), map_location=device).eval()
+            with path.open("rb") as file:  # opened here: torch takes no names that are not UTF-8
+                network = torch.jit.load(file, map_location=device).eval()
     except RuntimeError:
         raise UserError(f"{path}: is no TorchScript file; write it with torch.jit.trace(...).save") from None
 

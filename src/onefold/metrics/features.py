@@ -13,9 +13,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from onefold.errors import UserError
+from onefold.files import refuse_placeholder
 from onefold.metrics.classifier import Classifier
 from onefold.metrics.external import external_extractor, file_sha256, onnx, torchscript
 
@@ -88,6 +90,7 @@ def from_file(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .safetensors, .pt, .torchscript or .onnx file")
+    refuse_placeholder(path)
     found = file_sha256(path)
     if sha256 is not None and sha256.lower() != found:
         raise UserError(f"{path}: SHA-256 is {found}, not {sha256.lower()}; get the file that was meant")
@@ -103,12 +106,16 @@ def from_file(
     return external_extractor(path, found, run, size, mean, std)
 
 
-def class_accuracy(extractor: FeatureExtractor, images: Tensor, labels: Tensor, batch: int = 256) -> float:
+def class_accuracy(
+    extractor: FeatureExtractor, images: Tensor, labels: Tensor | Sequence[int], batch: int = 256
+) -> float:
     """Share of images (n, C, H, W) that the extractor takes for their label (n,), in [0, 1].
 
     On generated images with the labels they were asked for: does the generator obey? Raises `UserError` if
     the extractor does not classify, or the labels do not fit the images.
     """
-    if labels.shape != images.shape[:1]:
-        raise UserError(f"labels: {tuple(labels.shape)} for {len(images)} images; give one label for each")
-    return (extractor.predict(images, batch) == labels.cpu()).double().mean().item()
+    found = extractor.predict(images, batch)  # first, for it says what is wrong with the images
+    y = torch.as_tensor(labels).cpu()
+    if y.shape != found.shape:
+        raise UserError(f"labels: {tuple(y.shape)} for {len(images)} images; give one label for each")
+    return (found == y).double().mean().item()

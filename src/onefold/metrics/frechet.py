@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from onefold.errors import UserError
+from onefold.files import read_tensors
 from onefold.metrics.arrays import FeatureArray, as_matrix, check_same_width
 
 KEY = "onefold.moments"
@@ -64,13 +65,14 @@ class Moments:
     def load(cls, path: str | Path) -> "Moments":
         """Read what `save` wrote. Raises `UserError` if the file is missing or something else."""
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[KEY])
-                mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
-                return cls(mean, covariance, about["n"], about["extractor"])
+            tensors, described = read_tensors(Path(path))
+            about = json.loads(described[KEY])
+            return cls(tensors["mean"], tensors["covariance"], about["n"], about["extractor"])
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; give what `onefold data stats` wrote") from None
-        except (SafetensorError, KeyError, ValueError, OSError):
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            if isinstance(error, UserError):  # which knows what it is instead
+                raise
             raise UserError(f"{path}: holds no moments; write them with `onefold data stats`") from None
 
 

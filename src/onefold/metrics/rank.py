@@ -12,6 +12,7 @@ Tokens (B, N, D) count as B·N rows, "per token"; for the whole latent, give `z.
 Shapes: latents (n, d) or (B, N, D). Reference: Roy & Vetterli 2007, "The effective rank".
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ def spectrum(latents: FeatureArray) -> Tensor:
     the covariance (d, d) and the Gram matrix (n, n). Raises `UserError` unless the shape is (n, d) or (B,
     N, D), n > 1, and all is finite.
     """
+    latents = latents if isinstance(latents, Tensor) else np.asarray(latents)
     if latents.ndim not in (2, 3):
         shape = tuple(latents.shape)
         raise UserError(f"latents: shape {shape} is neither (n, d) nor (B, N, D); reshape them")

@@ -16,6 +16,7 @@ Shapes: images (B, C, H, W), uint8 in [0, 255] or float in [−1, 1]; values (B,
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,9 +53,9 @@ def image_psnr(reconstruction: Tensor, original: Tensor) -> Tensor:
 
 def image_ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
     """SSIM of each image: (B,) float64. Images and errors as `psnr`."""
+    pairs = _pairs(reconstruction, original)
     side = min(WINDOW, *original.shape[2:])
     weights = _gaussian(side - 1 + side % 2)
-    pairs = _pairs(reconstruction, original)
     return torch.cat([_ssim_map(x, y, weights).flatten(1).mean(1) for x, y in pairs])
 
 
@@ -82,16 +83,23 @@ def _gaussian(size: int) -> Tensor:
 
 
 def _pairs(reconstruction: Tensor, original: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both in chunks of images, as float64 in [0, 1] on the CPU."""
+    """Both in chunks of images, as float64 in [0, 1] on the CPU. What is wrong is said at once."""
+    for images in (reconstruction, original):
+        if not isinstance(cast(object, images), Tensor):
+            cure = "use onefold.to_tensor(images)"
+            raise UserError(f"images: {type(images).__name__} where a tensor (B, C, H, W) belongs; {cure}")
     if reconstruction.shape != original.shape or original.ndim != 4 or original.numel() == 0:
         shapes = f"{tuple(reconstruction.shape)} and {tuple(original.shape)}"
         raise UserError(f"images: shapes {shapes} are not one (B, C, H, W); pair each with its original")
     if original.is_floating_point() and not bool((original.abs() <= 1.001).all()):
-        raise UserError("images: the originals leave [-1, 1]; give uint8, or floats in [-1, 1]")
+        low, high = float(original.min()), float(original.max())
+        raise UserError(f"images: the originals ({low:.3g} to {high:.3g}) leave [-1, 1]; give uint8, or scale them")
     if not bool(reconstruction.isfinite().all()):
         raise UserError("images: the reconstructions hold NaN or infinity; the network has diverged")
-    for x, y in zip(reconstruction.split(CHUNK), original.split(CHUNK), strict=True):
-        yield _unit(x), _unit(y)
+    if original.shape[3] <= 4 < min(original.shape[1:3]):
+        raise UserError(f"images: shape {tuple(original.shape)} looks channels last; use .permute(0, 3, 1, 2) on both")
+    chunks = zip(reconstruction.split(CHUNK), original.split(CHUNK), strict=True)
+    return ((_unit(x), _unit(y)) for x, y in chunks)
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks: what every network is (`base`), and those that there are, which register themselves when imported here."""
+"""Networks: their common base (`base`) and the built-in ones, which register themselves when imported here."""
 
 from onefold.networks.backbone import Backbone
 from onefold.networks.base import NETWORKS, Network, NetworkConfig, RoleFlops, build, parameter_shares, register

@@ -1,9 +1,9 @@
-"""The backbone: what reads noised latents, whoever asks. A trunk with its entrance and its conditioning on t and y.
+"""The backbone of everything that reads noised latents: a trunk with its entrance and its conditioning on t and y.
 
     h = trunk(entrance(z_t), modulation(time(t) + label(y)))
 
-A pixel diffusion model is one with a linear exit (`pixel_network.py`), a ratio network one with a pooling head
-(`ratio.py`). Every network here can give a copy of its own (`Network.backbone`), with what it has learned.
+A pixel diffusion model is a backbone with a linear exit (`pixel_network.py`), a ratio network one with a pooling head
+(`ratio.py`). Every network here can return a copy of its own backbone with the learned weights (`Network.backbone`).
 """
 
 from typing import Self
@@ -18,10 +18,10 @@ __all__ = ["Backbone"]
 
 
 class Backbone(nn.Module):
-    """Tokens of noised latents, with random weights."""
+    """From noised latents to hidden tokens, with random weights."""
 
     def __init__(self, numbers: int, width: int, depth: int, heads: int, grid: tuple[int, int], classes: int) -> None:
-        """`numbers` per latent token; `depth` blocks on a `grid` of tokens; `classes` + 1 vectors of labels."""
+        """`numbers` channels per latent token; `depth` blocks on a `grid` of tokens; `classes` + 1 label vectors."""
         super().__init__()
         self.entrance = nn.Linear(numbers, width)
         self.time = nn.Linear(TIME_FEATURES, width, bias=False)
@@ -32,7 +32,7 @@ class Backbone(nn.Module):
     def forward(
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N W"]:
-        """Tokens behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        """Hidden tokens of noised latents at times t in [0, 1], given labels y (None: no class)."""
         return self.trunk(self.entrance(z_t), self.condition(t, y))
 
     def condition(self, t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None) -> Float[Tensor, "B 6 W"]:
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, **parts: nn.Module) -> Self:
-        """Take over the weights of a network's parts, by name; of a deeper trunk those of its first blocks."""
+        """Copy the weights of a network's parts, by name; from a deeper trunk, those of its first blocks."""
         for name, part in parts.items():
             own, theirs = getattr(self, name), part.state_dict()
             own.load_state_dict({key: theirs[key] for key in own.state_dict()})

@@ -1,20 +1,20 @@
-"""What every network here is, whatever its insides: its configuration, three functions, samples and files.
+"""What all networks have in common: configuration, three roles, sampling and files.
 
     encode:   image                     →  latents          z
     denoise:  noised latents, t, class  →  clean latents    ẑ  ≈ E[z | z_t, t, y]
     decode:   latents                   →  image            x̂
 
-`one_network.py` has all three in one trunk: `OneFold`. `three_networks.py` has the baseline with a trunk for each, and
-`pixel_network.py` an ordinary diffusion model, whose latents are the pixels. Each registers itself under the name of
-its architecture, as does a network of your own:
+`one_network.py` has all three in one trunk: `OneFold`. `three_networks.py` has the baseline with one trunk per role,
+and `pixel_network.py` an ordinary diffusion model whose latents are the pixels. Each registers itself under the name of
+its architecture, and so does a network of your own:
 
     @register("mine")
     class Mine(Network): ...
 
     onefold.train(onefold.recipe("digits", network={"architecture": "mine"}))
 
-Such a network defines `encode`, `denoise`, `decode` and `role_flops`; `features` if it is trained with a perceptual
-loss, `denoising_parts` if it is made a one-step generator. The rest has defaults.
+Such a network defines `encode`, `denoise`, `decode` and `role_flops`, as well as `features` for a perceptual loss and
+`denoising_parts` for conversion to a one-step generator. Everything else has a default.
 
 Conventions: images (B, C, H, W) in [−1, 1]; latents (B, N, D), one token for each of the N = (H/p)·(W/p) patches;
 t in [0, 1] with 0 noise and 1 data; label K means "no class".
@@ -30,12 +30,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from onefold import sampling, settings
 from onefold.errors import UserError, reason
+from onefold.files import read_tensors
+from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
 from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
@@ -53,18 +55,18 @@ __all__ = [
 ]
 
 NETWORKS: dict[str, "type[Network]"] = {}
-"""The registered networks by the names of their architectures; see `register`."""
+"""Registered networks by architecture name; see `register`."""
 
 Kind = TypeVar("Kind", bound="type[Network]")
 
 
 def register(name: str) -> Callable[[Kind], Kind]:
-    """Decorate a network's class: `NetworkConfig(architecture=name)` describes it from then on, and `build` makes it.
+    """Class decorator: from then on, `NetworkConfig(architecture=name)` describes the network and `build` creates it.
 
-    A class of the same module and name takes the place of an earlier one, so that a notebook's cell can run twice.
+    A class with the same module and name replaces an earlier one, so that a notebook cell can run twice.
 
     Raises:
-        UserError: a name that is no identifier, or that another class has.
+        UserError: a name that is not an identifier, or is taken by another class.
     """
     if not name.isidentifier():
         raise UserError(f"register: {name!r} is no name for an architecture; give letters, digits and underscores")
@@ -83,7 +85,7 @@ def register(name: str) -> Callable[[Kind], Kind]:
 
 
 class ImageRMSNorm(nn.Module):
-    """Unit RMS over all the numbers of an image's latent (B, N, D) together: tokens may differ in size."""
+    """Unit RMS over all values of an image's latent (B, N, D) jointly: tokens may differ in size."""
 
     def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         return z * (z.square().mean((1, 2), keepdim=True) + 1e-6).rsqrt()
@@ -99,7 +101,7 @@ LATENT_NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Everything that fixes the network's shape. `classes` = 0 is unconditional."""
+    """Everything that determines the network's shape, and the names of its classes. `classes` = 0 is unconditional."""
 
     image_size: tuple[int, int] = (8, 8)
     """Height and width in pixels; multiples of `patch`."""
@@ -107,7 +109,7 @@ class NetworkConfig:
     classes: int = 10
     patch: int = 2
     latent_channels: int = 4
-    """Numbers per latent token."""
+    """Channels per latent token."""
     width: int = 128
     depth: int = 6
     heads: int = 4
@@ -116,11 +118,13 @@ class NetworkConfig:
     output: Literal["clean", "velocity"] = "clean"
     """What the denoising exit computes: ẑ itself, or v with ẑ = z_t + (1 − t)·v. `denoise` always returns ẑ."""
     architecture: Annotated[str, Suppress] = "one_network"  # --architecture on the command line
-    """one_network: one trunk in three roles; three_networks: a baseline, a network for each role; pixels: a denoiser
-    alone, with patch² · channels numbers per token; or any other name in `NETWORKS`."""
+    """one_network: one trunk in three roles; three_networks: a baseline, one network per role; pixels: only a denoiser,
+    with patch² · channels values per token; or any other name in `NETWORKS`."""
     equal: Literal["parameters", "compute"] = "parameters"
-    """What three networks have in common with one of the same settings: all its parameters in sum, or its compute in
-    each role, which takes three times the parameters."""
+    """What three networks match of one network with the same settings: its total parameters, or its compute in each
+    role, which takes three times the parameters."""
+    class_names: Annotated[tuple[str, ...], Suppress] = ()  # read from the data
+    """One per class, in the order of their numbers. Empty: the numbers themselves, or unknown."""
 
     def __post_init__(self) -> None:
         sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
@@ -132,6 +136,9 @@ class NetworkConfig:
                 f"network.heads: width {self.width} over {self.heads} heads must give a multiple of 4 per head"
             )
         self.kind.check(self)
+        if self.class_names and len(self.class_names) != self.classes:
+            names = len(self.class_names)
+            raise UserError(f"network.class_names: {names} names for {self.classes} classes; name each class, or none")
 
     @property
     def kind(self) -> "type[Network]":
@@ -165,49 +172,50 @@ class NetworkConfig:
 
 
 class RoleFlops(NamedTuple):
-    """Operations of each role for one image, forwards: a product of (m × k) by (k × n) matrices has 2·m·k·n."""
+    """Forward operations of each role per image; a product of (m × k) by (k × n) matrices counts as 2·m·k·n."""
 
     encode: float
     denoise: float
     decode: float
 
     def sample(self, evaluations: int) -> float:
-        """Of one sample: so many evaluations of the denoiser, and decoding."""
+        """Operations of one sample: `evaluations` of the denoiser, and decoding."""
         return evaluations * self.denoise + self.decode
 
 
 def forward_flops(config: NetworkConfig, depth: int | None = None) -> float:
-    """Operations of one pass of one image through a trunk (of `config.depth` blocks, or `depth`), with its modulation,
-    one entrance and one exit.
+    """Operations of one image's pass through a trunk with its modulation, one entrance and one exit.
+
+    The trunk has `depth` blocks; default: `config.depth`.
     """
     ends = 2 * config.tokens * config.width * (config.patch**2 * config.channels + config.latent_channels)
     return trunk_flops(config.tokens, config.width, depth or config.depth) + ends
 
 
 class Network(nn.Module):
-    """The three functions, which a subclass defines, and what follows from them."""
+    """The three roles, which a subclass defines, and what follows from them."""
 
     phases: ClassVar[tuple[str, ...]] = ("self_distillation",)
-    """The phases of its training, in order, unless told otherwise."""
+    """The default phases of its training, in order."""
     learns_codec: ClassVar[bool] = True
-    """Whether encoding and decoding have weights, which training must find."""
+    """Whether encoding and decoding have weights to be learned."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.sampler = sampling.Sampler()
-        """What it samples with unless told otherwise: that of its training; a one-step generator's has one step."""
+        """The default sampler, as set in training; a one-step generator's has one step."""
 
-    # --- what a kind of network says of all its configurations ---
+    # --- properties of an architecture, given a configuration ---
 
     @classmethod
     def implied(cls, config: NetworkConfig) -> dict[str, int]:
-        """Settings of `config` that follow from others, by name; they replace what was given."""
+        """Settings of `config` that follow from others, by name; they override the given ones."""
         return {}
 
     @classmethod
     def check(cls, config: NetworkConfig) -> None:
-        """Refuse a configuration that such a network cannot have, with a UserError that names the setting."""
+        """Reject a configuration that such a network cannot have, with a UserError that names the setting."""
 
     @classmethod
     def role_flops(cls, config: NetworkConfig) -> RoleFlops:
@@ -217,18 +225,33 @@ class Network(nn.Module):
     # --- the three roles ---
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """Latents of images in [−1, 1], normalised as `config.latent_norm` says."""
+        """Latents of images in [−1, 1], normalised according to `config.latent_norm`."""
         raise NotImplementedError
 
     def denoise(
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Clean latents ẑ behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        """Clean latents ẑ predicted from noised latents at times t in [0, 1], given labels y (None: no class)."""
         raise NotImplementedError
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
-        """Images of latents; in [−1, 1] up to the network's error (not clamped)."""
+        """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""
         raise NotImplementedError
+
+    # --- input checks, for the first line of each role ---
+
+    def check_images(self, x: Tensor) -> None:
+        """Raises a UserError unless x is a batch of float images (B, C, H, W) in [−1, 1] of the network's size."""
+        inputs.check_images(self, x, self.config.channels, self.config.image_size)
+
+    def check_latents(self, z: Tensor) -> None:
+        """Raises a UserError unless z is a batch of float latents (B, N, D) of the network's size."""
+        inputs.check_latents(self, z, self.config.tokens, self.config.latent_channels)
+
+    def check_noised(self, z_t: Tensor, t: Tensor, y: Tensor | None) -> None:
+        """Raises a UserError unless z_t is such a batch, t holds times (B,) in [0, 1], and y is labels (B,) or None."""
+        sizes = self.config.tokens, self.config.latent_channels
+        inputs.check_noised(self, z_t, t, y, sizes, self.config.classes)
 
     def decode_and_denoise(
         self, z: Tensor, z_t: Tensor, t: Tensor, y: Tensor | None
@@ -242,32 +265,32 @@ class Network(nn.Module):
 
     @property
     def shares_codec(self) -> bool:
-        """Whether training the denoiser changes what encodes and decodes."""
+        """Whether training the denoiser changes encoder and decoder."""
         return False
 
     @property
     def shared_parts(self) -> tuple[nn.Module, ...]:
-        """What serves all three roles."""
+        """The parts that serve all three roles."""
         return ()
 
     def normalise(self, mean: Float[Tensor, " D"], std: Float[Tensor, " D"]) -> None:
         """From now on, subtract `mean` from each channel of the latents and divide it by `std`.
 
         Raises:
-            UserError: encoder and denoiser share weights, so that the latents would change while the denoiser learns.
+            UserError: encoder and denoiser share weights, so the latents would change while the denoiser learns.
         """
         cure = "choose --architecture three-networks"
         raise UserError(f"phases: diffusion needs an encoder that can be frozen; {cure}")
 
     def denoising_parts(self) -> dict[str, nn.Module]:
-        """What a `Backbone` of the same denoiser consists of, by the backbone's names."""
+        """The parts of a `Backbone` with the same denoiser, by the backbone's names."""
         raise NotImplementedError
 
     def backbone(self, blocks: int | None = None) -> Backbone:
-        """A copy of what reads noised latents here, or of its first `blocks` blocks.
+        """A copy of the part that reads noised latents, with all or its first `blocks` blocks.
 
         Raises:
-            UserError: more blocks than there are.
+            UserError: more blocks than the network has.
         """
         config, parts = self.config, self.denoising_parts()
         deepest = len(parts["trunk"].blocks)  # type: ignore[arg-type]
@@ -279,7 +302,7 @@ class Network(nn.Module):
 
     @property
     def trunks(self) -> list[Trunk]:
-        """All there are: where the blocks, and with them nearly all parameters and compute, are found."""
+        """All trunks, whose blocks hold nearly all parameters and compute."""
         return [part for part in self.modules() if isinstance(part, Trunk)]
 
     @property
@@ -289,7 +312,7 @@ class Network(nn.Module):
     # --- patches ---
 
     def patchify(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
-        """Cut images into rows of p²·C numbers, one for each patch, in row-major order."""
+        """Cut images into patches in row-major order, one row of p²·C values each."""
         p = self.config.patch
         return x.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
@@ -300,7 +323,7 @@ class Network(nn.Module):
         return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
     def _clean(self, out: Tensor, z_t: Tensor, t: Tensor) -> Float[Tensor, "B N D"]:
-        """ẑ from what the denoising exit computes."""
+        """ẑ from the output of the denoising exit."""
         out = out.float()
         return out if self.config.output == "clean" else z_t + (1 - t[:, None, None]) * out
 
@@ -311,7 +334,7 @@ class Network(nn.Module):
         self,
         n: int,
         *,
-        labels: Sequence[int] | None = None,
+        labels: sampling.Labels | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -320,32 +343,34 @@ class Network(nn.Module):
         guidance_interval: tuple[float, float] | None = None,
         batch: int = 256,
     ) -> UInt8[np.ndarray, "n H W C"]:
-        """Generate `n` images; image k is drawn from the seed `seed + k` alone, whatever `n` and `batch` are.
+        """Generate `n` images; image k is drawn only from the seed `seed + k`, whatever `n` and `batch` are.
 
-        How to sample is `self.sampler`, but for the options that are given.
+        Options that are not given come from `self.sampler`.
 
         Args:
             n: Number of images.
-            labels: A label 0…K−1, or K for "no class", for each image. Default: (seed + k) mod K.
-            steps: Intervals of the solver's time grid; 1 is one-step generation, and what a one-step generator does.
+            labels: For each image the name of a class (`config.class_names`), or its number 0…K−1, or K for "no class":
+                a list, array or tensor. Default: (seed + k) mod K.
+            steps: Intervals of the solver's time grid; 1 is one-step generation, the default of a one-step generator.
             guidance: Weight of classifier-free guidance; 1 is unguided and costs half.
             seed: Seed of the first image.
             solver: A name in `sampling.SOLVERS`.
-            shift: Bends the time grid; see `sampling.Sampler`, as for the next.
-            guidance_interval: Times within which guidance acts.
+            shift: Warps the time grid; see `sampling.Sampler`.
+            guidance_interval: Times within which guidance acts; see `sampling.Sampler`.
             batch: Images per call of the network.
 
         Raises:
-            UserError: a count, label, seed or option that makes no sense.
+            UserError: an invalid count, label, seed or option.
         """
         wanted = {"steps": steps, "solver": solver, "guidance": guidance, "shift": shift}
         sampler = self.sampler.with_options(**wanted, guidance_interval=guidance_interval)
-        y = sampling.resolve_labels(n, labels, seed, self.config.classes)
+        y = sampling.resolve_labels(n, labels, seed, self.config.classes, self.config.class_names)
+        n, seed = int(n), int(seed)
         return self.pictures(self.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
 
     @torch.no_grad()
     def pictures(self, latents: Iterable[Float[Tensor, "B N D"]]) -> UInt8[np.ndarray, "n H W C"]:
-        """The images of latents, which come batch by batch."""
+        """Decode latents, given batch by batch, into images."""
         return torch.cat([to_uint8(self.decode(z)).permute(0, 2, 3, 1).cpu() for z in latents]).numpy()
 
     def sample_latents(
@@ -382,7 +407,7 @@ class Network(nn.Module):
     def from_pretrained(cls, source: str | Path) -> Self:
         """Load a network from its folder, a run's folder, or a repository "owner/name" on the Hugging Face hub.
 
-        `Network.from_pretrained` loads every architecture that is registered, that of a subclass its own.
+        `Network.from_pretrained` loads any registered architecture; a subclass's loads only its own.
 
         Raises:
             UserError: no such folder, or files that do not hold such a network.
@@ -402,10 +427,10 @@ class Network(nn.Module):
             other = f"{type(network).__name__}, not {cls.__name__}"
             raise UserError(f"{source}: holds {other}; load it with {type(network).__name__}.from_pretrained")
         try:
-            network.load_state_dict(load_file(folder / "model.safetensors"))
+            network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         except (OSError, SafetensorError, RuntimeError) as error:
-            path = folder / "model.safetensors"
-            raise UserError(f"{path}: does not hold this network ({reason(error)})") from error
+            path, cure = folder / "model.safetensors", "copy or download it whole, or give another run"
+            raise UserError(f"{path}: does not hold this network ({reason(error)}); {cure}") from error
         return network.eval()
 
 
@@ -415,7 +440,7 @@ def build(config: NetworkConfig) -> Network:
 
 
 def parameter_shares(network: Network) -> dict[str, float]:
-    """Number of parameters, and the share of them that serves all three roles (`Network.shared_parts`)."""
+    """Number of parameters, and the fraction of them that serves all three roles (`Network.shared_parts`)."""
     total = sum(p.numel() for p in network.parameters())
     shared = sum(p.numel() for part in network.shared_parts for p in part.parameters())
     return {"parameters": total, "shared": shared, "share": shared / total}

@@ -4,9 +4,9 @@
     denoise:  latents in     → trunk → latents out               ẑ  ≈ E[z | z_t, t, y]
     decode:   latents in     → trunk → patches out               x̂  = D(z)
 
-The trunk knows its role from a conditioning vector: a learned vector per role, to which denoising adds features of
-the time t and a learned vector of the class y. All three roles share the trunk and its modulation; only the four
-linear entrances and exits, the time map and the class vectors serve fewer (under 5 % of the parameters).
+A conditioning vector tells the trunk its role: a learned vector per role, to which denoising adds features of the time
+t and a learned vector of the class y. All three roles share the trunk and its modulation; only the four linear
+entrances and exits, the time map and the class vectors (under 5 % of the parameters) serve fewer.
 """
 
 import torch
@@ -23,7 +23,7 @@ ROLES = ("encode", "denoise", "decode")
 
 @register("one_network")
 class OneFold(Network):
-    """One network with random weights; see the module's docstring. Inputs are on its device."""
+    """One network with random weights; see the module's docstring. Inputs must be on its device."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -42,19 +42,22 @@ class OneFold(Network):
     # --- the three roles ---
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """Latents of images in [−1, 1], normalised as `config.latent_norm` says."""
+        """Latents of images in [−1, 1], normalised according to `config.latent_norm`."""
+        self.check_images(x)
         h = self.trunk(self.patches_in(self.patchify(x)), self._condition("encode"))
         return self.norm(self.latents_out(h).float())
 
     def denoise(
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Clean latents ẑ behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        """Clean latents ẑ predicted from noised latents at times t in [0, 1], given labels y (None: no class)."""
+        self.check_noised(z_t, t, y)
         h = self.trunk(self.latents_in(z_t), self._condition("denoise", t, y))
         return self._clean(self.latents_out(h), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
-        """Images of latents; in [−1, 1] up to the network's error (not clamped)."""
+        """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""
+        self.check_latents(z)
         return self._image(self.trunk(self.latents_in(z), self._condition("decode")))
 
     def decode_and_denoise(
@@ -84,7 +87,7 @@ class OneFold(Network):
         return self.trunk, self.modulation
 
     def denoising_parts(self) -> dict[str, nn.Module]:
-        # A backbone has one role; its vector goes into those of the labels, to which it is added anyway.
+        # A backbone has one role: its vector is folded into the label vectors, to which it is added anyway.
         role = self.roles.weight[ROLES.index("denoise")]
         labels = nn.Embedding.from_pretrained((self.labels.weight + role).detach())
         own = {"time": self.time, "modulation": self.modulation, "trunk": self.trunk}

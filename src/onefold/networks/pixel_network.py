@@ -1,7 +1,7 @@
-"""PixelNetwork: an ordinary diffusion model of pixels, with the interface of the others.
+"""PixelNetwork: an ordinary pixel diffusion model with the interface of the other networks.
 
-Its latents are the image's patches as they are: encoding cuts, decoding joins, and nothing of both is learned. What is
-true of a one-step generator in latents can so be compared with the same thing in pixels, with the same trunk.
+Its latents are the raw patches of the image: encoding cuts, decoding joins, and neither is learned. One-step generators
+in latent space can thus be compared with the same in pixel space, on the same trunk.
 """
 
 from typing import ClassVar
@@ -37,17 +37,20 @@ class PixelNetwork(Network):
         return RoleFlops(encode=0.0, denoise=forward_flops(config), decode=0.0)
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """The patches of images."""
+        """Cut images into patches."""
+        self.check_images(x)
         return self.patchify(x)
 
     def denoise(
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Clean patches behind noised ones at times t in [0, 1], given labels y (None: no class)."""
+        """Clean patches predicted from noised ones at times t in [0, 1], given labels y (None: no class)."""
+        self.check_noised(z_t, t, y)
         return self._clean(self.exit(self.body(z_t, t, y)), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
-        """The images of patches (not clamped)."""
+        """Join patches into images (not clamped)."""
+        self.check_latents(z)
         return self.unpatchify(z)
 
     def features(self, x: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B N width"]]:

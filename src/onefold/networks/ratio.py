@@ -1,8 +1,8 @@
 """RatioNet: the log density ratio ℓ(x_t, t, y) = log p_t(x_t|y) / q_t(x_t|y) on a backbone.
 
-The backbone's tokens are pooled by attention with learned queries, one for each head, and mapped to one number. What
-such a network needs most are features at all noise levels, which a denoiser has learned already: `RatioNet.of` starts
-from a network's own.
+The backbone's tokens are pooled by attention with learned queries, one per head, and mapped to a scalar. What such a
+network needs most is features at all noise levels, which a denoiser has already learned: `RatioNet.of` starts from a
+network's own.
 
 Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005); attention pooling: Lee et al., 2019.
 """
@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onefold import settings
 from onefold.errors import UserError, reason
+from onefold.files import read_tensors
 from onefold.networks.backbone import Backbone
 from onefold.networks.base import Network
 
@@ -28,10 +29,10 @@ __all__ = ["RatioConfig", "RatioNet"]
 
 @dataclass(frozen=True)
 class RatioConfig:
-    """Everything that fixes the shape of a ratio network."""
+    """Everything that determines the shape of a ratio network."""
 
     numbers: int = 4
-    """Per latent token."""
+    """Channels per latent token."""
     width: int = 128
     depth: int = 4
     heads: int = 4
@@ -44,7 +45,7 @@ class RatioConfig:
 
 
 class AttentionPool(nn.Module):
-    """From tokens (B, N, W) to one number for each image."""
+    """From tokens (B, N, W) to one scalar per image."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class AttentionPool(nn.Module):
 
 
 class RatioNet(nn.Module):
-    """(x_t, t, y) → ℓ, with random weights; not zero, or it would take long to leave it."""
+    """(x_t, t, y) → ℓ, with random weights: starting at zero, training would take long to leave it."""
 
     def __init__(self, config: RatioConfig) -> None:
         super().__init__()
@@ -73,15 +74,15 @@ class RatioNet(nn.Module):
 
     @classmethod
     def of(cls, network: Network, blocks: int | None = None, *, learned: bool = True) -> "RatioNet":
-        """A ratio network of a network's shape, with a head of its own.
+        """A ratio network with the shape of a given network and a head of its own.
 
         Args:
-            network: Whose latents are compared.
+            network: The network whose latents are compared.
             blocks: Depth, at most the network's; None for all.
-            learned: Start from the network's weights, not from random ones.
+            learned: Start from the network's weights rather than random ones.
 
         Raises:
-            UserError: more blocks than there are.
+            UserError: more blocks than the network has.
         """
         backbone, own = network.backbone(blocks), network.config
         depth = len(backbone.trunk.blocks)
@@ -114,7 +115,7 @@ class RatioNet(nn.Module):
         try:
             text = (folder / "config.json").read_text(encoding="utf-8")
             ratio = cls(settings.from_json(RatioConfig, text, str(folder / "config.json")))
-            ratio.load_state_dict(load_file(folder / "model.safetensors"))
+            ratio.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         except (OSError, SafetensorError, RuntimeError, UnicodeDecodeError) as error:
-            raise UserError(f"{folder}: holds no ratio network ({reason(error)})") from error
+            raise UserError(f"{folder}: does not hold a ratio network ({reason(error)})") from error
         return ratio.eval()

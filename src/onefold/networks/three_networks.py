@@ -1,21 +1,21 @@
-"""ThreeNetworks: the baseline, in which encoder, denoiser and decoder are networks of their own.
+"""ThreeNetworks: the baseline, in which encoder, denoiser and decoder are separate networks.
 
     encode:   patches → encoder → norm → (· − m)/s       z
     denoise:  latents → denoiser, modulated by t and y   ẑ
     decode:   z·s + m → decoder → patches                x̂
 
-Each is a trunk of the same blocks between a linear entrance and a linear exit. Encoder and decoder depend on no
-condition, so that their modulation is the learned offset of each block alone.
+Each is a trunk of the same blocks between a linear entrance and a linear exit. Encoder and decoder are unconditional,
+so their modulation is only the learned offset of each block.
 
-m and s are the mean and standard deviation of each latent channel, measured once, when the encoder is trained and
-frozen (`training/latent_diffusion.py`); before that they are 0 and 1. They are stored in the network: whoever holds a
-latent holds a normalised one.
+m and s are the mean and standard deviation of each latent channel, measured once, when the encoder has been trained and
+frozen (`training/latent_diffusion.py`); until then they are 0 and 1. They are stored in the network, so all latents
+outside it are normalised.
 
 Sizes, for a configuration of depth L (`depths`): with `equal="parameters"` the width is the same and the L blocks are
-dealt out, L/4 (rounded down, at least 1) to encoder and decoder each and the rest to the denoiser. The sum of the
-parameters is then that of the one network, up to a linear entrance and exit, and a denoising step costs about half as
-much. With `equal="compute"` each has L blocks: every call costs what it costs in the one network, with three times the
-blocks.
+divided: L/4 (rounded down, at least 1) each for encoder and decoder, the rest for the denoiser. The total number of
+parameters is then that of the single network, up to a linear entrance and exit, and a denoising step costs about half
+as much. With `equal="compute"` each has L blocks: every call costs the same as in the single network, with three times
+as many blocks.
 """
 
 from typing import ClassVar, NamedTuple
@@ -40,7 +40,7 @@ class Depths(NamedTuple):
 
 
 def depths(config: NetworkConfig) -> Depths:
-    """How deep each of the three networks is; see the module's docstring."""
+    """Depth of each of the three networks; see the module's docstring."""
     if config.equal == "compute":
         return Depths(config.depth, config.depth, config.depth)
     quarter = max(1, config.depth // 4)
@@ -48,7 +48,7 @@ def depths(config: NetworkConfig) -> Depths:
 
 
 class Column(nn.Module):
-    """A trunk of its own, with a linear entrance and a linear exit."""
+    """A separate trunk with a linear entrance and a linear exit."""
 
     def __init__(self, config: NetworkConfig, depth: int, numbers_in: int, numbers_out: int) -> None:
         super().__init__()
@@ -96,19 +96,22 @@ class ThreeNetworks(Network):
         return RoleFlops(*(forward_flops(config, depth) for depth in depths(config)))
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """Latents of images in [−1, 1], normalised as `config.latent_norm` says and then channel by channel."""
+        """Latents of images in [−1, 1], normalised according to `config.latent_norm` and then per channel."""
+        self.check_images(x)
         z = self.norm(self.encoder(self.patchify(x), self.unconditional).float())
         return (z - self.latent_mean) / self.latent_std
 
     def denoise(
         self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Clean latents ẑ behind noised latents at times t in [0, 1], given labels y (None: no class)."""
+        """Clean latents ẑ predicted from noised latents at times t in [0, 1], given labels y (None: no class)."""
+        self.check_noised(z_t, t, y)
         modulation = self.modulation(conditioning(self.time, self.labels, t, y))
         return self._clean(self.denoiser(z_t, modulation), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
-        """Images of latents; in [−1, 1] up to the network's error (not clamped)."""
+        """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""
+        self.check_latents(z)
         return self.unpatchify(self.decoder(z * self.latent_std + self.latent_mean, self.unconditional).float())
 
     def features(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:

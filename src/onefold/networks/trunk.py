@@ -1,16 +1,16 @@
 """The trunk: one transformer that serves every role of the network.
 
-A token sequence `h` (B, N, W) passes L pre-norm blocks
+A token sequence `h` (B, N, W) passes through L pre-norm blocks
 
     h ← h + g₁ · attention((1 + s₁) · norm(h) + b₁)
     h ← h + g₂ ·   swiglu((1 + s₂) · norm(h) + b₂)
 
 with RMS norms, normalised queries and keys, and rotary positions in two dimensions. The six modulation
 vectors (b₁, s₁, g₁ − 1, b₂, s₂, g₂ − 1) come from a conditioning vector through **one** linear map shared by
-all blocks, plus a learned offset of each block: conditioning costs 6·W² parameters once and 6·W for each block,
-instead of 6·W² for each block (adaLN-single; Chen et al., PixArt-α, 2023).
+all blocks, plus a learned offset per block: conditioning costs 6·W² parameters once and 6·W per block, instead of 6·W²
+per block (adaLN-single; Chen et al., PixArt-α, 2023).
 
-Residual branches end in zero-initialised projections, so that the untrained trunk is the identity.
+Residual branches end in zero-initialised projections, so the untrained trunk is the identity.
 
 References: rotary positions: Su et al., 2021; SwiGLU: Shazeer, 2020; query-key norm: Henry et al., 2020.
 """
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 TIME_FEATURES = 64
-"""Sines and cosines by which a network is told the time."""
+"""Number of sine and cosine features that encode the time."""
 
 
 def hidden_width(width: int) -> int:
@@ -43,9 +43,10 @@ def hidden_width(width: int) -> int:
 
 
 def trunk_flops(tokens: int, width: int, depth: int) -> float:
-    """Operations of one pass of one image through a trunk of `depth` blocks, and of its modulation.
+    """Operations of one image's pass through a trunk of `depth` blocks and its modulation.
 
-    A product of (m × k) by (k × n) matrices is 2·m·k·n operations; norms, activations and the like are left out.
+    A product of (m × k) by (k × n) matrices counts as 2·m·k·n operations; norms, activations and the like are not
+    counted.
     """
     block = 2 * tokens * width * (4 * width + 3 * hidden_width(width)) + 4 * tokens**2 * width
     return depth * block + 14 * width**2
@@ -64,7 +65,7 @@ def rotary_table(rows: int, columns: int, head_width: int, *, base: float = 100.
 
 
 def rotate(x: Float[Tensor, "B heads N head"], table: Float[Tensor, "2 N half"]) -> Float[Tensor, "B heads N head"]:
-    """Turn the pairs (x_i, x_{i + half}) by the angles of `table`."""
+    """Rotate the pairs (x_i, x_{i + half}) by the angles of `table`."""
     cos, sin = table[0], table[1]
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -140,7 +141,7 @@ class Trunk(nn.Module):
         self.register_buffer("table", rotary_table(rows, columns, width // heads), persistent=False)
 
     def forward(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> Float[Tensor, "B N W"]:
-        h = h.float()  # as every block leaves it under autocast: all are then one compiled piece of code
+        h = h.float()  # as every block returns it under autocast, so that all share one compiled graph
         for block in self.blocks:
             h = block(h, modulation, self.table)
         return self.norm(h)
@@ -184,11 +185,11 @@ def conditioning(
     """The conditioning vector [role +] time(features of t) + labels[y], for times t in [0, 1].
 
     Args:
-        time: From `TIME_FEATURES` numbers to the trunk's width.
-        labels: A vector for each class; the last is that of "no class".
+        time: Maps `TIME_FEATURES` features to the trunk's width.
+        labels: One vector per class; the last is for "no class".
         t: Times.
         y: Labels; None: no class.
-        role: What to begin from.
+        role: The vector of the role, if there are several.
     """
     if y is None:
         y = torch.full(t.shape, labels.num_embeddings - 1, device=t.device)

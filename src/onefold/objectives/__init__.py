@@ -1,4 +1,4 @@
-"""Objectives: what is lowered, as plain functions of networks, data and draws."""
+"""Objectives: the losses to minimise, as plain functions of networks, data and draws."""
 
 from onefold.objectives.density_ratio import DIVERGENCES
 

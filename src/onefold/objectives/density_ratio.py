@@ -4,8 +4,8 @@ Let p_t and q_t be the densities of noised data and of noised samples of the gen
 
     ℓ(x_t, t) = log p_t(x_t) / q_t(x_t)
 
-by telling the two apart at all noise levels: its loss E_t[E_p softplus(−ℓ) + E_q softplus(ℓ)] is least at the true ℓ.
-The generator x = G(ε) then lowers a divergence D_f(p_t‖q_t) = E_q f(p_t/q_t), averaged over t. With r = e^ℓ,
+by telling the two apart at all noise levels: its loss E_t[E_p softplus(−ℓ) + E_q softplus(ℓ)] is minimal at the true ℓ.
+The generator x = G(ε) then minimises a divergence D_f(p_t‖q_t) = E_q f(p_t/q_t), averaged over t. With r = e^ℓ,
 
     ∇_θ D_f = −E_t E_q[ f″(r) r² · ∇ℓ(x_t, t) · ∂x_t/∂θ ],
 
@@ -19,8 +19,8 @@ which is the gradient of a loss h(ℓ(x_t, t)) with h′ = −f″(r) r², the r
     skew_jensen_shannon    with m = αr + 1 − α:
                            f = (αr log(r/m) − (1−α) log m) / (α(1−α))    r/m
 
-The skewed divergence goes from the forward (α → 0) to the reverse (α → 1) Kullback–Leibler divergence; at α = ½ it is
-twice `jensen_shannon`. These functions know no network: samples have any shape (B, …).
+The skewed divergence interpolates between the forward (α → 0) and the reverse (α → 1) Kullback–Leibler divergence; at α
+= ½ it is twice `jensen_shannon`. These functions do not depend on a network: samples have any shape (B, …).
 
 Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005). The penalty on finite differences follows R1 and R2
 (Mescheder et al., 2018; Huang et al., 2024), the per-level normalisation Xu et al., 2025 (f-distill).
@@ -47,7 +47,7 @@ Ratio = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B, …), t (B,), y (B,) or None) → ℓ (B,)."""
 
 LARGEST = 10.0
-"""Exponentials of ℓ go on linearly from here, so that one sample cannot outweigh all others."""
+"""Exponentials of ℓ continue linearly from here, so that no single sample outweighs all others."""
 
 
 class Divergence(NamedTuple):
@@ -60,7 +60,7 @@ class Divergence(NamedTuple):
 
 
 def _exp(x: Tensor) -> Tensor:
-    """e^x, with its tangent from `LARGEST` on."""
+    """e^x, continued by its tangent beyond `LARGEST`."""
     bounded = x.clamp(max=LARGEST)
     return bounded.exp() * (1 + x - bounded)
 
@@ -122,14 +122,14 @@ DIVERGENCES: dict[str, Divergence] = {
 
 @dataclass(frozen=True)
 class DensityRatio:
-    """Options of the loss of the ratio network and of that of the generator."""
+    """Options of the losses of ratio network and generator."""
 
     divergence: str = "jensen_shannon"
     """A name in `DIVERGENCES`."""
     time: TimeDistribution = field(default_factory=TimeDistribution)
     """Noise levels at which data and samples are compared …"""
     t_max: float = 0.98
-    """… times this: near t = 1 supports part, and the ratio has no bound."""
+    """… times this: near t = 1 the supports separate and the ratio is unbounded."""
     penalty: float = 0.1
     """Weight of E‖∇ℓ‖² over noised data and noised samples (R1 + R2), by finite differences …"""
     penalty_step: float = 0.05
@@ -137,9 +137,9 @@ class DensityRatio:
     centring: float = 0.01
     """Weight of (ℓ(data) + ℓ(samples))², which keeps the logits around 0."""
     weighting: Literal["uniform", "noise"] = "uniform"
-    """Of the levels in the generator's loss: 1, or DMD's (1−t)²/t: t times the difference of clean predictions."""
+    """Of the levels in the generator's loss: 1, or DMD's (1−t)²/t, i.e. t times the difference of clean predictions."""
     level_normalised: bool = False
-    """Divide f″(r) r² by its mean at each noise level, so that no divergence prefers a level."""
+    """Divide f″(r) r² by its mean at each noise level, so that no divergence favours a level."""
 
     def __post_init__(self) -> None:
         settings.check(
@@ -150,7 +150,7 @@ class DensityRatio:
 
 
 class NoiseDraws(NamedTuple):
-    """The randomness of one comparison of B samples: levels, noise, and directions of the finite differences."""
+    """The randomness of one comparison of B samples: levels, noise, and directions for the finite differences."""
 
     t: Float[Tensor, " B"]
     eps: Float[Tensor, "B ..."]
@@ -158,7 +158,7 @@ class NoiseDraws(NamedTuple):
 
 
 def draw_noise(time: TimeDistribution, t_max: float, shape: tuple[int, ...], rng: torch.Generator) -> NoiseDraws:
-    """Draw for samples of `shape` (B, …), on the device of `rng`; times are those of `time`, times `t_max`."""
+    """Draw for samples of `shape` (B, …), on the device of `rng`; times are from `time`, times `t_max`."""
 
     def normal() -> Tensor:
         return torch.randn(shape, generator=rng, device=rng.device)
@@ -167,10 +167,10 @@ def draw_noise(time: TimeDistribution, t_max: float, shape: tuple[int, ...], rng
 
 
 class Levels(nn.Module):
-    """Running means of f″(r) r² in bins of the noise level; starts at 1.
+    """Running means of f″(r) r² in bins of the noise level, initially 1.
 
-    Weights are collected while a step computes its gradient, in one micro-batch or many, and the means move once, at
-    its end.
+    Weights are collected while a step computes its gradient, in one or more micro-batches; the means are updated once,
+    at its end.
     """
 
     means: Tensor
@@ -186,7 +186,7 @@ class Levels(nn.Module):
 
     @torch.no_grad()
     def normalised(self, weight: Float[Tensor, " B"], t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """Weights over the means of their levels, for which they are collected."""
+        """Weights divided by the means of their levels; collects them for the next update."""
         level = (t * len(self.means)).long().clamp(max=len(self.means) - 1)
         self.total.index_add_(0, level, weight.float())
         self.count.index_add_(0, level, torch.ones_like(weight, dtype=torch.float32))
@@ -194,7 +194,7 @@ class Levels(nn.Module):
 
     @torch.no_grad()
     def move(self, skipped: Bool[Tensor, ""]) -> None:
-        """The step has ended: the means move towards those of what was collected, unless it was skipped."""
+        """End a step: update the means with the collected weights, unless the step was skipped."""
         known = (self.count > 0) & ~skipped
         seen = torch.where(known, self.total / self.count.clamp(min=1), self.means)
         self.means.lerp_(seen, 1 - self.survival)
@@ -214,10 +214,10 @@ def ratio_loss(
     draws: NoiseDraws,
     options: DensityRatio,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The loss of the ratio network, and its parts without their graph.
+    """The loss of the ratio network, and its terms, detached.
 
-    Data and samples are noised to the same levels with the same noise and have the same labels: they differ in nothing
-    that is not to be learned. All evaluations are one packed call.
+    Data and samples are noised to the same levels with the same noise and have the same labels, so they differ only in
+    what is to be learned. All evaluations are packed into one call.
     """
     clean = torch.stack([_noised(real, draws), _noised(fake.detach(), draws)])
     points = torch.cat([clean, clean + options.penalty_step * draws.direction]) if options.penalty else clean
@@ -245,10 +245,10 @@ def ratio_gradient(
     options: DensityRatio,
     levels: Levels | None = None,
 ) -> Float[Tensor, "B ..."]:
-    """Gradient of the generator's loss at its samples, for each sample of its own loss (not of the batch's mean).
+    """Gradient of the generator's loss at its samples: of each sample's own loss, not of the batch mean.
 
-    The mean of Σ gradient · G(ε) over the batch has the gradient of the divergence in the generator's weights. `levels`
-    is needed for `level_normalised`.
+    The batch mean of Σ gradient · G(ε) has the gradient of the divergence with respect to the generator's weights.
+    `levels` is required for `level_normalised`.
     """
     divergence = DIVERGENCES[options.divergence]
     with torch.enable_grad():

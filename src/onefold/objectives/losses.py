@@ -1,8 +1,8 @@
-"""Losses: what every objective returns, and the errors that several of them measure.
+"""Losses: what every objective returns, and the errors that several of them share.
 
-A loss is a plain function of networks, images, labels and draws. All randomness is drawn before, for the whole batch,
-so that a batch cut into micro-batches (or dealt out to processes) has the same gradient: **the losses of the parts of a
-batch add up to that of the batch**. For this each part knows its `Span`.
+A loss is a plain function of networks, images, labels and draws. All randomness is drawn beforehand for the whole
+batch, so that a batch split into micro-batches (or across processes) has the same gradient: **the losses of the parts
+of a batch add up to that of the batch**. To this end, each part knows its `Span`.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the batch."""
+        """Fraction of the batch."""
         return (self.stop - self.start) / self.batch
 
     def part(self, start: int, stop: int) -> "Span":
@@ -35,9 +35,9 @@ class Span(NamedTuple):
         return Span(self.start + start, self.start + stop, self.batch)
 
     def spread(self, count: int, device: torch.device) -> Int64[Tensor, " k"]:
-        """Of `count` images spread evenly over the whole batch, those in here, by their places in here.
+        """Of `count` images spread evenly over the whole batch, the positions within the span of those it contains.
 
-        Computed on the device, since the host would wait for it while copying a list there.
+        Computed on the device, since copying a list there would make the host wait.
         """
         first, last = (-(-place * count // self.batch) for place in (self.start, self.stop))
         return torch.arange(first, last, device=device) * self.batch // max(1, count) - self.start
@@ -47,7 +47,7 @@ D = TypeVar("D", bound="tuple[Any, ...]")
 
 
 def each_tensor(draws: D, act: Callable[[Tensor], Tensor]) -> D:
-    """Draws with all their tensors changed by `act`, those within tuples too."""
+    """Draws with `act` applied to all their tensors, including those within tuples."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -61,12 +61,12 @@ class Draws(Protocol):
     """The randomness of a batch; each objective has its own."""
 
     def part(self, start: int, stop: int) -> Self:
-        """That of images `start` to `stop`."""
+        """The draws of images `start` to `stop`."""
         ...
 
 
 class Losses(NamedTuple):
-    """The loss to minimise, and what is told of it by name (detached); both for a part's share of the batch."""
+    """The loss to minimise, and its logged terms by name (detached); both for a part's share of the batch."""
 
     total: Float[Tensor, ""]
     parts: dict[str, Float[Tensor, ""]]
@@ -79,7 +79,7 @@ class Losses(NamedTuple):
 
 
 def reconstruction_error(x_hat: Tensor, x: Tensor, kind: Literal["l1", "l2", "charbonnier"]) -> Float[Tensor, ""]:
-    """Mean over all numbers of |e|, e² or √(e² + 10⁻⁶) with e = x̂ − x."""
+    """Mean over all values of |e|, e² or √(e² + 10⁻⁶) with e = x̂ − x."""
     error = x_hat - x
     if kind == "l1":
         return error.abs().mean()
@@ -89,7 +89,7 @@ def reconstruction_error(x_hat: Tensor, x: Tensor, kind: Literal["l1", "l2", "ch
 
 
 def perceptual_error(target: Network, x_hat: Tensor, x: Tensor) -> Float[Tensor, ""]:
-    """Mean square distance of unit-length tokens in the hidden layers of the target network's encoder.
+    """Mean squared distance of unit-length tokens in the hidden layers of the target network's encoder.
 
     The gradient passes through the features of x̂ to x̂, but not into the target network's weights, which do not
     require one.

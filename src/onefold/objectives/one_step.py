@@ -1,18 +1,18 @@
 """One step: the losses of a one-step generator and of the critic that it learns from.
 
     z = E(x),  G(ε, y) = f(ε, 0, y)          data and samples in the teacher's latents
-    critic     learns what distinguishes them; its gradient g at a sample points to the data
-    generator  lowers Σ g · G(ε, y), whose gradient in its weights is that of the divergence
+    critic     learns what distinguishes them; its gradient g at a sample points towards the data
+    generator  minimises Σ g · G(ε, y), whose gradient in its weights is that of the divergence
 
 The critic is one of
 
-    ratio    a ratio network (`density_ratio`): nothing but data is learned from
-    score    a student denoiser, which learns the generator's score; the teacher's score is that of the data
+    ratio    a ratio network (`density_ratio`), which learns only from data
+    score    a student denoiser, which learns the generator's score; the teacher gives the data score
     dmd      the same (`score_distillation`), and a ratio network if it has an adversarial term
 
-Where encoder and decoder are the same network as the generator, a share of every batch keeps them as they were: D(z) at
-the image, E(x) at the teacher's latents. The teacher is any network whose latents and scores the generator is to meet;
-it may be a fixed copy or move along.
+Where encoder and decoder are the same network as the generator, part of every batch preserves them: it keeps D(z) at
+the image and E(x) at the teacher's latents. The teacher is any network whose latents and scores the generator is to
+match; it may be a fixed copy or change along with the generator.
 """
 
 from dataclasses import dataclass, field
@@ -29,23 +29,22 @@ from onefold.networks import Network, RatioNet
 from onefold.objectives.density_ratio import DensityRatio, Levels, NoiseDraws, draw_noise, ratio_gradient, ratio_loss
 from onefold.objectives.losses import Losses, Span, each_tensor, reconstruction_error
 from onefold.objectives.score_distillation import ScoreDistillation, score_gradient, student_loss
-from onefold.objectives.self_distillation import SelfDistillation
+from onefold.objectives.self_distillation import SelfDistillation, augmented, draw_offset
 from onefold.paths import Linear, noised, per_token
-from onefold.pixels import mirrored
 from onefold.schedule import Schedule
 
 __all__ = ["Critic", "OneStep", "OneStepDraws", "Weights", "critic_loss", "draw", "generator_inputs", "generator_loss"]
 
 Weights = Literal["teacher", "random", "trunk", "ends"]
-"""Where weights start: all from the teacher, none, those of trunk and modulation alone, or all but those."""
+"""Which initial weights come from the teacher: all, none, only those of trunk and modulation, or all but those."""
 
 
 @dataclass(frozen=True)
 class OneStep:
     """How a trained denoiser, the teacher, becomes a one-step generator.
 
-    Augmentation (`flip`), `label_dropout` and the kind of `reconstruction` error are those of the objective that the
-    teacher was trained by.
+    Augmentation (`flip`, `shift`), `label_dropout` and the kind of `reconstruction` error are those of the objective
+    that the teacher was trained with.
     """
 
     method: Annotated[Literal["ratio", "score", "dmd"], Suppress] = "ratio"  # --method on the command line
@@ -59,24 +58,24 @@ class OneStep:
     critic_blocks: int | None = None
     """Depth of the ratio network: the teacher's first blocks. None: all."""
     critic_rate: float = 3e-4
-    """Learning rate of the critic; that of the generator is the schedule's."""
+    """Learning rate of the critic; the generator's is set by the schedule."""
     critic_updates: int = 1
-    """Critic updates, each on a batch of its own, for each update of the generator."""
+    """Critic updates per generator update, each on a batch of its own."""
     critic_warmup: int = 6_000
-    """Images that the critic learns from before the generator moves."""
+    """Images that the critic is trained on before the generator starts."""
     codec_share: float = 0.25
-    """Share of the batch on which encoder and decoder, which are the same network, are kept as they were …"""
+    """Fraction of the batch used to preserve encoder and decoder, if they are the same network as the generator …"""
     codec_weight: float = 1.0
-    """… and the weight of that."""
+    """… and the weight of this loss."""
     renoised: float = 0.0
-    """Share of the generator's inputs that are noised data instead of noise, which teaches it a few steps as well."""
+    """Fraction of generator inputs that are noised data instead of noise, which also teaches few-step sampling."""
     selection: int = 1000
-    """Samples of the small measurement that chooses the published checkpoint; 0 publishes the last."""
+    """Samples of the quick measurement that selects the published checkpoint; 0 publishes the last one."""
     features: str | None = None
-    """File of the feature extractor that it measures with (.safetensors, .pt or .onnx). None: a small classifier of the
-    data, which is trained on the CPU first; for large images give another."""
+    """File of the feature extractor for this measurement (.safetensors, .pt or .onnx). None: a small classifier of the
+    data, which is first trained on the CPU; for large images, give another."""
     schedule: Annotated[Schedule | None, Suppress] = None
-    """Of this phase, where another one precedes it in the same run. None: the run's `training`."""
+    """Schedule of this phase, if another one precedes it in the same run. None: the run's `training`."""
 
     def __post_init__(self) -> None:
         settings.check(
@@ -100,13 +99,14 @@ class OneStepDraws(NamedTuple):
 
     eps: Float[Tensor, "B N D"]
     s: Float[Tensor, " B"]
-    """Times of the generator's inputs: 0, but for those that are noised data."""
+    """Times of the generator's inputs: 0, except for those that are noised data."""
     mirrored: Bool[Tensor, " B"]
     unlabelled: Bool[Tensor, " B"]
     ratio: NoiseDraws
-    """At which the ratio network compares them …"""
+    """Levels and noise for the ratio network …"""
     score: NoiseDraws
-    """… and at which scores do."""
+    """… and for the scores."""
+    offset: Float[Tensor, "B 2"]
     span: Span
 
     def part(self, start: int, stop: int) -> "OneStepDraws":
@@ -126,10 +126,11 @@ def draw(
     return OneStepDraws(
         eps=torch.randn(shape, generator=rng, device=rng.device),
         s=torch.where(uniform() < options.renoised, uniform(), 0.0),
-        mirrored=(uniform() < 0.5) & objective.flip,
+        mirrored=(uniform() < 0.5) & bool(objective.flip),
         unlabelled=uniform() < objective.label_dropout,
         ratio=draw_noise(options.ratio.time, options.ratio.t_max, shape, rng),
         score=draw_noise(options.score.time, options.score.t_max, shape, rng),
+        offset=draw_offset(objective, batch, rng),
         span=Span(0, batch, batch),
     )
 
@@ -151,7 +152,7 @@ class Critic(nn.Module):
         draws: OneStepDraws,
         options: OneStep,
     ) -> Float[Tensor, "B N D"]:
-        """The gradient of the generator's loss at its samples, for each sample of its own loss."""
+        """The gradient of the generator's loss at its samples: of each sample's own loss."""
         if self.student is None:
             assert self.ratio is not None
             return ratio_gradient(self.ratio, fake, y, draws.ratio, options.ratio, self.levels)
@@ -164,7 +165,7 @@ class Critic(nn.Module):
 
 
 def generator_inputs(z: Float[Tensor, "B N D"], draws: OneStepDraws) -> Float[Tensor, "B N D"]:
-    """Noise, or where s > 0 noised data z."""
+    """Noise or, where s > 0, noised data z."""
     return noised(Linear(), z, draws.eps, per_token(draws.s))
 
 
@@ -176,14 +177,15 @@ def critic_loss(
     y: Int64[Tensor, " B"],
     draws: OneStepDraws,
     options: OneStep,
+    objective: SelfDistillation,
 ) -> Losses:
-    """The critic's loss on images x in [−1, 1] with labels y, and as many samples of the generator.
+    """The critic's loss on images x in [−1, 1] with labels y, and on equally many samples of the generator.
 
     Neither teacher nor generator receives a gradient.
     """
     labels = _labels(generator, y, draws)
     with torch.no_grad():
-        z = teacher.encode(mirrored(x, draws.mirrored))
+        z = teacher.encode(augmented(x, draws, objective))
         fake = generator.denoise(generator_inputs(z, draws), draws.s, labels)
     total, parts = torch.zeros((), device=x.device), dict[str, Tensor]()
     if critic.ratio is not None:
@@ -205,13 +207,13 @@ def generator_loss(
     options: OneStep,
     objective: SelfDistillation,
 ) -> Losses:
-    """The generator's loss, and where it shares weights with encoder and decoder, what keeps those.
+    """The generator's loss and, where it shares weights with encoder and decoder, the loss that preserves those.
 
     `slope` is the size of the critic's gradient g (RMS over a sample's values), `decoding` and `encoding` are the
-    codec's errors. g · G is taken per value, as all losses are. No gradient reaches teacher or critic.
+    codec's errors. g · G is averaged over values, like all losses. No gradient reaches teacher or critic.
     """
-    labels, image, span = _labels(generator, y, draws), mirrored(x, draws.mirrored), draws.span
-    # A share of the batch, at least one image of any share.
+    labels, image, span = _labels(generator, y, draws), augmented(x, draws, objective), draws.span
+    # A share of the batch; at least one image unless the share is 0.
     count = max(1, round(options.codec_share * span.batch)) if options.codec_share and generator.shares_codec else 0
     kept = span.spread(count, x.device)
     with torch.no_grad():
@@ -237,6 +239,6 @@ def generator_loss(
 
 
 def _labels(generator: Network, y: Tensor, draws: OneStepDraws) -> Int64[Tensor, " B"] | None:
-    """Labels, a share of them "no class"; the same for data and samples."""
+    """Labels, some of them replaced by "no class"; the same for data and samples."""
     classes = generator.config.classes
     return y.masked_fill(draws.unlabelled, classes) if classes else None

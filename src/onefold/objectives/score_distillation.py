@@ -1,7 +1,7 @@
-"""The practice that the density ratio replaces: a generator trained by the difference of two scores.
+"""Score distillation, which the density ratio replaces: a generator trained by the difference of two scores.
 
-A teacher's denoiser f_p gives the score of noised data, a student denoiser f_q, trained along on the generator's
-samples, that of noised samples. The gradient of the reverse Kullback–Leibler divergence at a sample x is
+A teacher's denoiser f_p gives the score of noised data; a student denoiser f_q, trained alongside on the generator's
+samples, gives that of noised samples. The gradient of the reverse Kullback–Leibler divergence at a sample x is
 
     E_t w(t) (s_q − s_p)(x_t, t) · t,     s_q − s_p = t (f_q − f_p)(x_t, t) / (1−t)²,
 
@@ -33,14 +33,14 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class ScoreDistillation:
-    """Options of the distillation by scores."""
+    """Options of score distillation."""
 
     time: TimeDistribution = field(default_factory=TimeDistribution)
     """Noise levels of both losses …"""
     t_max: float = 0.98
     """… times this."""
     adversarial: float = 0.0
-    """Weight of a discriminator's gradient beside that of the scores, with method dmd."""
+    """Weight of a discriminator's gradient added to that of the scores, with method dmd."""
 
     def __post_init__(self) -> None:
         settings.check("score", self, not_negative=("adversarial",), shares=("t_max",))
@@ -53,7 +53,7 @@ def _at(t: Tensor, x: Tensor) -> Tensor:
 def student_loss(
     student: Denoiser, fake: Float[Tensor, "B ..."], y: Int64[Tensor, " B"] | None, draws: NoiseDraws
 ) -> Float[Tensor, ""]:
-    """Mean square error of the student's clean prediction on noised samples of the generator."""
+    """Mean squared error of the student's clean prediction on noised samples of the generator."""
     x = fake.detach()
     x_t = noised(Linear(), x, draws.eps, _at(draws.t, x))
     return (student(x_t, draws.t, y).float() - x).square().mean()

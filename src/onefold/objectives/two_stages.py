@@ -1,19 +1,19 @@
 """The usual two stages of latent diffusion: the objectives of the baseline with three networks.
 
-First the autoencoder alone, with z = E(x) and noise η of standard deviation s:
+First only the autoencoder, with z = E(x) and noise η of standard deviation s:
 
     L = λ_rec · ρ(D(z + s·η) − x)  [ + λ_per · d(D(z + s·η), x) ]
 
-then, with encoder and decoder frozen and z normalised by channel, the denoiser alone:
+then, with encoder and decoder frozen and z normalised per channel, only the denoiser:
 
     L = λ_den · E_t w(t) · ‖f(z_t, t, y) − z‖²
 
 The noise makes the autoencoder a variational one: for a posterior N(z, s²) against the prior N(0, 1), the divergence
-is ½(|z|² + D·s² − D − D·ln s²) for each token, which a latent norm of unit size makes a constant. So no term besides
-the reconstruction is left, and s alone decides how smooth the latents are.
+per token is ½(|z|² + D·s² − D − D·ln s²), which a latent norm of unit size makes constant. Only the reconstruction term
+remains, and only s determines how smooth the latents are.
 
 Reference: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022 (arXiv 2112.10752).
-The switches that both methods have (ρ, λ, w, loss, draws, labels, decoder noise) are `SelfDistillation`'s.
+The switches shared by both methods (ρ, λ, w, loss, draws, labels, decoder noise) are those of `SelfDistillation`.
 """
 
 from dataclasses import dataclass
@@ -26,21 +26,20 @@ from onefold import settings
 from onefold.errors import UserError
 from onefold.networks import Network
 from onefold.objectives.losses import Losses, perceptual_error, reconstruction_error
-from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, denoising_error
+from onefold.objectives.self_distillation import DenoisingDraws, SelfDistillation, augmented, denoising_error
 from onefold.paths import Linear, noised, per_token
-from onefold.pixels import mirrored
 
 __all__ = ["TwoStages", "autoencoder", "diffusion"]
 
 
 @dataclass(frozen=True)
 class TwoStages:
-    """How three networks are trained; one network does not read these settings."""
+    """How three networks are trained; a single network ignores these settings."""
 
     autoencoder: float = 0.5
-    """Share of the images of the run that the autoencoder is trained on, before it is frozen."""
+    """Fraction of the run's images that the autoencoder is trained on before it is frozen."""
     latent_noise: float = 0.1
-    """Standard deviation of the noise on the latents that the autoencoder's decoder is given."""
+    """Standard deviation of the noise added to the latents that the autoencoder decodes."""
 
     def __post_init__(self) -> None:
         settings.check("stages", self, not_negative=("latent_noise",))
@@ -56,8 +55,8 @@ def autoencoder(
     objective: SelfDistillation,
     stages: TwoStages,
 ) -> Losses:
-    """The loss of the first stage, which reaches encoder and decoder; `target` is an average of the network."""
-    x = mirrored(x, draws.mirrored)
+    """The loss of the first stage, which trains encoder and decoder; `target` is an average of the network."""
+    x = augmented(x, draws, objective)
     z = network.encode(x)
     decoder_z = noised(Linear(), z, draws.decoder_eps, per_token(draws.decoder_t))
     x_hat = network.decode(decoder_z + stages.latent_noise * draws.decoder_eps)
@@ -74,8 +73,8 @@ def diffusion(
     draws: DenoisingDraws,
     objective: SelfDistillation,
 ) -> Losses:
-    """The loss of the second stage, which reaches the denoiser alone."""
-    x = mirrored(x, draws.mirrored)
+    """The loss of the second stage, which trains only the denoiser."""
+    x = augmented(x, draws, objective)
     with torch.no_grad():
         z = network.encode(x)
     n = draws.t.shape[1]

@@ -1,7 +1,7 @@
-"""The curves of a run: losses, reconstruction and health over the images seen, from its log, in one picture.
+"""The curves of a run: losses, reconstruction and health over images seen, drawn from its log in one picture.
 
-A panel is drawn if the log has its numbers. Its lines differ in colour and in their dashes. Red are the thresholds of
-the collapse alarm, and the image at which it first sounded.
+A panel is drawn if the log has its values. Its lines differ in colour and dash pattern. Red marks the thresholds of the
+collapse alarm and the image at which it was first raised.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Quantities that are read against each other."""
+    """Quantities to be compared with each other."""
 
     title: str
     curves: tuple[Curve, ...]
@@ -38,9 +38,9 @@ class Panel(NamedTuple):
     band: tuple[Value, Value] | None = None
     """Lower and upper edge of a shaded band."""
     threshold: Value | None = None
-    """Below it, the alarm sounds."""
+    """The alarm is raised below it."""
     best: bool = False
-    """Whether the least value chooses what is published."""
+    """Whether the smallest value selects what is published."""
 
 
 def _line(name: str) -> Value:
@@ -84,7 +84,7 @@ def _least_rank(line: Line) -> float | None:
 
 PANELS = (
     Panel(
-        "losses, of training batches",
+        "losses on training batches",
         (
             Curve("reconstruction", _line("reconstruction"), BLUE),
             Curve("denoising", _line("denoising"), ORANGE),
@@ -118,7 +118,7 @@ PANELS = (
         ),
     ),
     Panel(
-        "velocity loss of test images",
+        "velocity loss on test images",
         (
             Curve("the loss", _health("velocity_error"), BLUE),
             Curve("its variance term", _health("variance_term"), ORANGE),
@@ -135,23 +135,23 @@ PANELS = (
         ),
         log=True,
     ),
-    Panel("gradients at the trunk: cosine of the losses'", (Curve("", _health("gradient_cosine"), BLUE),)),
-    Panel("drift of the latents' mean, in their std", (Curve("", _health("drift"), BLUE),), log=True),
+    Panel("gradients at the trunk: cosine between losses", (Curve("", _health("gradient_cosine"), BLUE),)),
+    Panel("drift of the latents' mean, in units of their std", (Curve("", _health("drift"), BLUE),), log=True),
     Panel("Fréchet distance of some one-step samples", (Curve("", _onestep("frechet"), BLUE),), log=True, best=True),
     Panel("class accuracy of one-step samples", (Curve("", _onestep("class_accuracy"), BLUE),)),
     Panel(
-        "losses of the critic, of training batches",
+        "losses of the critic on training batches",
         (Curve("ratio", _line("ratio"), BLUE), Curve("student", _line("student"), ORANGE)),
     ),
     Panel(
-        "AUC of the ratio, data against samples",
+        "AUC of the ratio, data versus samples",
         tuple(
             Curve(f"t = {t}", _onestep("auc", k), colour)
             for k, t, colour in ((0, 0.1, PURPLE), (2, 0.5, ORANGE), (3, 0.7, GREEN), (4, 0.9, BLUE))
         ),
     ),
     Panel(
-        "samples over data",
+        "samples relative to data",
         (
             Curve("diversity", _onestep("diversity"), BLUE),
             Curve("contrast", _onestep("contrast"), ORANGE),
@@ -167,7 +167,7 @@ PANELS = (
 
 
 def write(history: Sequence[Line], path: Path) -> None:
-    """Draw the log lines of a run into a PNG file; nothing before the second measurement of health."""
+    """Draw the log lines of a run into a PNG file; writes nothing before the second measurement of health."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -210,7 +210,7 @@ def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:
 
 
 def _points(history: Sequence[Line], *values: Value) -> list[list[float]]:
-    """Thousands of images, and each value, of the lines that have them all."""
+    """Thousands of images, and each value, for the lines that have them all."""
     found = [[line["images"] / 1000, *(value(line) for value in values)] for line in history]
     rows = [[number for number in row if number is not None] for row in found]
     full = [row for row in rows if len(row) == 1 + len(values)]

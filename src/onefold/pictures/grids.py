@@ -1,6 +1,6 @@
-"""Grids of images, PNG files that know their origin, and the two grids that a run shows of its network.
+"""Grids of images, PNG files with their origin as metadata, and the two grids that a run draws of its network.
 
-Samples are of fixed seeds; test images stand above their reconstructions.
+Samples have fixed seeds; test images are shown above their reconstructions.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from onefold.errors import UserError, writing
+from onefold.errors import UserError, printable, writing
 from onefold.networks.base import Network
 from onefold.pixels import to_float, to_uint8
 
@@ -27,9 +27,9 @@ def grid(
     scale: int | None = None,
     gap: int = 1,
 ) -> UInt8[np.ndarray, "rows columns C"]:
-    """Lay images out row by row on white ground, each pixel enlarged `scale` times.
+    """Lay out images row by row on a white background, each pixel enlarged `scale` times.
 
-    By default the grid is about square and small images are enlarged to some 48 pixels.
+    By default the grid is roughly square and small images are enlarged to about 48 pixels.
     """
     n, height, width, channels = images.shape
     columns = columns or int(np.ceil(np.sqrt(n)))
@@ -50,7 +50,7 @@ def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[st
     """
     info = PngInfo()
     for key, value in (metadata or {}).items():
-        info.add_text(key, str(value))
+        info.add_text(key, printable(value))
     channels = image.shape[2]
     shown = image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3]
     if path.suffix.lower() != ".png":
@@ -63,7 +63,7 @@ def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[st
 def pair_grid(
     above: UInt8[np.ndarray, "n H W C"], below: UInt8[np.ndarray, "n H W C"], *, columns: int
 ) -> UInt8[np.ndarray, "rows columns C"]:
-    """A grid in which each row of `above` stands over its row of `below`."""
+    """A grid with each row of `above` over the matching row of `below`."""
     rows = [part[k : k + columns] for k in range(0, len(above), columns) for part in (above, below)]
     blank = np.full((columns, *above.shape[1:]), 255, np.uint8)
     return grid(np.concatenate([np.concatenate([row, blank[len(row) :]]) for row in rows]), columns=columns)
@@ -71,14 +71,14 @@ def pair_grid(
 
 @torch.no_grad()
 def encode_decode(network: Network, x: UInt8[Tensor, "n C H W"], *, batch: int = 256) -> UInt8[np.ndarray, "n H W C"]:
-    """What becomes of uint8 images that are encoded and decoded; `batch` is a matter of memory only."""
+    """Encode and decode uint8 images; `batch` affects only memory."""
     parts = (to_float(part.to(network.device)) for part in x.split(batch))  # one at a time: as floats they are large
     x_hat = torch.cat([to_uint8(network.decode(network.encode(part))).cpu() for part in parts])
     return x_hat.permute(0, 2, 3, 1).numpy()
 
 
 def sample_grid(network: Network, path: Path, *, count: int, seed: int = 0, columns: int | None = None) -> None:
-    """Write a grid of the images with seeds `seed` … `seed + count − 1`, sampled as the network's sampler says."""
+    """Write a grid of the images with seeds `seed` … `seed + count − 1`, sampled with the network's sampler."""
     images = network.sample(count, seed=seed)
     classes, sampler = network.config.classes, network.sampler
     labels = f"(seed + k) mod {classes}" if classes else "none"
@@ -95,7 +95,7 @@ def sample_grid(network: Network, path: Path, *, count: int, seed: int = 0, colu
 
 
 def save_grids(network: Network, test: UInt8[Tensor, "n C H W"], folder: Path, images: int) -> None:
-    """Write `samples/<images>.png` and `…-reconstructions.png`, where each row of images stands above its own."""
+    """Write `samples/<images>.png` and `…-reconstructions.png`, with each row of images above its reconstructions."""
     columns = 10
     sample_grid(network, folder / "samples" / f"{images:09d}.png", count=50, columns=columns)
     shown = test[: 3 * columns]

@@ -16,7 +16,7 @@ __all__ = ["write"]
 def write(
     path: Path, panels: Sequence[tuple[str, UInt8[np.ndarray, "n H W C"]]], *, columns: int = 10, width: float = 3.6
 ) -> None:
-    """Draw panels of (title, images) into a PNG file; `columns` images in a row, a panel `width` inches wide.
+    """Draw panels of (title, images) into a PNG file; `columns` images per row, each panel `width` inches wide.
 
     Raises:
         UserError: the file cannot be written.

@@ -1,6 +1,6 @@
-"""The one style of all curves: colours, lines, and axes.
+"""The common style of all curves: colours, lines and axes.
 
-Colours are those of Okabe & Ito, which the colour-blind can tell apart.
+The colours are those of Okabe & Ito, which colour-blind readers can tell apart.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,11 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
     "legend.handlelength": 2.5,
 }
-"""For `matplotlib.rc_context`; a picture's size, resolution and layout are its own."""
+"""For `matplotlib.rc_context`; each picture has its own size, resolution and layout."""
 
 
 def log_axis(ax: "Axes") -> None:
-    """A logarithmic y-axis in plain numbers: at 1, 2, 5, 10, … or, of a range above 300, at powers of ten."""
+    """A logarithmic y-axis with plain numbers: at 1, 2, 5, 10, … or, for a range above 300, at powers of ten."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     ax.set_yscale("log")

@@ -1,23 +1,24 @@
-"""The study of bias: the generator's gradient from two learned scores against that from one learned ratio.
+"""The bias study: the generator's gradient from two learned scores versus from one learned ratio.
 
-Data p and the distribution q_θ of a fixed generator x = m_k + A_k ε are mixtures of Gaussians, θ = {m_k, A_k}, so that
-the gradient of the reverse Kullback–Leibler divergence at all noise levels is known exactly:
+Data p and the distribution q_θ of a fixed generator x = m_k + A_k ε are mixtures of Gaussians, θ = {m_k, A_k}, so the
+gradient of the reverse Kullback–Leibler divergence at all noise levels is known exactly:
 
     g(θ) = E_t w(t) E_q[(s_q − s_p)(x_t, t) · t ∂x/∂θ],     s_q − s_p = t (f_q − f_p) / (1−t)² = −∇ℓ.
 
 Small networks estimate it from n samples of each distribution: two denoisers f_p (the teacher's) and f_q (the
-student's), or one ratio ℓ. The ratio has as many parameters as the two denoisers in sum, as many updates, and half as
-many samples of each distribution in an update, so that both cost the same. Everything is trained anew with every seed,
-data included. Then
+student's), or one ratio ℓ. The ratio has as many parameters as the two denoisers together, as many updates, and half as
+many samples of each distribution per update, so that both cost the same. Every seed has its own data and its own
+training. Then
 
-    bias      ‖mean over seeds of ĝ − g‖ / ‖g‖; of S seeds, unbiased estimates would leave √(variance / S) by chance
+    bias      ‖mean over seeds of ĝ − g‖ / ‖g‖; over S seeds, unbiased estimates would leave √(variance / S) by chance
     variance  sum over θ of the variance over seeds of ĝ (divisor S − 1) / ‖g‖²
-    cosine    of the mean over seeds of ĝ with g: a gradient that is only too short has a bias, but the right direction
+    cosine    of the mean over seeds of ĝ with g: a gradient that is merely too short is biased but has the right
+              direction
 
 with w(t) = 1 and w(t) = (1−t)²/t, the two weightings of `objectives.density_ratio`, and for bands of noise levels.
 
-A third arm has the ratio with the library's default penalty and centring, which evaluates twice as much. The denoisers'
-loss is weighted (`studies.ensemble`): scores ask for more accuracy near t = 1 than an unweighted loss gives.
+A third arm is the ratio with the library's default penalty and centring, which needs twice as many evaluations. The
+denoisers' loss is weighted (`studies.ensemble`): scores need more accuracy near t = 1 than an unweighted loss gives.
 """
 
 import csv
@@ -60,15 +61,15 @@ __all__ = [
 ]
 
 WIDTHS = (4, 8, 16, 32, 64)
-"""Of the denoisers, which have two hidden layers, with the most samples."""
+"""Widths of the denoisers' two hidden layers, tried with the most samples."""
 SAMPLES = (100, 300, 1_000, 3_000, 10_000)
-"""Of each distribution, with denoisers of `WIDTH`."""
+"""Samples of each distribution, tried with denoisers of `WIDTH`."""
 WIDTH = 32
 BATCH = 256
-"""Samples of its distribution that a denoiser sees in an update; the ratio sees half as many of each."""
+"""Samples of its distribution that a denoiser sees per update; the ratio sees half as many of each."""
 LATEST = 0.98
 POINTS = 8192
-"""Samples of the generator at which estimated and exact gradient are compared, the same for all."""
+"""Samples of the generator at which estimated and exact gradients are compared, the same for all."""
 BANDS = 7
 
 PLAIN = DensityRatio("reverse_kl", t_max=LATEST, penalty=0, centring=0)
@@ -92,12 +93,12 @@ def distributions() -> tuple[Mixture, Mixture]:
 
 
 class EvaluationPoints(NamedTuple):
-    """Where the gradient is taken, and what it is there."""
+    """Where the gradient is evaluated, and its exact value there."""
 
     x: Float[Tensor, "M d"]
     draws: NoiseDraws
     per_parameter: Float[Tensor, "M f"]
-    """∂x/∂θ without the dimension of x, which m_k and A_k ε have in common, over M."""
+    """∂x/∂θ, divided by M, without the dimension of x, which m_k and A_k ε share."""
     exact: Float[Tensor, "M d"]
     """(s_q − s_p)(x_t, t) · t."""
 
@@ -119,26 +120,26 @@ class EvaluationPoints(NamedTuple):
         return self.x.repeat_interleave(times, 0), NoiseDraws(*(a.repeat_interleave(times, 0) for a in self.draws))
 
     def weights(self) -> dict[str, Float[Tensor, " M"]]:
-        """Of the points: the weightings, and each band of noise levels alone."""
+        """Weights of the points: the two weightings, and each band of noise levels alone."""
         t = self.draws.t
         bands = {f"band{k}": (t / LATEST * BANDS).long() == k for k in range(BANDS)}
         noise = (1 - t).square() / t.clamp(min=1e-2)
         return {"uniform": torch.ones_like(t), "noise": noise, **{name: band.float() for name, band in bands.items()}}
 
     def gradient(self, pull: Float[Tensor, "M S d"], weight: Float[Tensor, " M"]) -> Float[Tensor, "S theta"]:
-        """g(θ) of S estimates of w(t) = 1 at the points."""
+        """g(θ) from S estimates with w(t) = 1 at the points."""
         return torch.einsum("m,msd,mf->sdf", weight, pull, self.per_parameter).flatten(1)
 
 
 def score_pull(teacher: Denoiser, student: Denoiser, at: EvaluationPoints, seeds: int = 1) -> Float[Tensor, "M S d"]:
-    """(s_q − s_p) · t by denoisers of S seeds."""
+    """(s_q − s_p) · t from the denoisers of S seeds."""
     x, draws = at.repeat(seeds)
     difference = score_gradient(teacher, student, x, None, draws, normalised=False)
     return ((draws.t / (1 - draws.t)).square()[:, None] * difference).unflatten(0, (-1, seeds))
 
 
 def ratio_pull(ratio: Ratio, at: EvaluationPoints, seeds: int = 1) -> Float[Tensor, "M S d"]:
-    """−∇ℓ · t by ratios of S seeds."""
+    """−∇ℓ · t from the ratios of S seeds."""
     x, draws = at.repeat(seeds)
     return ratio_gradient(ratio, x, None, draws, PLAIN).unflatten(0, (-1, seeds))
 
@@ -171,18 +172,18 @@ def run_bias(
     """Measure bias and variance of both gradients; writes `bias.json`, `bias.csv`, `bias.md` and `bias.png`.
 
     Args:
-        out: The study's folder; files of those names in it are replaced.
+        out: The study's folder; existing files of these names are replaced.
         seeds: Independent trainings, with seeds 0, 1, …
         steps: Updates of each network.
-        widths: Of the denoisers' two hidden layers, with the most of `samples`.
-        samples: Numbers of samples of each distribution, with the width 32.
-        say: Called with a line after each setting.
+        widths: Widths of the denoisers' two hidden layers, tried with the most of `samples`.
+        samples: Numbers of samples of each distribution, tried with width 32.
+        say: Called with one line after each setting.
 
     Returns:
-        What `bias.json` holds.
+        The contents of `bias.json`.
 
     Raises:
-        UserError: a number that makes no sense, or a folder that cannot be written.
+        UserError: an invalid number, or a folder that cannot be written.
     """
     if seeds < 2:
         raise UserError(f"--seeds: {seeds} leaves no variance to measure; give at least 2")
@@ -214,7 +215,7 @@ def run_bias(
 def _measure_arms(
     p: Mixture, q: Mixture, at: EvaluationPoints, width: int, n: int, steps: int, seeds: int
 ) -> list[dict[str, Any]]:
-    """All arms with one setting."""
+    """All arms for one setting."""
     d = at.x.shape[1]
     budget = 2 * Ensemble.parameter_count(d, width, d)
     ratio_width = min(range(1, 2 * width + 2), key=lambda w: abs(Ensemble.parameter_count(d, w, 1) - budget))
@@ -311,7 +312,7 @@ def _as_markdown(result: Mapping[str, Any]) -> str:
 
 
 def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Over width and samples by weighting, bias and spread; over noise levels, each of the two."""
+    """Bias and spread over width and samples for each weighting; over noise levels, each of the two."""
     most = max(row["samples"] for row in rows)
     by_width = [row for row in rows if row["samples"] == most]
     by_samples = [row for row in rows if row["width"] == WIDTH]

@@ -1,7 +1,7 @@
-"""The study of collapse: what keeps the latents of one network alive.
+"""The collapse study: what keeps the latents of one network from collapsing.
 
-A diffusion model whose encoder is trained by the denoising loss, as is, makes its latents easy to denoise instead of
-denoising them well. The arms go from there to DSD in single steps, with the gradient through z_t and without it
+A diffusion model whose encoder is trained by the plain denoising loss makes its latents easy to denoise instead of
+denoising them well. The arms lead from there to DSD one change at a time, with and without the gradient through z_t
 (Wang & Zhang, 2025, arXiv 2511.14716; see `docs/method.md`):
 
     naive       velocity loss, gradient into the target; with and without the latent norm
@@ -9,8 +9,8 @@ denoising them well. The arms go from there to DSD in single steps, with the gra
     clean       + the loss is on the clean latent, not on the velocity
     ema         + the target comes from an average of the weights
 
-Where the loss is on the velocity, the network's exit computes the velocity, as that of an ordinary diffusion model
-does. The baseline has three networks, trained in the two stages of latent diffusion.
+Where the loss is on the velocity, the network's exit computes the velocity, as in an ordinary diffusion model. The
+baseline has three networks, trained in the two stages of latent diffusion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from onefold.studies.study import Arm, Column, Study
 __all__ = ["ARMS", "COLUMNS", "FURTHER_ARMS", "collapse"]
 
 POINTS = 30
-"""Log lines in a run, and so points in a curve."""
+"""Log lines per run, and thus points per curve."""
 
 OBJECTIVES = {
     "naive": {"objective.loss": "velocity", "network.output": "velocity", "objective.target": "gradient"},
@@ -35,14 +35,14 @@ OBJECTIVES = {
 
 
 def _arm(name: str, title: str, objective: str, *, through: bool = False, variant: str = "", **changes: Any) -> Arm:
-    """One network with one of the objectives, and further changes with `__` for a dot."""
+    """One network with one of the objectives; further changes have `__` for a dot."""
     switches = {**OBJECTIVES[objective], "objective.through": through}
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     return Arm(name, title, {**switches, **changes}, objective, variant or ("through z_t" if through else ""))
 
 
 def _choice(name: str, title: str, family: str, variant: str = "", **changes: Any) -> Arm:
-    """The arm of onefold's defaults with another setting, for the choice of defaults."""
+    """The arm with onefold's defaults and one other setting, for choosing defaults."""
     return replace(_arm(name, f"EMA target, {title}", "ema", variant=variant, **changes), family=family)
 
 
@@ -65,7 +65,7 @@ ARMS = (
     _arm("ema", "EMA target (onefold)", "ema"),
     _three("three-networks", "three networks", "clean"),
 )
-"""Trained unless others are named."""
+"""Trained unless arms are named."""
 
 FURTHER_ARMS = (
     _choice("draws-2", "2 draws", "draws", "less", objective__draws=2),
@@ -88,7 +88,7 @@ FURTHER_ARMS = (
     _three("three-networks-velocity", "three networks, velocity", "velocity", "other exit"),
     _three("three-networks-compute", "three networks, equal compute", "clean", "compute", network__equal="compute"),
 )
-"""Trained only if they are named."""
+"""Trained only if named."""
 
 
 COLUMNS = (
@@ -113,20 +113,20 @@ def collapse(
     images: int = 5000,
     changes: Mapping[str, Any] | None = None,
 ) -> Study:
-    """The study of collapse, for `run_study`.
+    """The collapse study, for `run_study`.
 
     Args:
         data: Images to train on; default: the recipe's.
         budget: Images that each network is trained on.
         seeds: Each arm is trained with the seeds 0 … seeds − 1.
         arms: Names of `ARMS` and `FURTHER_ARMS`; default: all `ARMS`.
-        draws: Pairs (t, ε) for each encoding, in all arms but those named after their own number of them.
+        draws: Pairs (t, ε) per encoding, in all arms except those named after their own number of draws.
         name: The recipe that gives all other settings.
-        images: Generated and reference images of an evaluation.
+        images: Generated and reference images per evaluation.
         changes: Further settings of all arms, such as {"network.width": 64}.
 
     Raises:
-        UserError: a name or number that makes no sense.
+        UserError: an invalid name or number.
     """
     for option, value in (("budget", budget), ("draws", draws)):
         if value < 1:
@@ -134,7 +134,7 @@ def collapse(
     known = {arm.name: arm for arm in (*ARMS, *FURTHER_ARMS)}
     unknown = [wanted for wanted in arms or () if wanted not in known]
     if unknown:
-        raise UserError(f"--arms: {unknown[0]!r} is not known; choose of {', '.join(known)}")
+        raise UserError(f"--arms: {unknown[0]!r} is not known; choose from {', '.join(known)}")
     config = recipe(name, **(changes or {}))
     source, batch = data or config.data.source, config.training.batch
     if source != config.data.source:

@@ -1,4 +1,4 @@
-"""Small networks of all seeds of a study at once, each with its own weights, data and randomness.
+"""Small networks for all seeds of a study at once, each with its own weights, data and randomness.
 
 Denoisers are preconditioned and their loss is weighted for data of unit variance (Karras et al., 2022):
 
@@ -18,14 +18,14 @@ from onefold.objectives.density_ratio import NoiseDraws
 __all__ = ["Ensemble", "select", "train"]
 
 RATE = 1e-2
-"""Adam's, which falls to 0 along a cosine."""
+"""Adam's learning rate, which decays to 0 along a cosine."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
     """S networks (x_t, t) → (out,) with two hidden layers, evaluated at once.
 
-    The samples of a batch are those of network 0, 1, …, S − 1, 0, 1, … in turn.
+    The samples of a batch belong to networks 0, 1, …, S − 1, 0, 1, … in turn.
     """
 
     weights: list[Tensor]
@@ -35,7 +35,7 @@ class Ensemble:
 
     @classmethod
     def random(cls, d: int, width: int, out: int, rngs: Sequence[torch.Generator]) -> "Ensemble":
-        """The initial networks, one from each random source."""
+        """The initial networks, one from each generator."""
         sizes = ((d + 2, width), (width, width), (width, out))
         weights = [torch.stack([torch.randn(a, b, generator=rng) for rng in rngs]) / a**0.5 for a, b in sizes]
         biases = [torch.zeros(len(rngs), 1, b) for _, b in sizes]
@@ -43,7 +43,7 @@ class Ensemble:
 
     @staticmethod
     def parameter_count(d: int, width: int, out: int) -> int:
-        """Of one network."""
+        """Parameters of one network."""
         return (d + 3) * width + (width + 1) * (width + out)
 
     @property
@@ -60,7 +60,7 @@ class Ensemble:
         return torch.baddbmm(self.biases[-1], h, self.weights[-1]).transpose(0, 1).flatten(0, 1)
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """As denoisers."""
+        """The networks used as denoisers."""
         variance = (t.square() + (1 - t).square())[:, None]
         return t[:, None] / variance * x_t + (1 - t)[:, None] / variance.sqrt() * self(x_t, t)
 
@@ -70,7 +70,7 @@ class Ensemble:
         return (weight * (self.denoise(t * x + (1 - t) * draws.eps, draws.t) - x).square()).mean()
 
     def logit(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """As ratios."""
+        """The networks used as log ratios."""
         return self(x_t, t).squeeze(1)
 
 
@@ -100,7 +100,7 @@ def train(
 def _batches(
     d: int, samples: int, batch: int, steps: int, latest: float, rngs: Sequence[torch.Generator], chunk: int = 50
 ) -> Iterator[tuple[Tensor, NoiseDraws]]:
-    """Indices and draws for each step, the randomness of each network from its own source."""
+    """Indices and draws for each step; each network's randomness comes from its own generator."""
     for start in range(0, steps, chunk):
         n = min(chunk, steps - start)
         indices = torch.stack([torch.randint(samples, (n, 2, batch), generator=rng) for rng in rngs], 3)
@@ -112,5 +112,5 @@ def _batches(
 
 
 def select(data: Float[Tensor, "S n d"], indices: Int64[Tensor, " N"]) -> Float[Tensor, "N d"]:
-    """Samples by index, of each network's own data."""
+    """Samples by index, from each network's own data."""
     return data[torch.arange(len(indices)) % len(data), indices]

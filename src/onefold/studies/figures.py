@@ -1,6 +1,6 @@
 """The pictures of a study, made from its runs: curves, spectra, samples and reconstructions of all arms.
 
-Each family of arms has a colour and each variant a kind of line. Lines are means over seeds; bands reach one standard
+Each family of arms has a colour and each variant a line style. Lines are means over seeds; bands show one standard
 deviation up and down.
 """
 
@@ -37,12 +37,12 @@ class Panel(NamedTuple):
 
     title: str
     key: str
-    """Of a log line, or of the health in it."""
+    """Key in a log line, or in its health."""
     log: bool = False
     losses: tuple[str, ...] = ("clean", "velocity")
-    """Arms with another objective.loss are left out: the two kinds of denoising loss do not compare."""
+    """Arms with another objective.loss are left out: the two kinds of denoising loss are not comparable."""
     over: str = ""
-    """What the quantity is divided by, if by anything."""
+    """Key of the quantity to divide by, if any."""
 
     def value(self, line: Line) -> float | None:
         found = {**line, **(line.get("health") or {}), **(line.get("onestep") or {}), "": 1.0}
@@ -63,7 +63,7 @@ PANELS = (
     Panel("rank of ẑ ÷ rank of z, tokens", "prediction_rank", over="effective_rank"),
     Panel("rank of v ÷ rank of z − ε, tokens", "velocity_rank", over="velocity_target_rank"),
 )
-"""The losses are means over the training batches since the line before; all else is `training.health`'s."""
+"""The losses are means over the training batches since the previous line; the rest is from `training.health`."""
 
 ONESTEP_PANELS = (
     Panel("Fréchet distance of one-step samples", "frechet", log=True),
@@ -71,11 +71,11 @@ ONESTEP_PANELS = (
     Panel("diversity: std of latents over that of data", "diversity"),
     Panel("loss of the ratio network", "ratio"),
 )
-"""Of arms that begin from another; see `training.one_step_monitor`."""
+"""For arms that start from another; see `training.one_step_monitor`."""
 
 
 def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
-    """Write all pictures of the finished trials; of a study of one-step generators, curves and samples."""
+    """Write all pictures of the finished trials; for a study of one-step generators, curves and samples."""
     onestep = any(arm.teacher for arm in study.arms)
     with mpl.rc_context(STYLE):
         if onestep:
@@ -100,7 +100,7 @@ def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
 
 
 def _curves(study: Study, trials: Sequence[Trial], panels: Sequence[Panel]) -> Figure:
-    """Quantities over images seen, a panel each."""
+    """Quantities over images seen, one panel each."""
     history = {trial.folder: Run(trial.folder, trial.config).history for trial in trials}
     known = [panel for panel in panels if any(panel.value(line) is not None for h in history.values() for line in h)]
     figure, axes = _figure(len(known))
@@ -142,7 +142,7 @@ def _spectra(study: Study, trials: Sequence[Trial]) -> Figure:
 
 
 def _by_arm(study: Study, trials: Sequence[Trial]) -> list[tuple[Arm, list[Trial]]]:
-    """The arms that have finished trials, with them."""
+    """The arms that have finished trials, with those trials."""
     found = [(arm, [trial for trial in trials if trial.arm == arm]) for arm in study.arms]
     return [(arm, own) for arm, own in found if own]
 
@@ -183,7 +183,7 @@ def _figure(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One for all panels, below them."""
+    """One legend for all panels, below them."""
     found: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):

@@ -1,6 +1,6 @@
-"""The study of initialisation: what is it in a teacher's weights that a one-step generator needs?
+"""The initialisation study: what does a one-step generator need from its teacher's weights?
 
-All arms learn by the density ratio alone; they differ in where generator and ratio network start:
+All arms learn only by the density ratio; they differ in the initial weights of generator and ratio network:
 
     teacher            both from a diffusion model
     random-ratio, random-generator, random
@@ -8,9 +8,10 @@ All arms learn by the density ratio alone; they differ in where generator and ra
     one-level          both from a teacher trained at a single noise level: it maps noised data to data, but knows no
                        other level
     trunk, ends        the trunk (and its modulation) from the teacher and entrances and exits random, or the opposite
-    norms              both from the teacher; the matrices of the trunk stay as they are in both
+    norms              both from the teacher; the matrices of the trunk are frozen in both
 
-The teachers diffuse pixels, as in the paper: where encoder, denoiser and decoder are one network, random weights would
+The teachers are pixel diffusion models, as in the paper: if encoder, denoiser and decoder were one network, random
+weights would
 lose the decoder too, and the arms would differ in more than they should.
 
 Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005).
@@ -25,11 +26,11 @@ from onefold.studies.study import Arm, Study
 __all__ = ["ARMS", "initialisation"]
 
 ONE_LEVEL = {"objective.time.kind": "logit_normal", "objective.time.mean": -0.85, "objective.time.std": 1e-3}
-"""All times at t = 0.3: as noisy as what one-step generators are often begun from (σ/α = 2.3)."""
+"""All times at t = 0.3, a noise level from which one-step generators often start (σ/α = 2.3)."""
 
 
 def _arm(name: str, title: str, generator: str, critic: str, trains: str = "all", teacher: str = "diffusion") -> Arm:
-    """A one-step generator with weights from an arm before it."""
+    """A one-step generator with weights from an earlier arm."""
     changes = {"onestep.generator": generator, "onestep.critic": critic}
     changes |= {"onestep.generator_trains": trains, "onestep.critic_trains": trains}
     return Arm(name, title, changes, family=name, teacher=teacher)
@@ -61,7 +62,7 @@ def initialisation(
     images: int = 5000,
     changes: Mapping[str, Any] | None = None,
 ) -> Study:
-    """The study of initialisation, for `run_study`; arguments as of `onestep.onestep_study`."""
+    """The initialisation study, for `run_study`; arguments as for `onestep.onestep_study`."""
     options = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds, "images": images}
     pixels = {"network.architecture": "pixels", **(changes or {})}
     return onestep_study("initialisation", ARMS, data, arms=arms, name=name, changes=pixels, **options)

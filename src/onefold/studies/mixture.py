@@ -1,8 +1,8 @@
-"""Mixtures of Gaussians under noise: what a generator is compared with where everything is to be known exactly.
+"""Noised mixtures of Gaussians: the reference for generators where everything must be known exactly.
 
     x = m_k + A_k ε with probability w_k,     x_t = t x + (1−t) ε′  ~  Σ_k w_k N(t m_k, t² A_k A_kᵀ + (1−t)² I)
 
-With the principal axes of A_k Aᵀ_k and the variances v along them, t² v + (1−t)² are those of the noised component.
+If A_k Aᵀ_k has the variances v along its principal axes, the noised component has t² v + (1−t)² along them.
 """
 
 import math
@@ -17,7 +17,7 @@ __all__ = ["Mixture"]
 
 @dataclass(frozen=True)
 class Mixture:
-    """Of K Gaussians in d dimensions; one Gaussian if K = 1."""
+    """A mixture of K Gaussians in d dimensions; a single Gaussian if K = 1."""
 
     weights: Float[Tensor, " K"]
     """Positive, with sum 1."""
@@ -35,7 +35,7 @@ class Mixture:
 
     @classmethod
     def round(cls, means: Float[Tensor, "K d"], std: Float[Tensor, " K"]) -> "Mixture":
-        """Equally likely components that have one standard deviation in all directions."""
+        """Equally likely isotropic components with the given means and standard deviations."""
         count, d = means.shape
         return cls(means.new_full((count,), 1 / count), means, std[:, None, None] * torch.eye(d, dtype=means.dtype))
 

@@ -1,15 +1,16 @@
-"""The study of one-step training: methods, divergences, and what the ratio network is made of.
+"""The one-step study: methods, divergences, and the make-up of the ratio network.
 
     diffusion          the teacher, in many steps
     ratio              onefold's default: Jensen–Shannon divergence, a ratio network as deep as the teacher
     <divergence>       the others of the family
-    half, norms        a ratio network of the first half of the blocks; one whose matrices stay the teacher's
+    half, norms        a ratio network with the first half of the blocks; one whose matrices stay the teacher's
     no-penalty, no-centring, two-updates, renoised, level-normalised
                        one option changed each
     score, dmd, dmd-adversarial
                        what the ratio replaces: distillation by the difference of two scores, on the same backbone
 
-All arms begin from the same teacher of their seed and see as many images. `onestep_study` makes such studies.
+For each seed, all arms start from the same teacher and see the same number of images. `onestep_study` creates such
+studies.
 
 Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005).
 """
@@ -25,9 +26,9 @@ from onefold.studies.study import Arm, Column, Study
 __all__ = ["ARMS", "onestep", "onestep_study"]
 
 POINTS = 20
-"""Measurements in a run, and so points in a curve."""
+"""Measurements per run, and thus points per curve."""
 WARMUP = 8
-"""The critic's warm-up is this part of a one-step run: one in so many images."""
+"""The critic's warm-up takes one in this many images of a one-step run."""
 
 COLUMNS = (
     Column("frechet_distance", "Fréchet distance", 2),
@@ -40,7 +41,7 @@ COLUMNS = (
 
 
 def _arm(name: str, title: str, family: str, variant: str = "", **changes: Any) -> Arm:
-    """A one-step generator with changes of `config.onestep`, with `__` for a dot."""
+    """A one-step generator with changes to `config.onestep`, with `__` for a dot."""
     named = {f"onestep.{key.replace('__', '.')}": value for key, value in changes.items()}
     return Arm(name, title, named, family, variant, teacher="diffusion")
 
@@ -77,7 +78,7 @@ def onestep(
     images: int = 5000,
     changes: Mapping[str, Any] | None = None,
 ) -> Study:
-    """The study of one-step training, for `run_study`; arguments as of `onestep_study`."""
+    """The one-step study, for `run_study`; arguments as for `onestep_study`."""
     options = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds, "images": images}
     return onestep_study("onestep", ARMS, data, arms=arms, name=name, changes=changes, **options)
 
@@ -95,22 +96,22 @@ def onestep_study(
     images: int,
     changes: Mapping[str, Any] | None,
 ) -> Study:
-    """A study whose arms make one-step generators of those arms that are trained before them.
+    """A study whose arms turn arms trained before them into one-step generators.
 
     Args:
-        study: Its name, as a command.
-        known_arms: All arms; one that has another as `teacher` comes behind it.
+        study: Its name on the command line.
+        known_arms: All arms; an arm comes after its `teacher`.
         data: Images to train on; default: the recipe's.
         teacher_budget: Images that each teacher is trained on.
         budget: Images that each one-step generator is trained on.
         seeds: Each arm is trained with the seeds 0 … seeds − 1, from the teacher of that seed.
         arms: Names of arms; their teachers are added. Default: all.
         name: The recipe that gives all other settings.
-        images: Generated and reference images of an evaluation.
+        images: Generated and reference images per evaluation.
         changes: Further settings of all arms, such as {"network.width": 64}.
 
     Raises:
-        UserError: a name or number that makes no sense.
+        UserError: an invalid name or number.
     """
     for option, value in (("teacher-budget", teacher_budget), ("budget", budget)):
         if value < 1:
@@ -121,7 +122,7 @@ def onestep_study(
         raise UserError("--arms: none given; leave the option out for all")
     for wanted in named:
         if wanted not in known:
-            raise UserError(f"--arms: {wanted!r} is not known; choose of {', '.join(known)}")
+            raise UserError(f"--arms: {wanted!r} is not known; choose from {', '.join(known)}")
         if named.count(wanted) > 1:
             raise UserError(f"--arms: {wanted} is given twice")
     wanted = {needed for arm in named for needed in (arm, known[arm].teacher)}

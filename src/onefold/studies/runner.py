@@ -1,6 +1,6 @@
-"""The run of a study: from where it stands to its end, or to an interruption.
+"""Running a study, from its current state to its end or to an interruption.
 
-check → lock → study.json → trials, each with a line when it ends → table → pictures
+check → lock → study.json → trials, each reported when it ends → table → pictures
 """
 
 import signal
@@ -25,18 +25,18 @@ def run_study(
     """Train and evaluate what is not finished, then write the table and the pictures into `out`.
 
     Args:
-        study: What to compare; if `out` holds it already, it may only have gained seeds or arms.
+        study: What to compare; if `out` already holds it, only seeds or arms may have been added.
         out: The study's folder.
-        jobs: Trials at a time, each in a process of its own if there are several.
-        say: Told of each trial that ends, a line each.
-        quiet: No progress bars (nor are there any with several jobs).
+        jobs: Trials to run at a time, each in a process of its own if there are several.
+        say: Called with one line for each trial that ends.
+        quiet: No progress bars (there are none with several jobs either way).
 
-    Returns all trials; one has a `record`, or says why it has none in `failure`.
+    Returns all trials; each has a `record`, or says in `failure` why it has none.
 
     Raises:
         UserError: wrong input, another study in `out`, or a full disk; finished trials are kept.
         TrainingAborted: a process ended without a result, or no trial could be trained to its end.
-        Interrupted: SIGTERM or Ctrl-C came; all is saved, and the same call goes on.
+        Interrupted: SIGTERM or Ctrl-C; everything is saved, and the same call continues.
     """
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} is not positive; give at least 1")
@@ -54,9 +54,9 @@ def run_study(
             except (Interrupted, KeyboardInterrupt) as error:
                 number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
                 done = f"stopped with {sum(t.is_settled for t in trials)} of {len(trials)} trainings finished"
-                raise Interrupted(number, f"{out}: {done}; the same command goes on") from error
+                raise Interrupted(number, f"{out}: {done}; the same command continues") from error
             except (UserError, TrainingAborted) as error:
-                raise type(error)(f"{error}; what is finished is kept, and the same command goes on") from error
+                raise type(error)(f"{error}; what is finished is kept, and the same command continues") from error
             table.write(study, trials, out)
             finished = [trial for trial in trials if trial.record_path.exists()]
             if not finished:
@@ -66,7 +66,7 @@ def run_study(
 
 
 class _Clock:
-    """Says what each trial came to, and how long the rest will take."""
+    """Reports the result of each trial and how long the rest will take."""
 
     def __init__(self, study: Study, trials: list[Trial], say: Say) -> None:
         self.study, self.trials, self.say = study, trials, say

@@ -1,13 +1,13 @@
 """A study: the same training under several settings and seeds, to be compared.
 
-    OUT/study.json                what the study is; a continuation must agree with it
+    OUT/study.json                what the study is; a continuation must match it
     OUT/runs/<arm>-seed<k>/       an ordinary run for each arm and seed: a trial
         evaluation/study.json     its record, written last: a trial that has one is finished
         evaluation/spectrum.json  standard deviations of the latents along their principal directions
-        failed.json               instead of a record, where training could not go on
-    OUT/table.* and pictures      made from the runs alone, so that they can be made again
+        failed.json               instead of a record, if training could not continue
+    OUT/table.* and pictures      made only from the runs, so they can be made again
 
-The arms differ from the study's configuration in what they name and in nothing else, and a seed is the same data
+The arms differ from the study's configuration only in the settings that they name, and a seed gives the same data
 order, noise and initial weights in every arm of equal shape. Precision and compilation are resolved once, when the
 study begins, since a measurement repeated for each trial could choose differently.
 """
@@ -28,8 +28,8 @@ from onefold.files import is_unused, write_whole
 from onefold.metrics import Record
 from onefold.training.config import Config
 from onefold.training.conversion import one_step_config
+from onefold.training.datasets import open_data
 from onefold.training.prepare import decide, fit_to_data
-from onefold.training.run import open_data
 
 __all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "explain_disk_errors"]
 
@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 
 class Column(NamedTuple):
-    """A number of the records, as a table shows it."""
+    """A number from the records, as a table shows it."""
 
     key: str
     title: str
@@ -52,31 +52,31 @@ class Arm:
     """One setting of a study."""
 
     name: str
-    """On the command line and in folders: letters, digits, hyphens."""
+    """Name on the command line and of folders: letters, digits, hyphens."""
     title: str
-    """In tables and pictures."""
+    """Name in tables and pictures."""
     changes: Mapping[str, Any]
     """Settings that differ from the study's, such as {"objective.target": "stopped"}."""
     family: str = ""
-    """Arms of one family have one colour in pictures …"""
+    """Arms of one family share a colour in pictures …"""
     variant: str = ""
-    """… and those of one variant one kind of line."""
+    """… and those of one variant a line style."""
     ignored_settings: tuple[str, ...] = ()
-    """Settings of other arms that mean nothing to this one."""
+    """Settings of other arms that do not apply to this one."""
     teacher: str = ""
-    """Name of the arm whose runs this one makes one-step generators of."""
+    """Name of the arm whose runs this one turns into one-step generators."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One arm with one seed: the run of it, if it has been trained, is in `folder`."""
+    """One arm with one seed; once trained, its run is in `folder`."""
 
     arm: Arm
     seed: int
     folder: Path
     config: Config
     teacher: Path | None = None
-    """The folder of the trial that this one begins from."""
+    """The folder of the trial that this one starts from."""
 
     @property
     def record_path(self) -> Path:
@@ -96,12 +96,12 @@ class Trial:
 
     @property
     def failure(self) -> str | None:
-        """Why training could not go on."""
+        """Why training could not continue."""
         return _failure(self.failure_path)
 
     @property
     def teacher_failure(self) -> str | None:
-        """Why there is nothing to begin from, if the training of the teacher could not go on."""
+        """Why there is nothing to start from, if the teacher's training could not continue."""
         return None if self.teacher is None else _failure(self.teacher / self.failure_path.name)
 
     @property
@@ -117,18 +117,18 @@ class Study:
     name: str
     """The command is `onefold study NAME`."""
     arguments: Mapping[str, Any]
-    """The command's options that the study follows from, but for seeds and arms."""
+    """The command's options that define the study, except for seeds and arms."""
     config: Config
     """What all arms share."""
     arms: tuple[Arm, ...]
     seeds: int
     """Every arm is trained with training.seed = 0 … seeds − 1."""
     images: int = 5000
-    """Generated and reference images of an evaluation, at most as many as there are training images."""
+    """Generated and reference images per evaluation, at most as many as there are training images."""
     columns: tuple[Column, ...] = ()
-    """Of the table that people read."""
+    """Columns of the human-readable table."""
     shows_settings: bool = True
-    """Whether that table has a column for each setting in which the arms differ; without, their titles must do."""
+    """Whether that table has a column for each setting in which the arms differ, or only their titles."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -139,7 +139,7 @@ class Study:
                 raise UserError(f"--arms: {name} is given twice")
         for arm in self.arms:
             if arm.teacher and arm.teacher not in names:
-                raise UserError(f"--arms: {arm.name} begins from {arm.teacher}; name it too")
+                raise UserError(f"--arms: {arm.name} starts from {arm.teacher}; name it too")
         if self.seeds < 1:
             raise UserError(f"--seeds: {self.seeds} is not positive; give at least 1")
 
@@ -150,7 +150,7 @@ class Study:
         return config.with_changes({**arm.changes, "training.seed": seed})
 
     def trials(self, out: Path) -> list[Trial]:
-        """All trials, seed by seed, so that a first whole comparison comes early."""
+        """All trials, seed by seed, so that a first complete comparison is available early."""
 
         def folder(name: str, seed: int) -> Path:
             return out / "runs" / f"{name}-seed{seed}"
@@ -163,19 +163,19 @@ class Study:
 
     @property
     def command(self) -> str:
-        """The command that makes this study anew."""
+        """The command that reproduces this study."""
         default = [f"--{name} {value}" for name, value in self.arguments.items() if value is not None]
         names = " ".join(arm.name for arm in self.arms)
         return " ".join(["onefold study", self.name, *default, f"--seeds {self.seeds} --arms {names}"])
 
 
 def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
-    """Look for everything that can be wrong before anything is written.
+    """Check for everything that can be wrong before anything is written.
 
-    Returns the images of the study's reconstructions.
+    Returns the images used for the study's reconstructions.
 
     Raises:
-        UserError: data that cannot be read or do not fit, or an `out` that holds something else or another study.
+        UserError: data that cannot be read or do not fit, or an `out` that holds another study or something else.
     """
     train, test = open_data(study.config.data)
     for arm in study.arms:
@@ -185,12 +185,12 @@ def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
         _check_same(_read(out / NAME), _description(study), out)
     elif not is_unused(out):
         raise UserError(f"{out}: is not an empty folder; choose another --out")
-    extractor_for(train, say)  # trained now where it takes training, and not by several trials at once
+    extractor_for(train, say)  # if it needs training, now, and not in several trials at once
     return test
 
 
 def begin(study: Study, out: Path) -> Study:
-    """Write `study.json`, or add new seeds and arms to it; returns the study with all that is "auto" decided."""
+    """Write `study.json`, or add new seeds and arms to it; returns the study with every "auto" resolved."""
     path, described = out / NAME, _description(study)
     if path.exists():
         resolved_settings = _read(path)["resolved"]
@@ -203,11 +203,11 @@ def begin(study: Study, out: Path) -> Study:
 
 @contextmanager
 def explain_disk_errors(out: Path) -> Generator[None]:
-    """What the disk refuses becomes one line."""
+    """Turn a disk error into one line."""
     try:
         yield
     except OSError as error:
-        cure = "finished arms are kept: mend this and give the same command again"
+        cure = "finished arms are kept: fix this and run the same command again"
         raise UserError(f"{error.filename or out}: {error.strerror or error}; {cure}") from error
 
 
@@ -228,13 +228,13 @@ def _description(study: Study) -> dict[str, Any]:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """A study goes on as it began, but for more seeds and further arms."""
+    """A study continues as it began, except for more seeds and further arms."""
     now = json.loads(json.dumps(now))  # tuples are lists in a file
 
     def refuse(what: str, was: object, given: object) -> None:
         if was != given:
-            cure = "give the same again, or another --out"
-            raise UserError(f"{out}: was begun with {what} {_quoted(was)}, not {_quoted(given)}; {cure}")
+            cure = "give the same again, or choose another --out"
+            raise UserError(f"{out}: was started with {what} {_quoted(was)}, not {_quoted(given)}; {cure}")
 
     refuse("study", before["study"], now["study"])
     for name in {**before["arguments"], **now["arguments"]}:

@@ -1,8 +1,8 @@
 """The table of a study: arms in rows, numbers as mean ± standard deviation over seeds.
 
 `table.json` holds every number of every trial with its protocol, and mean and standard deviation (divisor n − 1);
-`table.csv` a line for each arm and seed; `table.md` what people read. All numbers but `training.images_per_second`,
-the median of the log's, are those of the trials' records.
+`table.csv` has one line per arm and seed; `table.md` is the human-readable table. All numbers come from the trials'
+records, except `training.images_per_second`, which is the median of the log's.
 """
 
 import csv
@@ -30,7 +30,7 @@ def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
 
 
 def line(study: Study, record: Record) -> str:
-    """A record in few words."""
+    """A one-line summary of a record."""
     numbers = record.numbers()
     parts = (f"{c.title} {numbers[c.key]:.{c.digits}f}" for c in study.columns[:4] if c.key in numbers)
     return ", ".join(parts)
@@ -68,7 +68,7 @@ def _arm_trials(arm: Arm, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _statistics(rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, float, float | None]]:
-    """Name, mean and standard deviation of each number; of one seed there is none."""
+    """Name, mean and standard deviation of each number; for a single seed the last is None."""
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row[name] for row in rows if name in row]
         yield name, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -143,16 +143,16 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
     records = [record for trial in trials if (record := trial.record) is not None]
     config, spread = study.config, "mean ± standard deviation over seeds" if study.seeds > 1 else "a first trial"
     yield (
-        f"{study.seeds} seed{'s' * (study.seeds > 1)}: {spread}. Every arm is the recipe {config.recipe} but for what "
-        f"its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
+        f"{study.seeds} seed{'s' * (study.seeds > 1)}: {spread}. Every arm is the recipe {config.recipe} except for "
+        f"what its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
         f"{config.training.batch}."
     )
     if begun := [arm for arm in study.arms if arm.teacher]:
         images = study.arm_config(begun[0]).training.images
-        yield f"One-step generators begin from the arm that was trained before them and see {images:,} images more."
+        yield f"One-step generators start from the arm trained before them and see {images:,} more images."
     if records:
         p = records[-1]["protocol"]
-        few = ", fewer than the Fréchet distance wants" if p["few_images"] else ""
+        few = ", fewer than the Fréchet distance needs" if p["few_images"] else ""
         yield (
             f"Samples: {p['generated_images']:,} against as many training images{few}; features of "
             f"{p['extractor']}; {p['steps']} {p['sampler']} steps, guidance {p['guidance']:g}. Reconstructions and "
@@ -162,7 +162,7 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
         if begun:
             differing -= {"ema", "sampler", "steps"}  # a diffusion model and a one-step generator differ in these
         if differing := sorted(differing):
-            yield f"**The records differ in {', '.join(differing)}: their numbers do not compare.**"
+            yield f"**The records differ in {', '.join(differing)}: their numbers are not comparable.**"
 
 
 def _failures(trials: Sequence[Trial]) -> Iterator[str]:

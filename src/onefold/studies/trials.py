@@ -1,11 +1,11 @@
-"""The trials of a study: one after the other in this process, or several at once in processes of their own.
+"""The trials of a study: one after another in this process, or several at once in processes of their own.
 
-A trial trains an ordinary run (or trains it on from its newest checkpoint), evaluates it and writes the record. A
-training that cannot go on is the trial's result; wrong input and a full disk stop the study. Ctrl-C or SIGTERM
+A trial trains an ordinary run (or continues it from its latest checkpoint), evaluates it and writes the record. If
+training cannot continue, that is the trial's result; wrong input and a full disk stop the study. Ctrl-C or SIGTERM
 stops every training after a checkpoint.
 
-Every process of several uses its share of the threads. The number of threads decides in which order numbers are
-added, so trials agree to the bit only under the same number of jobs.
+With several processes, each uses its share of the threads. The number of threads determines the order of summation, so
+trials agree to the bit only with the same number of jobs.
 """
 
 import json
@@ -29,45 +29,46 @@ from onefold.metrics import spectrum
 from onefold.pixels import to_float
 from onefold.studies.study import Trial
 from onefold.training.checkpoint import checkpoints
+from onefold.training.datasets import open_data
 from onefold.training.interruption import Interruption
 from onefold.training.loop import train
-from onefold.training.run import Run, open_data
+from onefold.training.run import Run
 
 __all__ = ["run_trial", "run_trials"]
 
 OnTrialEnd = Callable[[Trial, float], None]
-"""Told of each trial that has ended, with its seconds."""
+"""Called with each trial that has ended and its duration in seconds."""
 
 BATCH = 256
 
 
 def run_trials(trials: Sequence[Trial], images: int, *, jobs: int, lock: int, on_end: OnTrialEnd, quiet: bool) -> None:
-    """Run all that are not settled, `jobs` at a time; `lock` is the descriptor of the study's lock.
+    """Run all trials that are not settled, `jobs` at a time; `lock` is the descriptor of the study's lock.
 
     Raises:
-        UserError: wrong input, or a disk that takes no more.
-        Interrupted: a signal came; every training has been saved.
+        UserError: wrong input, or a full disk.
+        Interrupted: a signal was received; every training has been saved.
     """
     left = [trial for trial in trials if not trial.is_settled]
     if jobs > 1:
         _run_in_parallel(left, images, jobs, lock, on_end)
         return
     for trial in left:
-        torch.compiler.reset()  # or what was compiled for earlier trials would count against this one
+        torch.compiler.reset()  # otherwise what was compiled for earlier trials would count against this one
         start = time.perf_counter()
         run_trial(trial, images, quiet=quiet)
         on_end(trial, time.perf_counter() - start)
 
 
 def run_trial(trial: Trial, images: int, *, quiet: bool) -> None:
-    """Train and evaluate; afterwards the trial has a record, or says why training could not go on."""
+    """Train and evaluate; afterwards the trial has a record, or says why training could not continue."""
     if (reason := trial.teacher_failure) is not None:
         write_whole(trial.failure_path, json.dumps({"reason": f"its teacher failed: {reason}"}) + "\n")
         return
     try:
         if checkpoints(trial.folder):
             run = train(None, trial.folder, resume=True, quiet=quiet)
-        else:  # what a stopped process may have left is no run yet
+        else:  # what a stopped process may have left is not a run yet
             shutil.rmtree(trial.folder, ignore_errors=True)
             run = train(trial.config, trial.folder, quiet=quiet)
     except TrainingAborted as error:
@@ -117,7 +118,7 @@ def _run_in_parallel(trials: list[Trial], images: int, jobs: int, lock: int, on_
 
 
 def _next(waiting: Sequence[Trial], running: Sequence[Trial]) -> Trial | None:
-    """The first trial that need not wait for another, from which it begins."""
+    """The first trial that need not wait for the one that it starts from."""
     unfinished = {trial.folder for trial in (*waiting, *running)}
     return next((trial for trial in waiting if trial.teacher not in unfinished), None)
 

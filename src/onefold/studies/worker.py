@@ -1,7 +1,7 @@
 """A process that runs one trial for `trials`: `python -m onefold.studies.worker`, the trial as JSON on standard input.
 
-Standard input stays open as long as the parent lives; its end is this process's end too, after a checkpoint, so that a
-killed study leaves nothing behind that goes on training. Wrong input is one line on standard output and exit code 2.
+Standard input stays open as long as the parent lives; when it closes, this process ends too, after a checkpoint, so
+that a killed study leaves no training running behind. Wrong input is one line on standard output and exit code 2.
 """
 
 import json
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def _follow_parent() -> None:
-    while os.read(0, 1):  # unbuffered: a thread that waits for sys.stdin would hinder the process from ending
+    while os.read(0, 1):  # unbuffered: a thread waiting for sys.stdin would keep the process from ending
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

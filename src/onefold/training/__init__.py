@@ -1,4 +1,4 @@
-"""Training: from a configuration to a run. The phases that there are register themselves here."""
+"""Training: from a configuration to a run. The built-in phases register themselves here."""
 
 from onefold.training import latent_diffusion, one_step
 

@@ -1,9 +1,9 @@
-"""Checkpoints: the state of a training in files, exact to the bit, all or nothing.
+"""Checkpoints: the training state in files, exact to the bit, all or nothing.
 
 `checkpoints/<images>/` has a file of tensors (safetensors) for each module of the state, by its name, one for all
 optimizers, the counters (`state.json`) and, last, `COMPLETE`, which lists the size of every file. It is written into a
-temporary folder, flushed to the disk and renamed: a process killed at any moment leaves either a whole checkpoint or
-one that is seen to be none.
+temporary folder, flushed to the disk and renamed: a process killed at any moment leaves either a complete checkpoint or
+one that is recognised as incomplete.
 """
 
 import json
@@ -16,13 +16,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onefold import settings
 from onefold.errors import UserError, reason
-from onefold.files import UNFINISHED, unfinished
+from onefold.files import UNFINISHED, read_tensors, unfinished
 from onefold.training.config import Config
 from onefold.training.log import Window
 from onefold.training.phases import phases_of
@@ -34,13 +34,13 @@ FORMAT = "onefold checkpoint 2"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints below a run folder, oldest first; half-written ones are passed over."""
+    """The complete checkpoints in a run folder, oldest first; half-written ones are ignored."""
     found = (path for path in (folder / "checkpoints").glob("*") if path.name.isdecimal())
     return sorted((path for path in found if is_complete(path)), key=lambda path: int(path.name))
 
 
 def is_complete(path: Path) -> bool:
-    """Whether `COMPLETE` is there and every file has the size that it names."""
+    """Whether `COMPLETE` exists and every file has the size that it lists."""
     try:
         sizes = json.loads((path / "COMPLETE").read_text(encoding="utf-8"))
         return all((path / name).stat().st_size == size for name, size in sizes.items())
@@ -49,16 +49,16 @@ def is_complete(path: Path) -> bool:
 
 
 def is_amid_skips(path: Path) -> bool:
-    """Whether the last step before a complete checkpoint was skipped: a signal may come at any time."""
+    """Whether the last step before a complete checkpoint was skipped, since a signal may come at any time."""
     described = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return described["counters"]["skipped_in_row"] > 0
 
 
 def save(state: TrainingState, config: Config, folder: Path) -> Path:
-    """Write a checkpoint of `state` below the run folder, publish its model and delete what is not to be kept.
+    """Write a checkpoint of `state` into the run folder, publish its model and delete checkpoints no longer kept.
 
     Raises:
-        UserError: the disk is full or not writable; earlier checkpoints are as they were.
+        UserError: the disk is full or not writable; earlier checkpoints are unaffected.
     """
     final = folder / "checkpoints" / f"{state.counters.images:09d}"
     temporary = unfinished(final)
@@ -74,21 +74,21 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
     except (OSError, SafetensorError) as error:
         _sweep(folder)
         raise UserError(
-            f"{final}: the checkpoint could not be written ({reason(error)}); earlier ones are whole: mend this and "
-            "go on with --resume"
+            f"{final}: the checkpoint could not be written ({reason(error)}); earlier ones are intact: fix this and "
+            "continue with --resume"
         ) from error
     _prune(config, folder)
     return final
 
 
 def restore(state: TrainingState, config: Config, path: Path) -> None:
-    """Make `state` the one saved in a checkpoint folder, in place.
+    """Load the state saved in a checkpoint folder into `state`, in place.
 
     Raises:
         UserError: a checkpoint that is incomplete, damaged, or of another configuration.
     """
     if not is_complete(path):
-        raise UserError(f"{path}: the checkpoint is incomplete; delete it to go on from the one before")
+        raise UserError(f"{path}: the checkpoint is incomplete; delete it to continue from the previous one")
     try:
         described = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if described["format"] != FORMAT:
@@ -99,17 +99,17 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
         if counters.phase != state.counters.phase:
             state.enter(phases_of(config)[counters.phase])
         for name, module in state.modules.items():
-            module.load_state_dict(load_file(path / f"{name}.safetensors", device=str(_device_of(module))))
+            module.load_state_dict(read_tensors(path / f"{name}.safetensors", _device_of(module))[0])
         device = state.network.device
-        moments = load_file(path / "optimizer.safetensors", device=str(device))
+        moments, _ = read_tensors(path / "optimizer.safetensors", device)
         if described["optimizer"] != _kind(state.optimizers, moments):
-            raise UserError(f"{path}: its optimizer.safetensors is not what this run's optimizer left")
+            raise UserError(f"{path}: its optimizer.safetensors does not match this run's optimizer")
         _set_optimizer_tensors(state.optimizers, moments)
         state.counters = counters
         state.skips = Skips(device, counters.skipped, counters.skipped_in_row)
         state.window = Window.from_json(described["window"], device)
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError | torch.OutOfMemoryError):  # which blame something else
+        if isinstance(error, UserError | torch.OutOfMemoryError):  # which have another cause
             raise
         raise UserError(
             f"{path}: not a checkpoint of this run ({reason(error)}); delete it or choose another run"
@@ -117,7 +117,7 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
 
 
 def publish(state: TrainingState, config: Config, folder: Path) -> None:
-    """Replace `model/` by the published network, and what else the phase publishes in folders of its own."""
+    """Replace `model/` with the published network; what else the phase publishes goes into folders of its own."""
     others = phases_of(config)[state.counters.phase].published(state.modules)
     for name, module in {"model": state.published, **others}.items():
         assert isinstance(module, Saveable)
@@ -134,7 +134,7 @@ class Saveable(Protocol):
 
 
 def _exchange(module: Saveable, final: Path) -> None:
-    """Write a network into a folder; all files are exchanged whole."""
+    """Write a network into a folder, replacing each file as a whole."""
     temporary = unfinished(final)
     shutil.rmtree(temporary, ignore_errors=True)
     module.save_pretrained(temporary)
@@ -166,13 +166,13 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
 
 
 def _kind(optimizers: Mapping[str, Sequence[Optimizer]], moments: dict[str, Tensor]) -> list[str]:
-    """What an optimizer's file must agree in: the optimizers, and the name and shape of every tensor."""
+    """What an optimizer file must match: the optimizers, and the name and shape of every tensor."""
     names = [f"{module} {type(each).__name__}" for module, several in optimizers.items() for each in several]
     return names + [f"{name} {list(value.shape)}" for name, value in sorted(moments.items())]
 
 
 def _optimizer_tensors(optimizers: Mapping[str, Sequence[Optimizer]]) -> dict[str, Tensor]:
-    """State tensors by "module/optimizer/parameter/name"; hyperparameters are the configuration's, not the state's."""
+    """State tensors by "module/optimizer/parameter/name"; hyperparameters belong to the configuration."""
     return {
         f"{module}/{k}/{index}/{name}": value.contiguous()
         for module, several in optimizers.items()
@@ -205,7 +205,7 @@ def _prune(config: Config, folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what a save that was killed has left."""
+    """Delete the remains of a save that was killed."""
     for path in [*folder.glob(f"{UNFINISHED}*"), *(folder / "checkpoints").glob(f"{UNFINISHED}*")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

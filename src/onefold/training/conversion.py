@@ -1,4 +1,4 @@
-"""From a trained run to a one-step generator: what its training follows from."""
+"""From a trained run to a one-step generator: how its training is configured."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,9 +15,9 @@ from onefold.training.run import Run, load_run
 __all__ = ["converted", "one_step_config", "onestep"]
 
 LENGTH = 0.75
-"""Of a one-step phase, as a share of its teacher's training …"""
+"""Length of a one-step phase, as a fraction of its teacher's training …"""
 WARMUP = 1 / 8
-"""… and of its critic's warm-up, as a share of that."""
+"""… and of its critic's warm-up, as a fraction of the phase."""
 AVERAGED = 70
 """Half-life of the generator's average, in updates."""
 
@@ -28,56 +28,63 @@ def onestep(
     *,
     method: Literal["ratio", "score", "dmd"] = "ratio",
     images: int | None = None,
+    unfinished: bool = False,
     changes: dict[str, Any] | None = None,
     callbacks: Iterable[Callback] = (),
     quiet: bool = False,
 ) -> Run:
-    """Make a one-step generator of a trained run, which stays as it is; returns the new run.
+    """Turn a trained run into a one-step generator; returns the new run and leaves the old one unchanged.
 
     Args:
         run: The trained run, or its folder.
-        out: The new run's folder; default: that of the run, with "-onestep" (or the method) behind it.
-        method: What teaches it: a density ratio, or the difference of two scores (`score`: Diff-Instruct; `dmd`).
+        out: The new run's folder; default: the run's, with "-onestep" (or the method) appended.
+        method: What it learns from: a density ratio, or the difference of two scores (`score`: Diff-Instruct; `dmd`).
         images: Length of the training; default: three quarters of the run's.
+        unfinished: Also start from a run that has not reached its end.
         changes: Further settings, such as {"onestep.critic_updates": 2, "training.seed": 1}.
         callbacks: Called with (run, line) after each line of the log.
         quiet: No progress bar.
 
     Raises:
-        UserError: a run that cannot be made a one-step generator of, or settings that make no sense.
-        TrainingAborted, Interrupted: as of `train`.
+        UserError: a run that cannot become a one-step generator, or invalid settings.
+        TrainingAborted, Interrupted: as for `train`.
     """
     run = run if isinstance(run, Run) else load_run(run)
-    config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"))
+    config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"), unfinished=unfinished)
     config = config.with_changes({"onestep.method": method, **(changes or {})})
     folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'ratio' else method}")
+    run.check_data()
     data, test_data = run.datasets or (None, None)
     return train(config, folder, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
 
 
-def converted(folder: str | Path, *, images: int | None = None, batch: int | None = None) -> Config:
-    """The configuration that makes a one-step generator of a trained run, on whatever device there is now.
+def converted(
+    folder: str | Path, *, images: int | None = None, batch: int | None = None, unfinished: bool = False
+) -> Config:
+    """The configuration that turns a trained run into a one-step generator, on whatever device is available now.
 
     Args:
         folder: The trained run, the teacher.
         images: Length of the training.
-        batch: Images of a step; default: the teacher's.
+        batch: Images per step; default: the teacher's.
+        unfinished: Also start from a run that has not reached its end.
 
     Raises:
-        UserError: not a run, or one whose diffusion model is not finished, or that is a one-step generator already.
+        UserError: not a run, or one whose diffusion model is not finished, or that is already a one-step generator.
     """
     run = load_run(folder)
-    check_teacher(run)
-    config = one_step_config(run.config, images=images, batch=batch)
+    check_teacher(run, unfinished=unfinished)
+    seen = min(run.images, run.config.training.images)  # all lengths follow from what the teacher has seen
+    config = one_step_config(run.config.with_changes({"training.images": seen}), images=images, batch=batch)
     anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
-    return config.with_changes({"start": str(folder), "start_sha256": run.model_sha256, **anew})
+    return config.with_changes({"start": str(Path(folder).absolute()), "start_sha256": run.model_sha256, **anew})
 
 
 def one_step_config(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:
-    """The same for a configuration: what stays, what follows from being a one-step run.
+    """The one-step configuration that follows from a teacher's.
 
-    Adam without momentum and without weight decay, at a constant rate that falls at the end, from weights that are
-    good already; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
+    Adam without momentum or weight decay, at a constant rate that decays at the end, from weights that are already
+    good; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
     teacher's, or from `images`, and are whole batches.
     """
     batch = batch or config.training.batch
@@ -101,16 +108,16 @@ def one_step_config(config: Config, *, images: int | None = None, batch: int | N
     return replace(config, phases=("one_step",), training=training, onestep=options, sampler=sampler)
 
 
-def check_teacher(run: Run) -> None:
-    """Refuse a run that cannot be made a one-step generator of.
+def check_teacher(run: Run, *, unfinished: bool = False) -> None:
+    """Reject a run that cannot become a one-step generator.
 
     Raises:
-        UserError: the run is unfinished, or a one-step generator already.
+        UserError: the run is unfinished, or already a one-step generator.
     """
     if "one_step" in run.config.phases:
-        raise UserError(f"{run.folder}: is a one-step generator already; give the run that it came from")
-    if run.images < run.length:
+        raise UserError(f"{run.folder}: is already a one-step generator; give the run that it came from")
+    if run.images < run.length and not unfinished:
         raise UserError(
-            f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); "
-            f"train it on with `onefold train … --out {run.folder} --resume`"
+            f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); continue "
+            f"with `{run.resume_command}`, or start from its current state with --unfinished"
         )

@@ -11,16 +11,17 @@ __all__ = ["average_of", "trainable_copy", "update"]
 
 
 def average_of(network: Network) -> Network:
-    """A copy of the network that takes no gradient, to become its average."""
-    return copy.deepcopy(network).requires_grad_(False).eval()
+    """A copy of the network without gradients, to become its average."""
+    # Not eval(): a network that is ready for use checks the values it is given, which makes the host wait for them.
+    return copy.deepcopy(network).requires_grad_(False).train()
 
 
 def trainable_copy(network: Network) -> Network:
-    """A copy of the network, such as an average, to be trained on."""
+    """A trainable copy of the network, such as an average."""
     return copy.deepcopy(network).requires_grad_(True).train()
 
 
 @torch.no_grad()
 def update(average: nn.Module, network: nn.Module, survival: float) -> None:
-    """Move the average towards the network in place; `survival` is the share of it that stays."""
+    """Move the average towards the network in place; `survival` is the fraction of it that stays."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - survival)

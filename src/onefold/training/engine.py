@@ -1,4 +1,4 @@
-"""The engine: how a step is carried out on the devices at hand. Today, one process and one device."""
+"""The engine: how a step is executed on the available devices. Currently one process and one device."""
 
 import torch
 

@@ -1,24 +1,24 @@
-"""Health: what the loss does not show, measured on a fixed batch of test images along a run.
+"""Health: what the loss does not show, measured on a fixed batch of test images throughout a run.
 
     x → z = E(x) → x̂ = D(z),     z_t = t·z + (1−t)·ε → ẑ = f(z_t, t, y)
 
-with the online network and the same x, t and ε every time. Nothing that training reads is touched: neither weights
-and gradients nor random numbers, and the network runs uncompiled.
+with the online network and the same x, t and ε every time. Nothing that training reads is changed, neither weights and
+gradients nor random numbers; the network runs uncompiled.
 
-Keys, all of them scalars but for the two of the channels, and null where not finite:
+Keys, all of them scalars except for the two per channel, and null where not finite:
 
     latent_std, channel_std      over images, at each position: mean over channels, and each channel's
-    channel_mean, drift          mean of each channel; RMS distance of these means from those measured before, in
-                                 units of latent_std
+    channel_mean, drift          mean of each channel; RMS distance of these means from the previous ones, in units of
+                                 latent_std
     effective_rank(_whole)       of tokens; of whole latents
-    image_rank_whole             of the images themselves, or the numbers in a latent if these are fewer: what to expect
+    image_rank_whole             of the images themselves, or the values per latent if these are fewer: what to expect
     prediction_rank(_whole)      of ẑ, whose target is z
     velocity_rank(_whole)        of v, whose target is z − ε with velocity_target_rank(_whole)
     psnr                         of x̂
     velocity_error, variance_term    the velocity loss, and the part of it that no denoiser can lower (see
                                  `objectives.diagnosis`)
     gradient_reconstruction, …_denoising, …_perceptual, …_variance, gradient_cosine
-                                 norm at the trunk of each weighted loss's gradient, of the variance term's through the
+                                 gradient norms at the trunk of each weighted loss and of the variance term through the
                                  encoder, and the cosine of the first two; not for three networks, which share no trunk
 """
 
@@ -51,9 +51,9 @@ from onefold.training.state import TrainingState
 __all__ = ["HealthMonitor", "Probe", "gradients", "latent_statistics", "measure", "probe"]
 
 IMAGES = 128
-"""Test images measured on, at most."""
+"""Maximum number of test images measured on."""
 GRADIENT_IMAGES = 16
-"""Of them, those that gradients are measured on."""
+"""Number of these that gradients are measured on."""
 SEED = 2511_14716
 WEIGHTS = {name: f"{name}_weight" for name in ("reconstruction", "denoising", "perceptual")}
 
@@ -80,7 +80,7 @@ class HealthMonitor(Monitor):
     cure = CURE
 
     def __init__(self, run: Run, test: Dataset, device: torch.device, *, warmup: int) -> None:
-        """`warmup`: images of the run before which it does not judge."""
+        """`warmup`: images of the run before which no alarm is raised."""
         super().__init__(run)
         self.batch, self.warmup = probe(test, run.config, device), warmup
 
@@ -92,24 +92,24 @@ class HealthMonitor(Monitor):
 
 
 def probe(test: Dataset, config: Config, device: torch.device) -> Probe:
-    """The fixed batch of a run: images spread evenly over the test set, each with one t and ε of the objective."""
+    """The fixed batch of a run: images spread evenly over the test set, each with one t and ε as in the objective."""
     count = min(len(test), IMAGES)
     x, y = read_all(test, np.linspace(0, len(test) - 1, count).round().astype(np.int64))
-    plain = replace(config.objective, draws=1, label_dropout=0.0, decoder_noise=0.0, flip=False)
+    plain = replace(config.objective, draws=1, label_dropout=0.0, decoder_noise=0.0, flip=False, shift=0.0)
     shape = (config.network.tokens, config.network.latent_channels)
     draws = draw(plain, count, shape, torch.Generator().manual_seed(SEED))
     return Probe(to_float(x.to(device)), y.to(device), each_tensor(draws, lambda value: value.to(device)))
 
 
 def measure(network: Network, target: Network, batch: Probe, config: Config, before: Values | None = None) -> Values:
-    """All quantities of the module's docstring.
+    """All quantities in the module's docstring.
 
     Args:
         network: The online network.
         target: The objective's target network.
         batch: The fixed batch.
         config: The run's configuration.
-        before: The measurement before this one, for the drift.
+        before: The previous measurement, for the drift.
     """
     training = config.training
     size = training.micro_batch or training.batch
@@ -118,7 +118,7 @@ def measure(network: Network, target: Network, batch: Probe, config: Config, bef
     z, x_hat, z_hat, z_t = (torch.cat(values).float() for values in zip(*parts, strict=True))
     shared: Values = {}
     if network.shares_codec and network.trunks and _finite(z):
-        # A context of its own: torch before 2.10 would take the weights that it has cast without gradients above.
+        # A separate context: torch before 2.10 would reuse the weights that it cast without gradients above.
         with eager(), autocast(training, batch.x.device):
             shared = gradients(network, target, batch.part(0, min(GRADIENT_IMAGES, size)), config.objective)
     t = batch.draws.t.flatten()
@@ -146,7 +146,7 @@ def _roles(network: Network, batch: Probe) -> tuple[Tensor, Tensor, Tensor, Tens
 def latent_statistics(z: Float[Tensor, "B N D"], before: Mapping[str, Any] | None = None) -> Values:
     """Standard deviation over images and mean of each channel, and the drift of the means since `before`.
 
-    The deviation is taken at each position: latents that say where a token is but not what it shows have none.
+    The deviation is taken at each position: latents that encode where a token is but not what it shows have none.
     """
     z = z.cpu().double()
     std = (z - z.mean(0)).square().mean((0, 1)).sqrt()
@@ -187,7 +187,7 @@ def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
 
 
 def _rank(rows: Float[Tensor, "n d"], at_most: float = math.inf) -> float | None:
-    """Effective rank, if there is one."""
+    """Effective rank, if it is defined."""
     return min(metrics.effective_rank(rows), at_most) if len(rows) > 1 and _finite(rows) else None
 
 
@@ -196,7 +196,7 @@ def _finite(values: Tensor) -> bool:
 
 
 def _rounded(value: float | list[float] | None) -> float | list[float | None] | None:
-    """Six significant digits; null instead of what is not finite."""
+    """Six significant digits; null where not finite."""
     return [_number(item) for item in value] if isinstance(value, list) else _number(value)
 
 

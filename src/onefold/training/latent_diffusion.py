@@ -1,6 +1,6 @@
-"""The phases of latent diffusion: all roles at once, or the autoencoder first and the denoiser after it.
+"""The phases of latent diffusion: all roles at once, or first the autoencoder and then the denoiser.
 
-The two stages of the baseline have schedules of their own, as if each were a run: warm-up, decay and the ramp of the
+Each of the two stages of the baseline has its own schedule, as if it were a run: warm-up, decay and the ramp of the
 averages count from its first image.
 """
 
@@ -29,12 +29,12 @@ from onefold.training.run import Run
 __all__ = ["Autoencoder", "Diffusion", "SelfDistillationPhase"]
 
 MEASURED = 4096
-"""Most images that the latents' mean and standard deviation are measured on."""
+"""Maximum number of images on which the latents' mean and standard deviation are measured."""
 
 
 @register("self_distillation")
 class SelfDistillationPhase(Phase):
-    """Encoder, denoiser and decoder learn together; `average-0` gives the target."""
+    """Encoder, denoiser and decoder learn together; `average-0` provides the target."""
 
     @cached_property
     def parts(self) -> Sequence[Part]:
@@ -52,7 +52,7 @@ class SelfDistillationPhase(Phase):
         return HealthMonitor(run, test, device, warmup=self.start + self.schedule.warmup)
 
     def flops(self) -> float:
-        """Encoding, decoding and each draw, thrice with the backward pass; target and perceptual encodings."""
+        """Encoding, decoding and each draw, three times with the backward pass; target and perceptual encodings."""
         role, objective = self._role_flops, self.config.objective
         passive = (objective.target == "ema") + 3 * (objective.perceptual_weight > 0)
         return (3 + passive) * role.encode + 3 * role.decode + 3 * objective.draws * role.denoise
@@ -64,11 +64,11 @@ class SelfDistillationPhase(Phase):
 
 @register("autoencoder")
 class Autoencoder(SelfDistillationPhase):
-    """Encoder and decoder alone: the first stage of three networks."""
+    """Only encoder and decoder: the first stage of three networks."""
 
     @classmethod
     def schedule_of(cls, config: Config) -> Schedule:
-        """That of the run, for a share of its images: a whole number of batches, at least one."""
+        """The run's schedule, over a share of its images: a whole number of batches, at least one."""
         training, share = config.training, config.stages.autoencoder
         return replace(training, images=training.batch * max(1, round(share * training.images / training.batch)))
 
@@ -76,30 +76,30 @@ class Autoencoder(SelfDistillationPhase):
         return autoencoder(network, target, x, draws, self.config.objective, self.config.stages)
 
     def flops(self) -> float:
-        """Encoding and decoding, thrice with the backward pass; the perceptual encodings."""
+        """Encoding and decoding, three times with the backward pass; the perceptual encodings."""
         role, perceptual = self._role_flops, self.config.objective.perceptual_weight > 0
         return (3 + 3 * perceptual) * role.encode + 3 * role.decode
 
 
 @register("diffusion")
 class Diffusion(SelfDistillationPhase):
-    """The denoiser alone, on the latents of the frozen encoder, normalised by channel: the second stage."""
+    """Only the denoiser, on the latents of the frozen encoder, normalised per channel: the second stage."""
 
     @classmethod
     def schedule_of(cls, config: Config) -> Schedule:
-        """That of the run, for the images that the autoencoder leaves."""
+        """The run's schedule, over the images that the autoencoder leaves."""
         left = config.training.images - Autoencoder.schedule_of(config).images
         return replace(config.training, images=max(1, left))
 
     def adapt(self, network: Network, data: Dataset) -> None:
-        """From now on latents are normalised by their mean and standard deviation over the data."""
+        """From now on, normalise latents by their mean and standard deviation over the data."""
         network.normalise(*_latent_moments(network, data))
 
     def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
         return diffusion(network, x, y, draws, self.config.objective)
 
     def flops(self) -> float:
-        """Encoding, and each draw thrice with the backward pass."""
+        """Encoding, and each draw three times with the backward pass."""
         role = self._role_flops
         return role.encode + 3 * self.config.objective.draws * role.denoise
 

@@ -15,6 +15,7 @@ import torch
 
 from onefold.compute import eager, resolve_device
 from onefold.data import Loader, read_all
+from onefold.data.source import absolute
 from onefold.errors import Interrupted, TrainingAborted, UserError, writing
 from onefold.files import locked
 from onefold.networks import Network
@@ -24,14 +25,15 @@ from onefold.pixels import to_float
 from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.datasets import open_data, split, with_test_part
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
 from onefold.training.phases import Phase, Say, phase_at, phases_of
-from onefold.training.prepare import decide, fit_to_data
+from onefold.training.prepare import decide, fit_to_data, mirror_note
 from onefold.training.progress import ImageProgress, in_words
-from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, open_data, split
-from onefold.training.state import Skips, TrainingState
+from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, move_data
+from onefold.training.state import Skips, TrainingState, seeded
 from onefold.training.step import training_step
 
 __all__ = ["Callback", "train"]
@@ -64,7 +66,7 @@ def train(
             `training.prepare.fit_to_data`). Not needed to resume.
         out: The run's folder; default `runs/<recipe>`.
         data: Images to train on, in place of `config.data.source`: any object with `image_shape` (H, W, C), `classes`,
-            `len()` and `[i]` → (uint8 (H, W, C), label).
+            `len()` and `[i]` → (uint8 (H, W, C), label); or a source. With `resume`, the place that they have now.
         test_data: Images of the same kind for evaluation alone; default: some of `data` are set apart.
         network: A network whose weights to start from, such as `OneFold.from_pretrained(…)`; it stays as it is.
         callbacks: Called with (run, line) after each line of the log.
@@ -77,13 +79,19 @@ def train(
         TrainingAborted: gradients that stay non-finite, or latents that collapse with `on_collapse="stop"`.
         Interrupted: SIGTERM or Ctrl-C came; a checkpoint has been written.
     """
+    if test_data is not None and data is None:
+        raise UserError("test_data: goes with data; for data that the configuration names, set data.test")
     folder = Path(out) if out else Path("runs") / (config.recipe if config else "")
     told: list[str] = []
     if resume:
+        if network is not None:
+            raise UserError(f"network: the run in {folder} goes on with its own weights; leave it out")
         run = load_run(folder, data=data, test_data=test_data)
         run = replace(run, datasets=run.open_data())
         _check_fit(run)
-        run = run if images is None else extend(run, images)
+        run = move_data(run, *(given if isinstance(given, str | Path) else None for given in (data, test_data)))
+    elif images is not None:
+        raise UserError("images: makes a run longer that is resumed; a new one has training.images")
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
     else:
@@ -91,14 +99,16 @@ def train(
         if network is None and run.config.start:
             network = Network.from_pretrained(run.config.start)
         if network is not None:  # what is wrong is said before anything is written
-            network = phases_of(run.config)[0].begin_from(network)
+            network = _beginning(run.config, network)
         check_new(folder)
     device = resolve_device(run.config.training.device)
     with locked(folder):
         if not resume:
             create_folder(run)
+        elif images is not None:
+            run = extend(run, images)
         notes = data_notes(run)
-        if notes and not quiet:
+        if not quiet:
             print("\n".join(notes))
         state = _begin(run, device, network)
         with (
@@ -114,15 +124,25 @@ def train(
 
 def _new(config: Config, folder: Path, data: object, test_data: object, network: Network | None, say: Say) -> Run:
     """A new run, fitted to its data and its machine; nothing is written yet."""
-    if data is None:
+    if data is None and test_data is None:
         datasets = open_data(config.data)
+        source = with_test_part(config.data, datasets)
+        places = absolute(source.source), None if source.test is None else absolute(source.test)
+        config = config.with_changes({"data.source": places[0], "data.test": places[1]})
     else:
+        data = config.data.source if data is None else data
         datasets = split(data, test_data, config.data)
-        names = datasets[0].source, None if test_data is None else datasets[1].source
+        names = [
+            absolute(each.source) if isinstance(given, str | Path) else each.source if given is not None else None
+            for given, each in zip((data, test_data), datasets, strict=True)
+        ]
         config = config.with_changes({"data.source": names[0], "data.test": names[1]})
     if network is not None:
         config = replace(config, network=network.config, start=config.start or "a network in memory")
-    config = fit_to_data(config, datasets[0])
+    wanted, config = config, fit_to_data(config, datasets[0])
+    note = mirror_note(wanted, config)
+    if note is not None:
+        say(note)
     return Run(folder, decide(config, resolve_device(config.training.device), say), datasets)
 
 
@@ -131,6 +151,11 @@ def _check_fit(run: Run) -> None:
     config, (data, _) = run.config, run.open_data()
     if fit_to_data(config, data) != config:
         network, shape = config.network, data.image_shape
+        if network.classes == data.classes and (*network.image_size, network.channels) == shape:
+            raise UserError(
+                f"{config.data.source}: its classes have other names than when the run began; restore the data or "
+                "start a new run"
+            )
         raise UserError(
             f"{config.data.source}: now holds {shape} with {data.classes} classes, but the run began with "
             f"{(*network.image_size, network.channels)} and {network.classes}; restore the data or start a new run"
@@ -141,7 +166,7 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
     """The state of the newest checkpoint, or a fresh one, which is saved at once if its weights come from elsewhere."""
     saved, start = checkpoints(run.folder), run.config.start
     if not saved and network is None and start:
-        network = phases_of(run.config)[0].begin_from(Network.from_pretrained(start))
+        network = _beginning(run.config, Network.from_pretrained(start))
     state = TrainingState.fresh(run.config, device, network)
     if saved:
         checkpoint.restore(state, run.config, saved[-1])
@@ -149,6 +174,12 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
     elif network is not None:
         checkpoint.save(state, run.config, run.folder)
     return state
+
+
+def _beginning(config: Config, source: Network) -> Network:
+    """The network that the first phase makes of a given one; what is random about it comes from the run's seed."""
+    with seeded(config.training.seed):
+        return phases_of(config)[0].begin_from(source)
 
 
 class Trainer:
@@ -256,7 +287,10 @@ class Trainer:
     def interrupted(self) -> Interrupted:
         """A signal has ended the training, and what there is to save is saved."""
         at = f"at {self.saved:,} of {self.run.length:,} images, saved" if self.saved else "before its first checkpoint"
-        return Interrupted(self.interruption.signal, f"{self.run.folder}: stopped {at}; go on with --resume")
+        return Interrupted(
+            self.interruption.signal,
+            f"{self.run.folder}: stopped {at}; go on with --resume: `{self.run.resume_command}`",
+        )
 
     def gives_up(self) -> bool:
         """Whether too many steps in a row were skipped. Only here and where it logs does the host wait."""

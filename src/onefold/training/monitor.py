@@ -1,6 +1,6 @@
-"""Monitors: what looks at a run from time to time, writes what it finds into the log, and sounds an alarm.
+"""Monitors: they measure a run from time to time, write the results to the log, and raise an alarm.
 
-An alarm is a function of the log alone, so that a resumed run goes on judging as if it had not been interrupted.
+An alarm depends only on the log, so a resumed run raises the same alarms as an uninterrupted one.
 """
 
 from abc import ABC, abstractmethod
@@ -18,12 +18,12 @@ Line = Mapping[str, Any]
 
 
 class Monitor(ABC):
-    """Watches over a phase of a run."""
+    """Monitors a phase of a run."""
 
     key: ClassVar[str]
-    """What it measures stands under this name in the log."""
+    """Name of its measurements in the log."""
     alarm: ClassVar[str]
-    """What has happened where its alarm sounds, as the end of "… at 6,400 images: "."""
+    """What its alarm means, to be followed by " at 6,400 images: …"."""
     cure: ClassVar[str]
     """What may help."""
 
@@ -32,14 +32,14 @@ class Monitor(ABC):
 
     @abstractmethod
     def measure(self, state: TrainingState, before: Values | None) -> Values:
-        """What there is to be measured; `before` is the last measurement. The weights stay as they are."""
+        """Measure everything; `before` is the last measurement. The weights do not change."""
 
     @abstractmethod
     def judge(self, log: Sequence[Line]) -> str | None:
-        """What is wrong at the last line of the log, in words; None if nothing is."""
+        """Describe what is wrong at the last line of the log; None if nothing is."""
 
     def look(self, state: TrainingState, line: Line, say: Callable[[str], None]) -> Values:
-        """Measure and judge: what belongs into a line of the log. A new alarm is said, if so configured."""
+        """Measure and judge; returns the entries of a log line. A new alarm is reported, if so configured."""
         history = self.run.history
         measured = [seen for seen in history if seen.get(self.key)]
         last = measured[-1] if measured else {}

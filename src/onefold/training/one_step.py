@@ -2,7 +2,7 @@
 
     critic  →  after its warm-up: critic and generator  →  average, of which a monitor keeps the best
 
-Both start from the weights of the network that the phase begins with, the teacher, which stays as it is.
+Both start from the weights of the network that the phase begins with, the teacher, which does not change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from onefold.training.run import Run
 __all__ = ["OneStepPhase", "freeze_matrices", "fresh_critic", "start_from"]
 
 CRITIC_BETAS = (0.0, 0.99)
-"""Adam without momentum: what the critic follows changes with every update of the generator."""
+"""Adam without momentum: the critic's target changes with every update of the generator."""
 
 
 @register("one_step")
@@ -47,8 +47,8 @@ class OneStepPhase(Phase):
         begins = options.generator, options.generator_trains
         if config.network.kind.learns_codec and begins != ("teacher", "all"):
             raise UserError(
-                "onestep.generator: with other weights than the teacher's its decoder would be lost; begin from a run "
-                "in pixels (--architecture pixels)"
+                "onestep.generator: with weights other than the teacher's, its decoder would be lost; start from a "
+                "run in pixels (--architecture pixels)"
             )
 
     @classmethod
@@ -65,7 +65,7 @@ class OneStepPhase(Phase):
             self.draw,
             self.generator_loss,
             self.optimizers,
-            replace(schedule, images=max(1, schedule.images - options.critic_warmup)),  # its rates begin as it moves
+            replace(schedule, images=max(1, schedule.images - options.critic_warmup)),  # its rates begin when it starts
             schedule.ema_half_lives,
             start=options.critic_warmup,
             every=options.critic_updates,
@@ -81,7 +81,7 @@ class OneStepPhase(Phase):
     def critic_loss(
         self, critic: Critic, teacher: Network, generator: Network, x: Tensor, y: Tensor, draws: OneStepDraws
     ) -> Losses:
-        return critic_loss(critic, teacher, generator, x, y, draws, self.config.onestep)
+        return critic_loss(critic, teacher, generator, x, y, draws, self.config.onestep, self.config.objective)
 
     def generator_loss(
         self, generator: Network, teacher: Network, critic: Critic, x: Tensor, y: Tensor, draws: OneStepDraws
@@ -94,7 +94,7 @@ class OneStepPhase(Phase):
         return [AdamW(trained, lr=rate, betas=CRITIC_BETAS, weight_decay=0.0, fused=True)]
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
-        """Teacher, generator with averages, critic; and `best`, on the CPU, where a monitor chooses."""
+        """Teacher, generator with averages, critic; and `best`, on the CPU, if a monitor selects it."""
         options = self.config.onestep
         teacher = ema.average_of(network)
         generator = build(self.config.network).to(network.device)
@@ -109,15 +109,16 @@ class OneStepPhase(Phase):
         return found
 
     def published(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """The ratio network, which is the last one even where the generator is an earlier one: it knows the difference
-        between data and samples better (measured in `docs/onestep.md`).
+        """The ratio network: always the last one, even if the generator is an earlier one.
+
+        It tells data from samples better (measured in `docs/onestep.md`).
         """
         critic = modules["critic"]
         assert isinstance(critic, Critic)
         return {} if critic.ratio is None else {"ratio": critic.ratio}
 
     def begin_from(self, source: Network) -> Network:
-        """The teacher, whose network has to be this run's."""
+        """The teacher, whose network must be that of this run."""
         theirs, own = source.config, self.config.network
         if theirs != own:
             kinds = [f"{(*n.image_size, n.channels)}, {n.classes} classes" for n in (theirs, own)]
@@ -132,12 +133,12 @@ class OneStepPhase(Phase):
         return OneStepMonitor(run, data, test, device, say, warmup=warmup)
 
     def flops(self) -> float:
-        """Of a critic's and a generator's update, the latter's share of the steps counted."""
+        """Of a critic update and a generator update, the latter weighted by its share of the steps."""
         options, network = self.config.onestep, self.config.network
         role = network.kind.role_flops(network)
         ratio = role.denoise * (options.critic_blocks or network.depth) / network.depth * options.has_ratio
         student = role.denoise * (options.method != "ratio")
-        # Samples and data, and where there is a penalty both once more, beside it; thrice with the backward pass.
+        # Samples and data and, with a penalty, both again at shifted points; three times with the backward pass.
         critic = role.encode + role.denoise + (12 if options.ratio.penalty else 6) * ratio + 3 * student
         slope = 2 * ratio + 2 * student
         codec = options.codec_share * 3 * (role.encode + role.decode)
@@ -146,7 +147,7 @@ class OneStepPhase(Phase):
 
 
 def move_levels(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> None:
-    """The critic's means of weights by level move once per update of the generator."""
+    """Update the critic's mean weights per level, once per update of the generator."""
     critic = modules["critic"]
     assert isinstance(critic, Critic)
     critic.levels.move(skipped)
@@ -156,7 +157,7 @@ def move_levels(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> 
 
 
 def fresh_critic(options: OneStep, teacher: Network) -> Critic:
-    """A critic with the weights that `options` says; random ones come from torch's present seed."""
+    """A critic with the weights that `options` specifies; random ones come from torch's current seed."""
     ratio = student = None
     if options.has_ratio:
         ratio = fresh_ratio(options, teacher)
@@ -168,7 +169,7 @@ def fresh_critic(options: OneStep, teacher: Network) -> Critic:
 
 
 def fresh_ratio(options: OneStep, teacher: Network) -> RatioNet:
-    """A random ratio network. Raises a UserError where the teacher has fewer blocks than it is to have."""
+    """A ratio network with random weights. Raises a UserError if the teacher has too few blocks for it."""
     try:
         return RatioNet.of(teacher, options.critic_blocks, learned=False)
     except UserError as error:
@@ -177,7 +178,7 @@ def fresh_ratio(options: OneStep, teacher: Network) -> RatioNet:
 
 @torch.no_grad()
 def start_from(module: nn.Module, teacher: nn.Module, weights: Weights) -> None:
-    """Replace weights of a random module by the teacher's, as many as `weights` says."""
+    """Replace weights of a random module with the teacher's, as `weights` specifies."""
     inside: Mapping[Weights, tuple[bool, ...]] = {
         "teacher": (True, False),
         "random": (),
@@ -195,7 +196,7 @@ def _is_inside(name: str) -> bool:
 
 
 def freeze_matrices(module: nn.Module) -> None:
-    """Leave of the trunk's blocks only norms and offsets to be trained."""
+    """Freeze the matrices of the trunk's blocks, so that only norms and offsets are trained there."""
     for name, p in module.named_parameters():
         if ".blocks." in name and p.ndim == 2 and not name.endswith("offset"):
             p.requires_grad_(False)

@@ -1,16 +1,17 @@
 """The monitor of one-step training: is the generator getting better, and what does the critic know?
 
-Measured on the average that is published, on samples whose seeds no evaluation uses, with held-out images:
+Measured on the published average, on samples with seeds that no evaluation uses, and on held-out images:
 
-    frechet             distance of `selection` samples to the training images; the least one chooses the checkpoint
+    frechet             distance of `selection` samples to the training images; the smallest selects the checkpoint
     class_accuracy      of the samples, where there are classes
     mean_shift          difference of the mean pixel from the data's, in standard deviations of the data's pixels
     contrast            standard deviation of pixels within an image, over the data's
-    saturation          spread of a pixel's channels, over the data's; of images that have colours
-    diversity           standard deviation of latents over images, over the data's; of two held-out images or more
+    saturation          spread of a pixel's channels, over the data's; for colour images only
+    diversity           standard deviation of latents over images, over the data's; needs two held-out images or more
     auc                 how well the ratio tells held-out data from samples, at each of the noise levels `LEVELS`: ½ is
-                        not at all
-    calibration         mean distance between σ(ℓ) and the share of data among what has it, at each level: 0 is exact
+                        chance
+    calibration         mean distance between σ(ℓ) and the fraction of data among inputs with that σ(ℓ), at each level:
+                        0 is exact
     logit_real, _fake   mean ℓ at each level
 """
 
@@ -39,11 +40,11 @@ __all__ = ["LEVELS", "OneStepMonitor", "auc", "calibration"]
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEED = 2**40
-"""Of the first sample: far from the seeds that anybody evaluates with."""
+"""Seed of the first sample: far from any seeds used in evaluation."""
 REFERENCE = 10_000
-"""Training images that the distance is taken to, at most."""
+"""Maximum number of training images that the distance is taken to."""
 PROBE = 256
-"""Held-out images and samples that the critic is asked about, at most."""
+"""Maximum number of held-out images, and of samples, that the critic is evaluated on."""
 BINS = 10
 
 
@@ -57,7 +58,7 @@ class OneStepMonitor(Monitor):
     def __init__(
         self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Callable[[str], None], *, warmup: int
     ) -> None:
-        """`warmup`: images of the run up to which it does not judge."""
+        """`warmup`: images of the run up to which no alarm is raised."""
         super().__init__(run)
         options = run.config.onestep
         self.device, self.warmup = device, warmup
@@ -73,13 +74,13 @@ class OneStepMonitor(Monitor):
         self.held_out = to_float(held_out)
 
     def measure(self, state: TrainingState, before: Values | None) -> Values:
-        """All of the module's docstring. Where a checkpoint is chosen, the average with the least distance is kept."""
+        """All quantities in the module's docstring; keeps the average with the least distance, if one is selected."""
         counters, network = state.counters, state.averages[-1]
         teacher, critic = state.modules["teacher"], state.modules["critic"]
         assert isinstance(teacher, Network)
         assert isinstance(critic, Critic)
         with torch.no_grad(), eager():
-            with autocast(self.run.config.training, self.device):  # the networks alone: what measures is float32
+            with autocast(self.run.config.training, self.device):  # only the networks; the metrics run in float32
                 z = self._sample(network)
                 made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])
                 real = torch.cat([teacher.encode(part.to(self.device)) for part in self.held_out.split(256)])
@@ -109,7 +110,7 @@ class OneStepMonitor(Monitor):
         return metrics.frechet_from_moments(self.reference, moments)
 
     def _critic(self, ratio: RatioNet, real: Float[Tensor, "m N D"], fake: Float[Tensor, "n N D"]) -> Values:
-        """AUC, calibration and mean logits at each level, of as many samples as held-out images."""
+        """AUC, calibration and mean logits at each level, over equally many samples and held-out images."""
         count = min(len(real), len(fake))
         pick = torch.linspace(0, len(fake) - 1, count).round().long()
         labelled = bool(self.run.config.network.classes)
@@ -131,7 +132,7 @@ class OneStepMonitor(Monitor):
 
 
 def auc(positive: Float[Tensor, " n"], negative: Float[Tensor, " m"]) -> float:
-    """The share of pairs in which the positive is the larger; ties count half."""
+    """Fraction of pairs in which the positive is the larger; ties count half."""
     positive, negative = positive.double(), negative.double().sort().values
     below = torch.searchsorted(negative, positive)
     not_above = torch.searchsorted(negative, positive, right=True)
@@ -148,7 +149,7 @@ def calibration(positive: Float[Tensor, " n"], negative: Float[Tensor, " n"]) ->
 
 
 def _compared(made: Mapping[str, float], data: Mapping[str, float]) -> dict[str, float]:
-    """Pixel statistics of samples in units of the data's; without those that the data themselves do not have."""
+    """Pixel statistics of samples relative to the data's, without those that are undefined for the data."""
     found = {name: made[name] / data[name] for name in ("contrast", "saturation") if data.get(name)}
     if data["std"] > 1e-3:
         found["mean_shift"] = (made["mean"] - data["mean"]) / data["std"]
@@ -156,9 +157,9 @@ def _compared(made: Mapping[str, float], data: Mapping[str, float]) -> dict[str,
 
 
 def _pixel_statistics(images: UInt8[Tensor, "n C H W"]) -> dict[str, float]:
-    """Mean pixel, standard deviation of all pixels, mean of that within images, and mean spread over channels.
+    """Mean pixel, standard deviation of all pixels, its mean within images, and mean spread over channels.
 
-    As floats images are large, so a part of them is taken at a time.
+    Images are converted to floats in parts, since as floats they are large.
     """
     numbers: list[tuple[Tensor, ...]] = []
     for part in images.split(256):

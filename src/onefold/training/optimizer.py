@@ -1,13 +1,14 @@
-"""Optimizers: AdamW and Muon, and the step that is skipped where a gradient is not finite.
+"""Optimizers: AdamW and Muon, and a step that is skipped if the gradient is not finite.
 
-AdamW serves every parameter, or, with `optimizer="muon"`, those that are not matrices inside the trunk's blocks. Muon
+AdamW updates every parameter or, with `optimizer="muon"`, all except the matrices inside the trunk's blocks. Muon
 (Jordan et al., 2024) moves each such matrix along the nearest orthogonal matrix to its momentum, computed by five
-Newton-Schulz iterations. Matrices of one shape are stacked and iterated together, which makes small networks cheap;
+Newton-Schulz iterations. Matrices of the same shape are stacked and iterated together, which makes small networks
+cheap;
 the iterations tolerate bf16, which is used where the run's matrix products are bf16.
 
-Whether a gradient is finite is known on the device alone: asking on the host would make it wait for all that the
-device has yet to do, at every step. So `guarded_step` hands the answer to the optimizers as torch's gradient scaler
-does, in their attribute `found_inf`, which AdamW(fused=True) reads on the device, and so does Muon.
+Whether a gradient is finite is known only on the device: asking from the host would make it wait for all pending work,
+at every step. `guarded_step` therefore passes the answer to the optimizers as torch's gradient scaler does, in their
+attribute `found_inf`, which AdamW(fused=True) and Muon read on the device.
 """
 
 from collections import defaultdict
@@ -32,16 +33,16 @@ __all__ = [
 ]
 
 BLIND = {"mps"}
-"""Devices whose AdamW does not read `found_inf`: Metal's, before pytorch/pytorch#186360. There the host asks."""
+"""Devices whose AdamW does not read `found_inf`: Metal's, before pytorch/pytorch#186360. There the host checks."""
 
 
 def guarded_step(
     module: nn.Module, optimizers: Iterable[Optimizer], clip: float, *, skip: Bool[Tensor, ""] | None = None
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
-    """Clip the gradient to the norm `clip`, take the optimizers' steps and drop the gradient. The host does not wait.
+    """Clip the gradient to the norm `clip`, take the optimizer steps and clear the gradient. The host does not wait.
 
-    If the gradient's norm is not finite, or `skip` is true, the step is skipped: weights and the optimizers' state stay
-    as they are, to the bit. Returns the norm before clipping and whether the step was skipped, both on the device.
+    If the gradient's norm is not finite, or `skip` is true, the step is skipped: weights and optimizer state stay the
+    same to the bit. Returns the norm before clipping and whether the step was skipped, both on the device.
     """
     norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
     skipped = ~torch.isfinite(norm)
@@ -56,7 +57,7 @@ def guarded_step(
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """The orthogonal factors U Vᵀ of a stack of matrices (k, m, n) = U S Vᵀ, singular values within about 0.7 to 1.2.
+    """The orthogonal factors U Vᵀ of a stack of matrices (k, m, n) = U S Vᵀ, singular values from about 0.7 to 1.2.
 
     The quintic iteration X ← aX + (bA + cA²)X with A = XXᵀ has the coefficients of the original Muon.
     """
@@ -73,7 +74,7 @@ class Muon(Optimizer):
     """Nesterov momentum, orthogonalised, scaled by max(1, rows/columns)^½; decoupled weight decay."""
 
     found_inf: Tensor | None = None
-    """As of torch's fused optimizers: where it is 1 (a single number, on the device), a step changes nothing."""
+    """As in torch's fused optimizers: if it is 1 (a scalar on the device), a step changes nothing."""
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`dtype` is that of the Newton-Schulz iterations; momentum and weights keep their own."""
+        """`dtype` is for the Newton-Schulz iterations; momentum and weights keep their own."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype})
 
     @torch.no_grad()
@@ -106,7 +107,8 @@ class Muon(Optimizer):
         remaining: float | Tensor = 1 - group["lr"] * group["weight_decay"]
         skipped = None if self.found_inf is None else self.found_inf > 0
         if skipped is not None:
-            # Chosen, not multiplied by 0: NaN · 0 is NaN. The mean of a momentum and itself is that momentum.
+            # Selected rather than multiplied by 0, since NaN · 0 is NaN. The mean of a momentum and itself is that
+            # momentum.
             gradients = torch.where(skipped, torch.stack(momenta), torch.stack(gradients)).unbind()
             remaining = torch.where(skipped, 1.0, remaining)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
@@ -119,13 +121,13 @@ class Muon(Optimizer):
 
 
 def block_matrices(network: Network) -> list[nn.Parameter]:
-    """What Muon is for: the matrices of the trunk's blocks."""
+    """The parameters for Muon: the matrices of the trunk's blocks."""
     blocks = (p for trunk in network.trunks for p in trunk.blocks.parameters())
     return [p for p in blocks if p.ndim == 2 and min(p.shape) > 6 and p.requires_grad]
 
 
 def build_optimizers(network: Network, schedule: Schedule, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
-    """AdamW alone, or AdamW and Muon, whose iterations are in `dtype`.
+    """AdamW, or AdamW and Muon with iterations in `dtype`.
 
     Vectors, embeddings and offsets have no weight decay; frozen weights are left out.
     """
@@ -148,7 +150,7 @@ def build_optimizers(network: Network, schedule: Schedule, dtype: torch.dtype = 
 
 
 def set_rates(optimizers: Iterable[Optimizer], factor: float) -> None:
-    """Set every rate to `factor` times its peak, which is the rate that the optimizer was made with."""
+    """Set every rate to `factor` times its peak, the rate that the optimizer was created with."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * factor

@@ -1,13 +1,13 @@
-"""Phases: a run is a list of them, and each says what its steps train.
+"""Phases: a run is a list of them, and each defines what its steps train.
 
     self_distillation         encoder, denoiser and decoder together
     autoencoder, diffusion    the two stages of the baseline with three networks
     one_step                  critic and one-step generator
 
-A phase begins from the network that the one before it published, with optimizers and averages of its own. Which phase
-an image belongs to is a function of the configuration, and what a phase begins with is a function of the state and the
-data, so that a run resumed at any image is the same to the bit. A phase of one's own is a subclass that registers
-itself: `docs/architecture.md` has an example.
+A phase starts from the network published by the previous one, with its own optimizers and averages. The phase of an
+image depends only on the configuration, and what a phase starts with only on the state and the data, so a run resumed
+at any image is bit-identical. A custom phase is a subclass that registers itself: `docs/architecture.md` has an
+example.
 """
 
 from abc import ABC, abstractmethod
@@ -58,29 +58,29 @@ class Part:
     """One module that a step trains, and how. Images are counted from the beginning of the phase."""
 
     modules: tuple[str, ...]
-    """Names in the state: the module that is trained, and those that its loss reads besides."""
+    """Names in the state: the module that is trained, then the others that its loss reads."""
     draw: Callable[[int, torch.Generator], Draws]
     """(B, rng) → the randomness of a batch of B images."""
     loss: Callable[..., Losses]
     """(*modules, x, y, draws) → losses."""
     optimizers: Callable[[nn.Module], list[Optimizer]]
-    """Those of the module that is trained, at the peaks of their rates (see `optimizer.set_rates`)."""
+    """The optimizers of the trained module, at their peak rates (see `optimizer.set_rates`)."""
     schedule: Schedule
-    """Of rates, clipping and averages; it begins at `start`."""
+    """Schedule of rates, clipping and averages; it begins at `start`."""
     half_lives: tuple[int, ...] = ()
-    """Of the averages of the module, which are called average-0, average-1, …"""
+    """Half-lives of the module's averages, which are called average-0, average-1, …"""
     start: int = 0
     """Images before its first turn."""
     every: int = 1
-    """It takes part in one of so many steps."""
+    """It takes part in one step out of this many."""
     norm: str = "gradient_norm"
-    """What the norm of its gradient is called in the log."""
+    """Name of its gradient norm in the log."""
     finish: Callable[[Mapping[str, nn.Module], Bool[Tensor, ""]], None] | None = None
-    """Called with (modules, skipped) after its update, for what moves once per step."""
+    """Called with (modules, skipped) after its update, for anything updated once per step."""
 
     @property
     def name(self) -> str:
-        """That of the module that is trained."""
+        """Name of the module that is trained."""
         return self.modules[0]
 
     def has_turn(self, images: int, batch: int) -> bool:
@@ -88,12 +88,12 @@ class Part:
         return images >= self.start and (images // batch + 1) % self.every == 0
 
     def updates(self, images: int, batch: int) -> int:
-        """Its turns up to and with that of the step that begins after `images` images."""
-        return (images // batch + 1) // self.every - -(-self.start // batch) // self.every
+        """Its turns up to and including the step that begins after `images` images."""
+        return max(0, (images // batch + 1) // self.every - -(-self.start // batch) // self.every)
 
 
 class Phase(ABC):
-    """A part of a run, in which every step trains the same modules."""
+    """A section of a run in which every step trains the same modules."""
 
     name: ClassVar[str]
 
@@ -101,7 +101,7 @@ class Phase(ABC):
         """Phase number `index` of a run, which begins after `start` images.
 
         Raises:
-            UserError: settings that make no sense for it.
+            UserError: settings that are invalid for it.
         """
         self.config = config
         self.index = index
@@ -119,34 +119,34 @@ class Phase(ABC):
         """What a step trains, in this order."""
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
-        """Everything that its steps read and change, made from the network that it begins with.
+        """Everything that its steps read and change, created from the network that it starts with.
 
-        There is a `network`, which is published where there is no average; `average-0`, `average-1`, … are averages of
-        it, of which the last is published; so is `best`, where a monitor has chosen one. Random weights come from
-        torch's present seed.
+        `network` is trained; `average-0`, `average-1`, … are its averages. What is published is `best`, if a monitor
+        has selected one, else the last average, else `network`. Random weights come from torch's current seed.
         """
         return averaged(network, self.schedule)
 
     def published(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """What is saved beside the published network, by the name of its folder."""
+        """Modules saved alongside the published network, by folder name."""
         return {}
 
     def adapt(self, network: Network, data: Dataset) -> None:  # noqa: B027
-        """Change what the phase begins with by what the data say; called once, before `modules`."""
+        """Adapt the network that the phase starts with to the data; called once, before `modules`."""
 
     def optimizers(self, network: nn.Module) -> list[Optimizer]:
-        """Those of the network, with Muon's iterations in the precision of the run's matrix products."""
+        """Optimizers of the network, with Muon's iterations in the precision of the run's matrix products."""
         assert isinstance(network, Network)
         bfloat16 = self.config.training.precision == "bfloat16"
         return build_optimizers(network, self.schedule, torch.bfloat16 if bfloat16 else torch.float32)
 
     @property
     def sampler(self) -> Sampler:
-        """What its network samples with: the run's sampler, and before the last phase that of a diffusion model."""
+        """The sampler of its network: in the last phase the run's, before that a diffusion model's."""
         return self.config.sampler if self.index == len(names_of_phases(self.config)) - 1 else Sampler()
 
     def begin_from(self, source: Network) -> Network:
-        """The network of this run with the weights of another; label vectors are random where the classes differ.
+        """The network of this run with the weights of another. Where the classes differ, label vectors are those of the
+        classes of the same name, and else random.
 
         Raises:
             UserError: a network whose other weights do not fit.
@@ -159,26 +159,33 @@ class Phase(ABC):
         if missing:
             cure = "give one of the same architecture, patch, width and channels"
             raise UserError(f"start: the weights do not fit this run's network ({missing[0]} differs); {cure}")
+        ours, others = network.config.class_names, source.config.class_names
+        if ours != others:
+            rows = [(ours.index(name), others.index(name)) for name in ours if name in others]
+            for name in labels:
+                fitting.pop(name, None)
+                for row, other in rows:
+                    own[name][row] = theirs[name][other]
         network.load_state_dict({**own, **fitting})
         return network
 
     @abstractmethod
     def monitor(self, run: "Run", data: Dataset, test: Dataset, device: torch.device, say: Say) -> "Monitor":
-        """What watches over it, on training and test images; `say` is told what takes long."""
+        """The phase's monitor, on training and test images; `say` is called before anything that takes long."""
 
     @abstractmethod
     def flops(self) -> float:
-        """Arithmetic of a step for each image: operations of matrix products, forward and backward."""
+        """Arithmetic of a step per image: operations of matrix products, forward and backward."""
 
 
 PHASES: dict[str, type[Phase]] = {}
-"""All that are known, by name."""
+"""Registered phases, by name."""
 
 P = TypeVar("P", bound=type[Phase])
 
 
 def register(name: str) -> Callable[[P], P]:
-    """Class decorator: make a phase known by its name, for `Config.phases`.
+    """Class decorator: register a phase under a name, for `Config.phases`.
 
     Raises:
         UserError: another phase has the name.
@@ -186,7 +193,7 @@ def register(name: str) -> Callable[[P], P]:
 
     def add(kind: P) -> P:
         if PHASES.setdefault(name, kind) is not kind:
-            raise UserError(f"phase {name!r}: is known already; choose another name")
+            raise UserError(f"phase {name!r}: is already registered; choose another name")
         kind.name = name
         return kind
 
@@ -194,22 +201,22 @@ def register(name: str) -> Callable[[P], P]:
 
 
 def names_of_phases(config: Config) -> tuple[str, ...]:
-    """The phases of a run by name: those that are configured, or else those that the architecture goes through."""
+    """The phases of a run by name: those configured, or else the architecture's own."""
     return config.phases or config.network.kind.phases
 
 
 @lru_cache(maxsize=32)
 def phases_of(config: Config) -> tuple[Phase, ...]:
-    """The phases of a run, the first first; each begins with a whole batch.
+    """The phases of a run, in order; each begins with a whole batch.
 
     Raises:
-        UserError: a name that is not known, or settings that make no sense for a phase.
+        UserError: a name that is not registered, or settings that are invalid for a phase.
     """
     phases: list[Phase] = []
     start, batch = 0, config.training.batch
     for index, name in enumerate(names_of_phases(config)):
         if name not in PHASES:
-            raise UserError(f"phases: {name!r} is not known; choose of {', '.join(PHASES)}")
+            raise UserError(f"phases: {name!r} is not known; choose from {', '.join(PHASES)}")
         phase = PHASES[name](config, index, start)
         phases.append(phase)
         start += batch * -(-phase.schedule.images // batch)
@@ -228,12 +235,12 @@ def length(config: Config) -> int:
 
 
 def training_flops(config: Config) -> float:
-    """Arithmetic of training for each image: the mean over the run."""
+    """Arithmetic of training per image, averaged over the run."""
     return sum(phase.schedule.images * phase.flops() for phase in phases_of(config)) / length(config)
 
 
 def averaged(network: Network, schedule: Schedule) -> dict[str, nn.Module]:
-    """A network to be trained, which begins as the given one, and averages of it."""
+    """A trainable copy of a network, and averages of it."""
     trained = ema.trainable_copy(network)
     averages = {f"average-{k}": ema.average_of(trained) for k in range(len(schedule.ema_half_lives))}
     return {"network": trained, **averages}

@@ -12,7 +12,7 @@ from onefold.sampling import check_guidance
 from onefold.training.config import Config
 from onefold.training.phases import length, names_of_phases, phases_of, training_flops
 
-__all__ = ["decide", "fit_to_data"]
+__all__ = ["decide", "fit_to_data", "mirror_note"]
 
 LONG_RUN = 5e12
 """Operations of a whole training from which the half minute of compilation pays."""
@@ -21,7 +21,8 @@ LONG_RUN = 5e12
 def fit_to_data(config: Config, data: Dataset) -> Config:
     """The configuration with the network's image size, channels and classes taken from the data, and its phases named.
 
-    A network with `classes` = 0 stays unconditional.
+    The names of the classes are kept where they are not just their numbers. A network with `classes` = 0 stays
+    unconditional. Whether images are mirrored is decided, if it was not.
 
     Raises:
         UserError: a patch that does not divide the images, a sampler with guidance where there are no classes, or
@@ -29,12 +30,27 @@ def fit_to_data(config: Config, data: Dataset) -> Config:
     """
     height, width, channels = data.image_shape
     classes = data.classes if config.network.classes else 0
-    network = replace(config.network, image_size=(height, width), channels=channels, classes=classes)
+    numbers = tuple(map(str, range(classes)))
+    names = () if not classes or data.class_names == numbers else data.class_names
+    kind = {"image_size": (height, width), "channels": channels, "classes": classes, "class_names": names}
+    network = replace(config.network, **kind)
     _ = network.grid  # says so if the patch does not divide the images
     check_guidance(config.sampler.guidance, classes)
-    config = replace(config, network=network, phases=names_of_phases(config))
+    flip = config.data.may_be_mirrored if config.objective.flip is None else config.objective.flip
+    objective = replace(config.objective, flip=flip)
+    config = replace(config, network=network, objective=objective, phases=names_of_phases(config))
     phases_of(config)
     return config
+
+
+def mirror_note(wanted: Config, fitted: Config) -> str | None:
+    """What is said of mirroring, where nobody asked for it or against it; None where there is nothing to say."""
+    if wanted.objective.flip is not None or not wanted.data.mirrored:
+        return None
+    if fitted.objective.flip:
+        return "images are mirrored left to right at random; --objective.flip False leaves them as they are"
+    own = f"recipe {wanted.recipe} does so with its own data alone"
+    return f"images are not mirrored ({own}); --objective.flip True mirrors them, if left and right mean the same"
 
 
 def decide(config: Config, device: torch.device, say: Callable[[str], None] = lambda line: None) -> Config:

@@ -2,23 +2,25 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onefold import __version__, settings
-from onefold.data import Dataset, as_dataset, holdout, open_dataset
-from onefold.data.messages import count_text, shape_text
-from onefold.errors import UserError, writing
-from onefold.files import is_unused, sha256_of, write_whole
+from onefold.data import Dataset
+from onefold.data.messages import count_text
+from onefold.data.source import absolute
+from onefold.errors import UserError, printable, quoted, writing
+from onefold.files import is_unused, refuse_placeholder, sha256_of, write_whole
 from onefold.networks import Network
-from onefold.training.config import Config, DataConfig
+from onefold.training.config import Config
+from onefold.training.datasets import DataRecord, check_there, check_unchanged, describe, given_again, open_data
 from onefold.training.log import read_log
 from onefold.training.phases import length
 
-__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run", "open_data", "split"]
+__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run", "move_data"]
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,30 @@ class Run:
     datasets: tuple[Dataset, Dataset] | None = field(default=None, compare=False)
     """Training and test images, where they do not come from a source that the configuration names."""
 
+    @property
+    def model(self) -> Path:
+        """Folder of the published network. Raises UserError before the first checkpoint."""
+        folder = self.folder / "model"
+        if not (folder / "model.safetensors").is_file():
+            raise UserError(f"{self.folder}: no model yet; train it on with `{self.resume_command}`")
+        return folder
+
+    @property
+    def resume_command(self) -> str:
+        """What makes it go on, for messages."""
+        return f"onefold train --resume --out {quoted(self.folder)}"
+
     @cached_property
     def network(self) -> Network:
         """The published average, ready for use. Raises UserError before the first checkpoint."""
-        if not (self.folder / "model" / "model.safetensors").is_file():
-            raise UserError(
-                f"{self.folder}: no model yet; train it on with `onefold train … --out {self.folder} --resume`"
-            )
-        network = Network.from_pretrained(self.folder / "model")
+        network = Network.from_pretrained(self.model)
         network.sampler = self.config.sampler
         return network
 
     @property
     def model_sha256(self) -> str:
         """Of the published network's weights. Raises UserError before the first checkpoint."""
-        return sha256_of(self.folder / "model" / "model.safetensors")
+        return sha256_of(self.model / "model.safetensors")
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -62,13 +73,25 @@ class Run:
         """Images of the whole run."""
         return length(self.config)
 
-    def open_data(self) -> tuple[Dataset, Dataset]:
+    def open_data(self, say: Callable[[str], None] = lambda line: None) -> tuple[Dataset, Dataset]:
         """The images that it trains on, and those that training never sees.
 
+        `say` is told what has changed in them since the run began, a line each.
+
         Raises:
-            UserError: data that cannot be read, or test images unlike the training images.
+            UserError: data that cannot be read, test images unlike the training images, or other classes than those
+                that the run began with.
         """
-        return self.datasets or open_data(self.config.data)
+        self.check_data()
+        datasets = self.datasets or open_data(self.config.data)
+        check_unchanged(self.folder, datasets, say)
+        return datasets
+
+    def check_data(self) -> None:
+        """Raises a UserError that names the run, where its data have gone."""
+        for option, source in (("data", self.config.data.source), ("test_data", self.config.data.test)):
+            if self.datasets is None:
+                check_there(self.folder, option, source)
 
 
 def load_run(folder: str | Path, *, data: object = None, test_data: object = None) -> Run:
@@ -76,22 +99,26 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
 
     Args:
         folder: What `onefold train --out` made.
-        data: The images of a run that was trained on a Python object (see `onefold.train`).
+        data: The images that it was trained on: as they were given, where that was a Python object (see
+            `onefold.train`), or the place that their files have now.
         test_data: Likewise.
 
     Raises:
-        UserError: not a run's folder, or a configuration that this version cannot read.
+        UserError: not a run's folder, a configuration that this version cannot read, or images of another kind.
     """
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a run (no config.json); give the folder that `onefold train --out` made")
+    refuse_placeholder(path)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
     config = settings.from_json(Config, json.dumps(described), str(path))
-    return Run(folder, config, None if data is None else split(data, test_data, config.data))
+    if data is None and test_data is None:
+        return Run(folder, config)
+    return Run(folder, config, given_again(folder, config, data, test_data))
 
 
 def check_new(folder: Path) -> None:
@@ -107,7 +134,7 @@ def check_new(folder: Path) -> None:
 
 
 def create_folder(run: Run) -> None:
-    """Make the folder of a new run and write its configuration.
+    """Make the folder of a new run and write its configuration, and what its data are.
 
     Raises:
         UserError: the folder holds a run or other files already, or cannot be made.
@@ -116,6 +143,7 @@ def create_folder(run: Run) -> None:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_config(run.folder, run.config, [])
+        DataRecord.of(run.open_data()).write(run.folder)
     except OSError as error:
         raise UserError(f"{run.folder}: cannot be written ({error.strerror}); choose another --out") from error
 
@@ -141,63 +169,61 @@ def extend(run: Run, images: int) -> Run:
     """
     if len(run.config.phases) > 1:
         raise UserError(f"--images: {run.folder} has several phases and cannot be made longer; start a new run")
-    if images <= run.length:
+    config = run.config.with_changes({"training.images": images})
+    if length(config) <= run.length:
         raise UserError(f"--images: {images:,} do not make {run.folder} longer, which has {run.length:,}; give more")
     described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-    extension = {"at": run.images, "from": run.length, "to": images}
-    config = run.config.with_changes({"training.images": images})
+    extension = {"at": run.images, "from": run.length, "to": length(config)}
     with writing(run.folder):
         write_config(run.folder, config, [*described.get("extensions", ()), extension])
     return replace(run, config=config)
 
 
-def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
-    """The images to train on, and those that training never sees.
+def move_data(run: Run, data: str | Path | None, test_data: str | Path | None) -> Run:
+    """The same run, whose images lie elsewhere now; recorded in `config.json`.
 
     Raises:
-        UserError: data that cannot be read, or test images unlike the training images.
+        UserError: it cannot be written.
     """
-    train = open_dataset(data.source, unreadable=data.unreadable)
-    return split(train, None if data.test is None else open_dataset(data.test, unreadable=data.unreadable), data)
-
-
-def split(train: object, test: object, data: DataConfig) -> tuple[Dataset, Dataset]:
-    """Training and test images, of a kind; without test images, `data.holdout` of the training images are set apart.
-
-    Raises:
-        UserError: what is no data set, or test images unlike the training images.
-    """
-    train = as_dataset(train)
-    if test is None:
-        return holdout(train, data.holdout)
-    test = as_dataset(test)
-    kinds = [f"{shape_text(part.image_shape)} with {part.classes} classes" for part in (test, train)]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"{test.source}: {kinds[0]}, but {train.source}: {kinds[1]}; give test images of the same kind")
-    numbered = tuple(map(str, range(train.classes)))  # as where a file holds numbers alone
-    if numbered not in (test.class_names, train.class_names) and test.class_names != train.class_names:
-        pairs = zip(test.class_names, train.class_names, strict=True)
-        own, other = next(pair for pair in pairs if pair[0] != pair[1])
-        raise UserError(f"{test.source}: has a class {own} where {train.source} has {other}; name its classes alike")
-    return train, test
+    new = {"data.source": data, "data.test": test_data}
+    changes = {name: absolute(str(source)) for name, source in new.items() if source is not None}
+    config = run.config.with_changes(changes)
+    if config == run.config:
+        return run
+    described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    with writing(run.folder):
+        write_config(run.folder, config, described.get("extensions", ()))
+    return replace(run, config=config)
 
 
 def data_notes(run: Run) -> list[str]:
-    """What a person should know of a run's data before it is trained, a line each.
+    """What a person should know of a run's data before it is trained, a line each: first what they are.
 
     Images that were left out since they cannot be read are listed in the run's `skipped.txt`.
     """
-    parts = run.open_data()
+    changed: list[str] = []
+    parts = run.open_data(changed.append)
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    (train, test), source = parts, run.config.data.source
+    if test is train:
+        consequence = "reconstructions, health and numbers are of training images"
+        notes.append(f"{source}: {count_text(len(train))}, too few to set some apart; {consequence}")
+    elif run.config.data.test is None and (count := len(train) + len(test)) * run.config.data.holdout < len(test) - 1:
+        notes.append(
+            f"{source}: {len(test)} of {count_text(count)} are set apart for evaluation; fewer would tell little"
+        )
+    if len(test) == 1:
+        notes.append("of one test image the latents have no spread: a collapse is not seen")
     names = list(dict.fromkeys(name for part in parts for name in part.skipped))
     if names:
         path = run.folder / "skipped.txt"
         with writing(path):
-            write_whole(path, "\n".join(names) + "\n")
+            write_whole(path, "\n".join(map(printable, names)) + "\n")
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         left_out = f"left out {count_text(len(names))} that cannot be read ({some}); see {path}"
         notes.append(f"{run.config.data.source}: {left_out}")
-    return notes
+    lines = [describe(DataRecord.of(parts)), *(f"note: {note}" for note in [*notes, *changed])]
+    return list(map(printable, lines))
 
 
 def _git_commit() -> str | None:

@@ -1,6 +1,6 @@
-"""The state of a training: everything that a step reads and changes, by name.
+"""The training state: everything that a step reads and changes, by name.
 
-Random numbers are no part of it: those of a step come from a generator seeded with (seed, images, rollbacks), and the
+Random numbers are not part of it: a step draws them from a generator seeded with (seed, images, rollbacks), and the
 order of the data is a function of (seed, images).
 """
 
@@ -20,25 +20,25 @@ from onefold.training.config import Config
 from onefold.training.log import Window
 from onefold.training.phases import Phase, phases_of
 
-__all__ = ["Counters", "Skips", "TrainingState"]
+__all__ = ["Counters", "Skips", "TrainingState", "seeded"]
 
 
 @dataclass
 class Counters:
-    """What is counted along a run."""
+    """Counters kept during a run."""
 
     images: int = 0
     """Images seen, the run's clock."""
     phase: int = 0
-    """Number of the phase that modules and optimizers are those of."""
+    """Index of the phase that modules and optimizers belong to."""
     skipped: int = 0
     """Steps skipped because the loss or its gradient was not finite, as of the last `TrainingState.read_skips` …"""
     skipped_in_row: int = 0
-    """… and how many of them were the last ones without a good one between."""
+    """… and how many of them were the most recent steps, without a good one in between."""
     rollbacks: int = 0
     """Returns to an earlier checkpoint after too many skipped steps in a row."""
     best: float | None = None
-    """Where a monitor chooses what is published: the least distance measured in this phase …"""
+    """If a monitor selects what is published: the smallest distance measured in this phase …"""
     best_images: int = 0
     """… and when."""
 
@@ -52,7 +52,7 @@ class Skips:
         self.last = torch.tensor(False, device=device)
 
     def count(self, skipped: Bool[Tensor, ""], *, whole: bool = True) -> None:
-        """A step was taken, or skipped. One that is not `whole`, without the turn of every part, does not end a row."""
+        """Count a step, taken or skipped; one without a turn of every part (not `whole`) does not end a row."""
         self.last = skipped
         self.total = self.total + skipped
         self.in_row = torch.where(skipped, self.in_row + 1, 0 if whole else self.in_row)
@@ -60,35 +60,35 @@ class Skips:
 
 @dataclass
 class TrainingState:
-    """Everything that a step reads and changes; `Phase.modules` says which modules there are."""
+    """Everything that a step reads and changes; `Phase.modules` defines the modules."""
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, list[Optimizer]]
-    """Of each module that is trained, by its name."""
+    """Optimizers of each trained module, by its name."""
     skips: Skips
     counters: Counters = field(default_factory=Counters)
     window: Window = field(default_factory=Window)
-    """What the next log line is the mean of."""
+    """The values that the next log line averages."""
 
     @classmethod
     def fresh(cls, config: Config, device: torch.device, network: Network | None = None) -> "TrainingState":
-        """At the beginning of the run's first phase.
+        """The state at the beginning of the run's first phase.
 
         Args:
             config: The run.
             device: Where it is trained.
-            network: The weights to start from; it stays as it is. Default: random ones from the run's seed, drawn on
-                the CPU and so the same for every device.
+            network: The weights to start from; not modified. Default: random ones from the run's seed, drawn on the CPU
+                and thus the same on every device.
         """
-        with _seeded(config.training.seed):
+        with seeded(config.training.seed):
             network = build(config.network) if network is None else network
             state = cls({"network": network.to(device)}, {}, Skips(device))
             state._fill(phases_of(config)[0])
         return state
 
     def enter(self, phase: Phase) -> None:
-        """Become the state that a phase begins with, from the network published so far."""
-        with _seeded(phase.config.training.seed):
+        """Become the initial state of a phase, starting from the network published so far."""
+        with seeded(phase.config.training.seed):
             self._fill(phase)
 
     def _fill(self, phase: Phase) -> None:
@@ -101,18 +101,18 @@ class TrainingState:
 
     @property
     def network(self) -> Network:
-        """The network that is trained."""
+        """The network being trained."""
         return self._network("network")
 
     @property
     def averages(self) -> list[Network]:
-        """The averages of it, the first first."""
+        """Its averages, in order."""
         count = sum(name.startswith("average-") for name in self.modules)
         return [self._network(f"average-{k}") for k in range(count)]
 
     @property
     def published(self) -> Network:
-        """What is saved as the run's model, sampled and evaluated: the best, or else the last average."""
+        """The network that is saved as the run's model, sampled and evaluated: the best, or else the last average."""
         if self.counters.best is not None:
             return self._network("best")
         return self.averages[-1] if self.averages else self.network
@@ -128,7 +128,7 @@ class TrainingState:
             compile_blocks(self.modules[name], dynamic=False)
 
     def read_skips(self) -> int:
-        """Bring the counters of skipped steps up to date and return the number in a row; the host waits for it."""
+        """Update the counters of skipped steps and return the number in a row; makes the host wait."""
         counts = torch.stack([self.skips.total, self.skips.in_row]).tolist()
         self.counters.skipped, self.counters.skipped_in_row = counts
         return self.counters.skipped_in_row
@@ -140,8 +140,8 @@ class TrainingState:
 
 
 @contextmanager
-def _seeded(seed: int) -> Generator[None]:
-    """Torch's random numbers on the CPU follow from the seed, and go on afterwards as if nothing had been."""
+def seeded(seed: int) -> Generator[None]:
+    """Seed torch's random numbers on the CPU; afterwards they continue as if nothing had happened."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,11 +1,11 @@
-"""The training step: all that changes weights, for every objective.
+"""The training step: everything that changes weights, for every objective.
 
-A step is a list of parts. Each trains one module by one loss, when it is its turn:
+A step is a list of parts. Each trains one module with one loss, when it is its turn:
 
     draw → accumulate the gradient over micro-batches → clip → finite? → optimizers → averages
 
-A step does not make the host wait for the device: it may prepare the next ones meanwhile, and learns of skipped steps
-when it looks.
+A step does not make the host wait for the device: the host can prepare the next steps meanwhile, and learns of skipped
+steps when it reads their count.
 """
 
 from collections import defaultdict
@@ -25,11 +25,11 @@ __all__ = ["accumulate", "training_step"]
 
 
 def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
-    """One step on images x (B, C, H, W) in [−1, 1] with labels y (B,), by the parts of the present phase.
+    """One step on images x (B, C, H, W) in [−1, 1] with labels y (B,), by the parts of the current phase.
 
-    A part whose gradient is not finite is skipped, and with it those after it in the step: neither weights nor the
-    optimizers' state change, and the averages go on towards weights that stood still. The device alone decides that.
-    Returns what the losses tell and the norms of the gradients before clipping, still on the device.
+    A part whose gradient is not finite is skipped, and so are the parts after it in the step: neither weights nor
+    optimizer state change, and the averages continue towards the unchanged weights. This is decided on the device only.
+    Returns the logged terms of the losses and the gradient norms before clipping, still on the device.
     """
     phase = phases_of(config)[state.counters.phase]
     batch, images = len(x), state.counters.images - phase.start
@@ -56,7 +56,7 @@ def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) ->
 def accumulate(
     state: TrainingState, part: Part, x: Tensor, y: Tensor, draws: Draws, training: TrainingConfig
 ) -> dict[str, Tensor]:
-    """Add the gradient of a part's loss, micro-batch by micro-batch; returns what the loss tells."""
+    """Accumulate the gradient of a part's loss over micro-batches; returns the loss's logged terms."""
     modules = [state.modules[name] for name in part.modules]
     size = training.micro_batch or len(x)
     told: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))

@@ -1,4 +1,4 @@
-"""The watch of a one-step run: its numbers by hand, what it leaves alone, and the alarm on made-up logs."""
+"""The monitor of a one-step run: its numbers by hand, what it leaves alone, and the alarm on made-up logs."""
 
 import math
 from pathlib import Path
@@ -9,23 +9,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onefold.training.onestep import onestep_step
-from onefold.training.onestep_watch import LEVELS, PROBE, OneStepWatch, auc, calibration
 from torch import Tensor
 
 import onefold
-from helpers_onestep import begun, digits, duel_of, everything, newest_of, one_step, one_step_from
-from helpers_runs import differing, log, tiny
+from helpers_one_step import begun, critic_of, digits, newest_of, one_step, one_step_from, teacher_of
+from helpers_runs import differing, log, tensors, tiny
 from onefold import alarm, metrics
 from onefold.alarm import BOUNDS, ONESTEP_CURE, departure
 from onefold.data import open_dataset, read_all
 from onefold.errors import TrainingAborted
 from onefold.networks.base import Network
 from onefold.pixels import to_uint8
-from onefold.training import loop, onestep_watch
+from onefold.training import loop, one_step_monitor
 from onefold.training.config import Config
+from onefold.training.one_step_monitor import LEVELS, PROBE, OneStepMonitor, auc, calibration
 from onefold.training.run import Run, open_data
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 logits = st.lists(st.integers(-4, 4) | st.floats(-30, 30, width=32), min_size=1, max_size=20)
 
@@ -90,26 +90,27 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ONEFOLD_CACHE", str(tmp_path / "cache"))
 
 
-def watched(config: Config, folder: Path, teacher: Network | None = None) -> tuple[OneStepWatch, TrainingState]:
-    """A watch and a state whose generator is a network of its own."""
+def watched(config: Config, folder: Path, teacher: Network | None = None) -> tuple[OneStepMonitor, TrainingState]:
+    """A monitor and a state whose generator is a network of its own."""
     data, test = open_data(config.data)
     state = begun(config, teacher)
     with torch.no_grad():
         for net in (state.network, *state.averages):
             for p in net.parameters():
                 p.mul_(1.1)
-    return OneStepWatch(Run(folder, config), data, test, torch.device("cpu"), print), state
+    warmup = config.onestep.critic_warmup
+    return OneStepMonitor(Run(folder, config), data, test, torch.device("cpu"), print, warmup=warmup), state
 
 
-def looked(watch: OneStepWatch, state: TrainingState, images: int = 64) -> dict[str, Any]:
+def looked(monitor: OneStepMonitor, state: TrainingState, images: int = 64) -> dict[str, Any]:
     state.counters.images = images
-    return watch.look(state, {"images": images}, print)["onestep"]
+    return monitor.look(state, {"images": images}, print)["onestep"]
 
 
 def test_samples_are_compared_with_the_training_images(tmp_path: Path):
     config = one_step(onestep__selection=50)
-    watch, state = watched(config, tmp_path)
-    found = looked(watch, state)
+    monitor, state = watched(config, tmp_path)
+    found = looked(monitor, state)
 
     data = open_dataset("digits")
     real, labels = read_all(data)
@@ -129,7 +130,7 @@ def test_samples_are_compared_with_the_training_images(tmp_path: Path):
     assert "saturation" not in found
     held_out, _ = read_all(open_dataset("digits:test"), range(PROBE))
     with torch.no_grad():
-        latents = duel_of(state).teacher.encode(held_out / 127.5 - 1)
+        latents = teacher_of(state).encode(held_out / 127.5 - 1)
     assert found["diversity"] == pytest.approx((z.std(0).mean() / latents.std(0).mean()).item(), rel=1e-4)
 
 
@@ -142,19 +143,19 @@ def test_what_measures_is_float32_whatever_the_networks_compute_in(tmp_path: Pat
         seen.append((images, found))
         return found
 
-    watch, state = watched(one_step(training__precision="bfloat16"), tmp_path)
+    monitor, state = watched(one_step(training__precision="bfloat16"), tmp_path)
     monkeypatch.setattr(metrics.Classifier, "features", features)
-    looked(watch, state)
+    looked(monitor, state)
     ((images, found),) = seen
-    assert torch.equal(found, honest(watch.extractor, images))
+    assert torch.equal(found, honest(monitor.extractor, images))
 
 
 def test_the_critic_is_asked_about_held_out_data_and_samples(tmp_path: Path):
     """With a ratio that knows both: its sign is that of what it is shown."""
     config = one_step(onestep__selection=50)
-    watch, state = watched(config, tmp_path)
+    monitor, state = watched(config, tmp_path)
     _, labels = read_all(open_dataset("digits:test"))
-    ratio = duel_of(state).critic.ratio
+    ratio = critic_of(state).ratio
     assert ratio is not None
     seen: list[tuple[int, list[float], Tensor]] = []
     noises: list[Tensor] = []
@@ -165,11 +166,11 @@ def test_the_critic_is_asked_about_held_out_data_and_samples(tmp_path: Path):
         return torch.full((len(x_t),), 3.0 if len(seen) % 2 else -3.0)
 
     ratio.forward = asked  # type: ignore[method-assign]
-    found = looked(watch, state)
+    found = looked(monitor, state)
     assert [count for count, _, _ in seen] == [50] * 10
     assert [t for _, t, _ in seen] == [[pytest.approx(level)] for level in LEVELS for _ in range(2)]
     for k, (_, _, y) in enumerate(seen):
-        assert y.tolist() == (labels[:50] if k % 2 == 0 else watch.labels).tolist()
+        assert y.tolist() == (labels[:50] if k % 2 == 0 else monitor.labels).tolist()
     assert found["auc"] == [1.0] * 5
     assert found["calibration"] == [pytest.approx(1 - 1 / (1 + math.exp(-3)), rel=1e-4)] * 5
     assert (found["logit_real"], found["logit_fake"]) == ([3.0] * 5, [-3.0] * 5)
@@ -193,41 +194,40 @@ def test_colours_have_a_saturation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     changes = {"data__source": str(tmp_path / "images.npz"), "data__test": None, "onestep__selection": 20}
     shape = {"network__image_size": (4, 4), "network__channels": 3, "network__classes": 0}
     extractor = metrics.train_classifier(torch.from_numpy(images).permute(0, 3, 1, 2), None, classes=0, epochs=1)
-    monkeypatch.setattr(onestep_watch, "extractor_for", lambda data, say: extractor)
-    watch, state = watched(one_step(**changes, **shape), tmp_path)
-    real, _ = read_all(open_data(watch.run.config.data)[0])
+    monkeypatch.setattr(one_step_monitor, "extractor_for", lambda data, say: extractor)
+    monitor, state = watched(one_step(**changes, **shape), tmp_path)
+    real, _ = read_all(open_data(monitor.run.config.data)[0])
     centre = real.float().mean(1, keepdim=True)
     paler = (centre + (real - centre) / 2).round() / 127.5 - 1
     monkeypatch.setattr(type(state.network), "decode", lambda self, z: paler[: len(z)])
-    found = looked(watch, state)
+    found = looked(monitor, state)
     assert found["saturation"] == pytest.approx(0.5, abs=0.05)
     assert found["mean_shift"] == pytest.approx(0, abs=0.05)
 
 
 def test_nothing_that_training_reads_is_touched(tmp_path: Path):
-    watch, state = watched(one_step(), tmp_path)
-    onestep_step(state, *digits(), watch.run.config)
-    before, generator = everything(state), torch.get_rng_state()
-    first = looked(watch, state)
-    assert differing(before, everything(state)) == []
+    monitor, state = watched(one_step(), tmp_path)
+    training_step(state, *digits(), monitor.run.config)
+    before, generator = tensors(state), torch.get_rng_state()
+    first = looked(monitor, state)
+    assert {name.split(".")[0] for name in differing(before, tensors(state))} == {"best"}, "which no step reads"
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(p.grad is None for p in state.network.parameters())
-    assert all(p.requires_grad for p in duel_of(state).critic.parameters())
-    assert looked(watch, state) == first
-    best = duel_of(state).best
-    assert best is not None
+    assert all(p.requires_grad for p in critic_of(state).parameters())
+    assert looked(monitor, state) == first
+    best = state.modules["best"]
     assert differing(best.state_dict(), state.averages[-1].state_dict()) == []
     own = {p.data_ptr() for p in state.averages[-1].parameters()}
     assert not own & {p.data_ptr() for p in best.parameters()}, "it stays as it is when the average moves on"
 
 
 def test_the_best_is_the_first_of_the_least_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    watch, state = watched(one_step(), tmp_path)
+    monitor, state = watched(one_step(), tmp_path)
     distances = iter([4.0, 5.0, 3.0, 3.0])
-    monkeypatch.setattr(watch, "_distance", lambda made: next(distances))
+    monkeypatch.setattr(monitor, "_distance", lambda made: next(distances))
     found = []
     for k in range(4):
-        looked(watch, state, 64 * (k + 1))
+        looked(monitor, state, 64 * (k + 1))
         found.append((state.counters.best, state.counters.best_images))
     assert found == [(4.0, 64), (4.0, 64), (3.0, 192), (3.0, 192)]
 
@@ -282,10 +282,10 @@ LOW = {"diversity": 0.5}
         (made_up(LOW, {}), None),
         (made_up(LOW, {}, LOW), None),
         (made_up(LOW, LOW, {}), None),
-        (made_up({}, LOW, LOW), "diversity is 0.5, not within 0.6 to 1.5"),
+        (made_up({}, LOW, LOW), "diversity is 0.5, outside 0.6 to 1.5"),
         (made_up(LOW, LOW, LOW), "diversity"),
         (made_up(LOW, None, LOW), "diversity"),
-        (made_up(LOW, {"diversity": 1.7}), "diversity is 1.7, not within 0.6 to 1.5"),
+        (made_up(LOW, {"diversity": 1.7}), "diversity is 1.7, outside 0.6 to 1.5"),
         (made_up(LOW, {"contrast": 0.1}), None),
         (made_up(LOW, {**LOW, "contrast": 0.1}), "diversity"),
         (made_up({"contrast": 0.1, **LOW}, {"contrast": 0.1, **LOW}), "contrast"),
@@ -304,7 +304,7 @@ def test_each_bound_is_one_of_its_own(name: str, side: int):
     assert departure(made_up({name: bound}, {name: bound})) is None
     assert departure(made_up({name: inside}, {name: inside})) is None
     found = departure(made_up({name: out}, {name: out}))
-    assert found == f"{name} is {out:.3g}, not within {BOUNDS[name][0]:g} to {BOUNDS[name][1]:g}"
+    assert found == f"{name} is {out:.3g}, outside {BOUNDS[name][0]:g} to {BOUNDS[name][1]:g}"
     lines = made_up({name: out}, {name: out})
     for line in lines:
         line.get("onestep", {}).pop(name, None)
@@ -351,9 +351,7 @@ def test_an_alarm_is_said_once_in_one_line_and_logged(
 def test_an_alarm_may_stop_the_run(teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(alarm, "BOUNDS", OUT)
     changes = {"training__health_every": 32, "training__on_collapse": "stop"}
-    with pytest.raises(
-        TrainingAborted, match=r"run: the generator has departed from the data at 96 images, saved: div"
-    ):
+    with pytest.raises(TrainingAborted, match=r"run: the generator departs from the data at 96 images, saved: div"):
         onefold.train(one_step_from(teacher.folder, **changes), tmp_path / "run", quiet=True)
     assert (tmp_path / "run" / "checkpoints" / "000000096" / "COMPLETE").exists()
 

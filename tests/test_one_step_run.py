@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -14,24 +13,27 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from onefold.training.critic import Critic
-from onefold.training.onestep import converted, onestep_step
-from onefold.training.onestep_watch import OneStepWatch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import onefold
 from data_images import noise
-from helpers_onestep import newest_of, one_step_from
+from helpers_one_step import newest_of, one_step_from
 from helpers_runs import differing, log, tiny
 from onefold import cli, metrics
 from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.metrics import Record
-from onefold.training import loop, onestep_watch
+from onefold.networks import RatioNet
+from onefold.objectives import one_step
+from onefold.training import loop, one_step_monitor
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.conversion import converted
+from onefold.training.one_step_monitor import OneStepMonitor
 from onefold.training.run import Run, load_run
-from onefold.training.state import Counters, TrainingState, checkpoints
+from onefold.training.state import Counters, TrainingState
+from onefold.training.step import training_step
 
 DISTANCES = {32: 5.0, 64: 3.0, 96: 4.0, 128: 2.0, 160: 2.5}
 """Made up, by the images seen: the best is measured between two checkpoints, twice."""
@@ -47,22 +49,22 @@ METHODS = {"ratio": {}, "adversarial": {"onestep__method": "dmd", "onestep__scor
 @pytest.fixture(scope="module", autouse=True)
 def _set_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Made-up distances on digits; classifiers of other data that are hardly trained, in a cache of their own."""
-    look, distance = OneStepWatch.look, OneStepWatch._distance
+    look, distance = OneStepMonitor.look, OneStepMonitor._distance
 
-    def looked(self: OneStepWatch, state: TrainingState, *rest: Any) -> dict[str, Any]:
+    def looked(self: OneStepMonitor, state: TrainingState, *rest: Any) -> dict[str, Any]:
         self.at = state.counters.images
         return look(self, state, *rest)
 
-    def measured(self: OneStepWatch, made: Tensor) -> float:
+    def measured(self: OneStepMonitor, made: Tensor) -> float:
         honest = distance(self, made)
         return DISTANCES.get(self.at, honest)
 
     jaxtyping.config.update("jaxtyping_disable", True)  # a third of the time, and other tests check shapes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OneStepWatch, "look", looked)
-        patch.setattr(OneStepWatch, "_distance", measured)
-        patch.setattr(onestep_watch, "PROBE", 48)
-        patch.setattr(onestep_watch, "LEVELS", (0.5,))
+        patch.setattr(OneStepMonitor, "look", looked)
+        patch.setattr(OneStepMonitor, "_distance", measured)
+        patch.setattr(one_step_monitor, "PROBE", 48)
+        patch.setattr(one_step_monitor, "LEVELS", (0.5,))
         patch.setattr(loop.curves, "write", lambda *arguments: None)
         patch.setenv("ONEFOLD_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(metrics, "train_classifier", functools.partial(metrics.train_classifier, epochs=1))
@@ -126,25 +128,25 @@ def stopped(config: Config, folder: Path, at: int) -> None:
     def dies(state: TrainingState, *rest: Any) -> dict[str, Tensor]:
         if state.counters.images == at:
             raise Stop
-        return onestep_step(state, *rest)
+        return training_step(state, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "onestep_step", dies)
+        patch.setattr(loop, "training_step", dies)
         with pytest.raises(Stop):
             onefold.train(config, folder, quiet=True)
 
 
 @pytest.mark.parametrize(
     ("method", "at", "saved"),
-    [("ratio", 16, None), ("ratio", 80, 48), ("ratio", 128, 96), ("adversarial", 144, 144)],
+    [("ratio", 16, 0), ("ratio", 80, 48), ("ratio", 128, 96), ("adversarial", 144, 144)],
 )
 def test_a_resumed_run_is_the_same_to_the_bit_without_its_teacher_s_folder(
-    wholes: Callable[[str], Run], given: Path, tmp_path: Path, method: str, at: int, saved: int | None
+    wholes: Callable[[str], Run], given: Path, tmp_path: Path, method: str, at: int, saved: int
 ):
-    """Best at 64 and again at 128 images, checkpoints at 48, 96 and 144, the generator moves from 32 on."""
+    """Best at 64 and again at 128 images, checkpoints at 0, 48, 96 and 144, the generator moves from 32 on."""
     folder = tmp_path / "run"
     stopped(one_step_from(given, **CHANGES, **METHODS[method]), folder, at)
-    assert [int(path.name) for path in checkpoints(folder)][-1:] == ([] if saved is None else [saved])
+    assert int(checkpoints(folder)[-1].name) == saved
     shutil.rmtree(given)
     onefold.train(None, folder, resume=True, quiet=True)
     same(wholes(method), folder)
@@ -156,14 +158,14 @@ def test_a_run_stopped_by_signals_is_the_same_to_the_bit(whole: Run, given: Path
     for place in (16, 80, 128):
 
         def signalled(state: TrainingState, *rest: Any, place: int = place) -> dict[str, Tensor]:
-            values = onestep_step(state, *rest)
+            values = training_step(state, *rest)
             if state.counters.images == place:
                 signal.raise_signal(signal.SIGTERM)
             return values
 
         resume = (folder / "config.json").exists()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "onestep_step", signalled)
+            patch.setattr(loop, "training_step", signalled)
             with pytest.raises(Interrupted, match=rf"stopped at {place} of 160 images, saved; go on with --resume"):
                 onefold.train(one_step_from(given, **CHANGES), folder, resume=resume, quiet=True)
         assert checkpoints(folder)[-1].name == f"{place:09d}"
@@ -186,46 +188,69 @@ def test_a_kill_before_the_model_was_published_changes_nothing(whole: Run, tmp_p
     same(whole, tmp_path / "run")
 
 
-# --- the teacher's copy -----------------------------------------------------------------------------------------------
+# --- the teacher's copy, which every checkpoint has -------------------------------------------------------------------
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, config: Config, folder: Path) -> None:
+    """A run whose process dies while it writes the teacher into its first checkpoint."""
+
+    def dies(values: dict[str, Tensor], path: Path) -> None:
+        if Path(path).stem == "teacher":
+            Path(path).write_bytes(b"half")
+            raise Stop
+        save_file(values, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onefold.training.checkpoint.save_file", dies)
+        with pytest.raises(Stop):
+            onefold.train(config, folder, quiet=True)
+    assert checkpoints(folder) == []
+    assert list((folder / "checkpoints").glob(".writing-*"))
 
 
 def test_a_half_written_copy_of_the_teacher_is_written_anew(
     whole: Run, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def dies(values: dict[str, Tensor], path: Path) -> None:
-        Path(path).write_bytes(b"half")
-        raise Stop
-
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr("onefold.networks.base.save_file", dies)
-        with pytest.raises(Stop):
-            onefold.train(one_step_from(given, **CHANGES), folder, quiet=True)
-    assert not (folder / "teacher").exists()
-    assert list(folder.glob(".writing-*"))
+    dying(monkeypatch, one_step_from(given, **CHANGES), folder)
     onefold.train(None, folder, resume=True, quiet=True)
+    assert checkpoints(folder)[0].name == "000000000"
     same(whole, folder)
 
 
-def test_a_copy_without_its_description_is_written_anew(whole: Run, given: Path, tmp_path: Path):
+def test_without_a_whole_copy_the_teacher_is_asked_for_by_its_name(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    dying(monkeypatch, one_step_from(given, **CHANGES), tmp_path / "run")
+    shutil.rmtree(given)
+    assert cli.run(["train", "--resume", "--quiet", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(given) in said
+
+
+def test_a_checkpoint_without_the_teacher_is_none(whole: Run, given: Path, tmp_path: Path):
     stopped(one_step_from(given, **CHANGES), tmp_path / "run", 64)
-    (tmp_path / "run" / "teacher" / "config.json").unlink()
+    (checkpoints(tmp_path / "run")[-1] / "teacher.safetensors").unlink()
+    assert checkpoints(tmp_path / "run")[-1].name == "000000000", "so it goes on from the one before"
     onefold.train(None, tmp_path / "run", resume=True, quiet=True)
     same(whole, tmp_path / "run")
 
 
 def test_a_damaged_copy_is_one_line(given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     stopped(one_step_from(given, **CHANGES), tmp_path / "run", 64)
-    os.truncate(tmp_path / "run" / "teacher" / "model.safetensors", 99)
+    path = checkpoints(tmp_path / "run")[-1] / "teacher.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
     assert cli.run(["train", "--resume", "--quiet", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "run/teacher/model.safetensors: does not hold this network" in said
+    assert "run/checkpoints/000000048: not a checkpoint of this run" in said
 
 
 def test_the_teacher_stays_as_it_is(teacher: Run, whole: Run):
     theirs = load_file(teacher.folder / "model" / "model.safetensors")
-    assert differing(load_file(whole.folder / "teacher" / "model.safetensors"), theirs) == []
+    for path in checkpoints(whole.folder):
+        assert differing(load_file(path / "teacher.safetensors"), theirs) == []
     assert len(differing(load_file(whole.folder / "model" / "model.safetensors"), theirs)) > 10
     assert not (teacher.folder / "ratio").exists()
 
@@ -291,18 +316,18 @@ def test_the_device_decides_anew(teacher: Run):
 
 
 class Poison:
-    """The critic's loss, but for calls (1, 2, …) of which `when` says true: it is no number."""
+    """The ratio network's loss, but for calls (1, 2, …) of which `when` says true: it is no number."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> None:
         self.calls: list[Tensor] = []
-        honest = Critic.loss
+        honest = one_step.ratio_loss
 
-        def loss(critic: Critic, real: Tensor, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(ratio: RatioNet, real: Tensor, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
             self.calls.append(real.clone())
-            total, parts = honest(critic, real, *rest)
+            total, parts = honest(ratio, real, *rest)
             return (total * torch.nan if when(len(self.calls)) else total), parts
 
-        monkeypatch.setattr(Critic, "loss", loss)
+        monkeypatch.setattr(one_step, "ratio_loss", loss)
 
 
 def test_ten_in_a_row_go_back_to_a_checkpoint_once(teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -312,7 +337,7 @@ def test_ten_in_a_row_go_back_to_a_checkpoint_once(teacher: Run, tmp_path: Path,
     run = onefold.train(config, tmp_path / "run", quiet=True)
     assert len(seen.calls) == 14 + (320 - 48) / 16
     assert torch.equal(seen.calls[14], seen.calls[3]), "the same images again"
-    expected = Counters(320, skipped=10, rollbacks=1, generator_updates=18, best=2.0, best_images=128)
+    expected = Counters(320, skipped=10, rollbacks=1, best=2.0, best_images=128)
     assert counters(run.folder) == asdict(expected)
     assert [line["images"] for line in run.history] == list(range(32, 321, 32))
     assert all(value.isfinite().all() for value in newest_of(run.folder).values())
@@ -345,10 +370,10 @@ SHORT += ["--training.learning-rate", "0.001", "--quiet"]
 
 def test_a_run_has_these_files(whole: Run):
     found = {path.name for path in whole.folder.iterdir()}
-    assert found == {"config.json", "log.jsonl", "samples", "checkpoints", "model", "ratio", "teacher"}
+    assert found == {"config.json", "log.jsonl", "samples", "checkpoints", "model", "ratio"}
     assert {path.name for path in checkpoints(whole.folder)[-1].iterdir()} == {
         *("network.safetensors", "average-0.safetensors", "average-1.safetensors", "best.safetensors"),
-        *("critic.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"),
+        *("teacher.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"),
     }
     assert load_run(whole.folder).config == whole.config
     for line in (whole.folder / "log.jsonl").read_text().splitlines():
@@ -429,9 +454,9 @@ def test_the_command_resumes(here: Path, whole: Run):
 def test_the_new_run_lies_beside_the_old_one(here: Path, words: str, folder: str):
     assert cli.run(["onestep", *words.split(), *SHORT]) == 0
     config = load_run(folder).config
-    assert config.onestep is not None
+    assert config.phases == ("one_step",)
     assert config.onestep.method == (words.split()[2] if "--method" in words else "ratio")
-    assert config.onestep.teacher == "given"
+    assert config.start == "given"
     assert (Path(folder) / "ratio").is_dir() == ("--method" not in words)
 
 
@@ -482,8 +507,9 @@ def test_other_teachers_become_one_step_generators_too(
     classes = run.config.network.classes
     assert run.config.network == teacher.config.network
     theirs = teacher.network.state_dict()
-    assert differing(load_file(run.folder / "teacher" / "model.safetensors"), theirs) == []
-    assert differing(load_file(checkpoints(run.folder)[-1] / "network.safetensors"), theirs)
+    newest = checkpoints(run.folder)[-1]
+    assert differing(load_file(newest / "teacher.safetensors"), theirs) == []
+    assert differing(load_file(newest / "network.safetensors"), theirs)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -535,24 +561,24 @@ def nothing(here: Path) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
-    ("given", unfinished, "given: its diffusion model is not finished (32 of 320 images); train it on with"),
+    ("given", unfinished, "given: its diffusion model is not finished (32 of 320 images); continue with"),
     ("given", without_a_model, "given: no model yet"),
     ("given", other_images, "given: its network is for (4, 4, 1), 3 classes, this run's for (6, 4, 1), 3 classes"),
     ("given", other_classes, "given: its network is for (4, 4, 1), 3 classes, this run's for (4, 4, 1), 4 classes"),
     ("given/samples", nothing, "given/samples: not a run (no config.json)"),
     ("given/model", nothing, "given/model/config.json: not the configuration of a run"),
     ("missing", nothing, "missing: not a run (no config.json)"),
-    ("run", nothing, "run: is a one-step generator already; give the run that it came from"),
+    ("run", nothing, "run: is already a one-step generator; give the run that it came from"),
     ("given --method distillation", nothing, "distillation"),
-    ("given --onestep.generator random", nothing, "onestep.generator: with other weights"),
-    ("given --onestep.generator-trains norms", nothing, "onestep.generator: with other weights"),
+    ("given --onestep.generator random", nothing, "onestep.generator: with weights other"),
+    ("given --onestep.generator-trains norms", nothing, "onestep.generator: with weights other"),
     ("given --onestep.critic-blocks 2", nothing, "onestep.critic_blocks: 2 is not within 1 to 1"),
     ("given --onestep.critic-blocks 0", in_pixels, "onestep.critic_blocks: 0 is not within 1 to 1"),
     ("given --onestep.critic-warmup 48", nothing, "onestep.critic_warmup: 48 images leave none of 48 for"),
     ("given --onestep.selection 1", nothing, "onestep.selection: 1 sample has no distance"),
     ("given --onestep.selection -1", nothing, "onestep.selection: -1 is not 0 or more"),
-    ("given --onestep.codec-share 2", nothing, "onestep.codec_share: 2.0 is not within 0 to 1"),
-    ("given --onestep.ratio.divergence kl", nothing, "--onestep.ratio.divergence"),
+    ("given --onestep.codec-share 2", nothing, "onestep.codec_share: 2.0 is not between 0 and 1"),
+    ("given --onestep.ratio.divergence kl", nothing, "onestep given: ratio.divergence: 'kl' is not one of reverse_kl"),
     ("given --onestep.critic-updates 0", nothing, "onestep.critic_updates: 0 is not positive"),
     ("given --images 0", nothing, "training.images: 0 is not positive"),
     ("given --out run", nothing, "run: holds a run already; continue it with --resume or choose another --out"),
@@ -587,6 +613,6 @@ def test_in_pixels_random_generators_are_begun(here: Path):
 def test_a_teacher_that_has_gone_before_it_was_copied_is_one_line(here: Path):
     config = one_step_from(Path("given"))
     shutil.rmtree("given")
-    with pytest.raises(UserError, match=r"^given: not a run \(no config\.json\)"):
+    with pytest.raises(UserError, match=r"^given: no config\.json there; give the folder of a run"):
         onefold.train(config, here / "new", quiet=True)
     assert not (here / "new").exists()

@@ -3,28 +3,33 @@
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from onefold.training.critic import CriticDraws
-from onefold.training.onestep import (
-    GeneratorDraws,
-    _critic_gradient,
-    _draw,
-    _generator_gradient,
-    generator_inputs,
-    onestep_step,
-)
 from torch import Tensor, nn
 
-from helpers_onestep import begun, digits, duel_of, everything, one_step, teacher_for
-from helpers_runs import differing, on_towards
+from helpers_one_step import (
+    begun,
+    critic_gradient,
+    critic_of,
+    digits,
+    generator_gradient,
+    one_step,
+    parts_of,
+    teacher_for,
+    teacher_of,
+)
+from helpers_runs import differing, on_towards, tensors
 from onefold.networks.pixel_network import PixelNetwork
 from onefold.networks.three_networks import ThreeNetworks
-from onefold.objectives.density_ratio import DIVERGENCES
+from onefold.objectives import one_step as objective
+from onefold.objectives.density_ratio import DIVERGENCES, NoiseDraws
+from onefold.objectives.one_step import OneStepDraws, generator_inputs
 from onefold.pixels import mirrored
 from onefold.training.config import Config
 from onefold.training.state import TrainingState
+from onefold.training.step import training_step
 
 METHODS = {
     "ratio": {},
@@ -46,13 +51,13 @@ def advanced(config: Config, steps: int = 1) -> TrainingState:
     """A state at 64 images whose moments, averages and critic hold something; the generator has moved."""
     state, at_once = begun(config), config.with_changes({"onestep.critic_warmup": 0})
     for k in range(steps):
-        onestep_step(state, *digits(start=100 * k), at_once)
+        training_step(state, *digits(start=100 * k), at_once)
     state.counters.images = 64
     return state
 
 
-def drawn(state: TrainingState, config: Config, seed: int = 0, count: int = 16) -> GeneratorDraws:
-    return _draw(state, digits(count)[0], config, torch.Generator().manual_seed(seed))
+def drawn(state: TrainingState, config: Config, seed: int = 0, count: int = 16) -> OneStepDraws:
+    return parts_of(state, config)[1].draw(count, torch.Generator().manual_seed(seed))
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -65,8 +70,8 @@ def flat(found: dict[str, Tensor]) -> Tensor:
 
 
 def changed(before: dict[str, Tensor], state: TrainingState) -> set[str]:
-    """What has changed: network, 0, 1 (the averages), optimizer0, critic, critic optimizer, teacher."""
-    return {name.split(".")[0] for name in differing(before, everything(state))}
+    """What has changed, by the names of modules and of those that an optimizer is of."""
+    return {name.split(".")[0] for name in differing(before, tensors(state))}
 
 
 # --- who changes what -------------------------------------------------------------------------------------------------
@@ -76,19 +81,19 @@ def changed(before: dict[str, Tensor], state: TrainingState) -> set[str]:
 def test_each_gradient_reaches_its_own_network_alone(kind: str, method: str):
     config = one_step(**METHODS[method], **KINDS[kind])
     state = advanced(config)
-    duel, (x, y) = duel_of(state), digits()
-    _critic_gradient(state, x, y, drawn(state, config), config)
-    assert gradients(state.network) == gradients(duel.teacher) == {}
-    found = gradients(duel.critic)
+    critic, teacher, (x, y) = critic_of(state), teacher_of(state), digits()
+    critic_gradient(state, x, y, drawn(state, config), config)
+    assert gradients(state.network) == gradients(teacher) == {}
+    found = gradients(critic)
     assert {name.split(".")[0] for name in found} == {
-        *(["ratio"] if duel.critic.ratio is not None else []),
-        *(["student"] if duel.critic.student is not None else []),
+        *(["ratio"] if critic.ratio is not None else []),
+        *(["student"] if critic.student is not None else []),
     }
     assert all(value.abs().max() > 0 for name, value in found.items() if name.endswith("entrance.weight"))
-    duel.critic.zero_grad()
+    critic.zero_grad()
 
-    _generator_gradient(state, x, y, drawn(state, config), config)
-    assert gradients(duel.critic) == gradients(duel.teacher) == {}
+    generator_gradient(state, x, y, drawn(state, config), config)
+    assert gradients(critic) == gradients(teacher) == {}
     assert flat(gradients(state.network)).abs().max() > 0
     assert all(gradients(average) == {} for average in state.averages)
 
@@ -97,23 +102,29 @@ def test_each_gradient_reaches_its_own_network_alone(kind: str, method: str):
 def test_while_the_critic_warms_up_the_generator_is_the_teacher(method: str):
     config = one_step(**METHODS[method], onestep__critic_warmup=48)
     state = begun(config)
-    teacher = {name: value.clone() for name, value in duel_of(state).teacher.state_dict().items()}
+    teacher = {name: value.clone() for name, value in teacher_of(state).state_dict().items()}
     for k in range(6):
-        before = everything(state)
-        values = onestep_step(state, *digits(start=16 * k), config)
+        before = tensors(state)
+        values = training_step(state, *digits(start=16 * k), config)
         moved = changed(before, state)
-        assert {"critic", "critic optimizer"} <= moved
+        assert {"critic", "optimizer of critic"} <= moved
         assert ("slope" in values) == ("gradient_norm" in values) == (k >= 3)
         if k < 3:
-            assert moved == {"critic", "critic optimizer"}
+            assert moved == {"critic", "optimizer of critic"}
             for copy in (state.network, *state.averages):
                 assert differing(teacher, copy.state_dict()) == []
         else:
-            assert moved == {"critic", "critic optimizer", "network", "0", "1", "optimizer0"}
-        assert state.counters.generator_updates == max(0, k - 2)
+            assert moved == {
+                "critic",
+                "optimizer of critic",
+                "network",
+                "average-0",
+                "average-1",
+                "optimizer of network",
+            }
         assert state.counters.images == 16 * (k + 1)
-    assert differing(teacher, duel_of(state).teacher.state_dict()) == []
-    assert not any(p.requires_grad for p in duel_of(state).teacher.parameters())
+    assert differing(teacher, teacher_of(state).state_dict()) == []
+    assert not any(p.requires_grad for p in teacher_of(state).parameters())
 
 
 @pytest.mark.parametrize(("updates", "moving"), [(1, range(2, 10)), (3, [2, 5, 8]), (4, [3, 7])])
@@ -122,13 +133,13 @@ def test_the_generator_moves_at_each_of_so_many_steps(updates: int, moving: list
     state = begun(config)
     moved: list[int] = []
     for k in range(10):
-        before = everything(state)
-        onestep_step(state, *digits(start=16 * k), config)
+        before = tensors(state)
+        training_step(state, *digits(start=16 * k), config)
         found = changed(before, state)
         assert "critic" in found
         moved += [k] if "network" in found else []
     assert moved == list(moving)
-    assert state.counters.generator_updates == len(moved)
+    assert parts_of(state, config)[1].updates(16 * 9, 16) == len(moved)
 
 
 def test_averages_have_half_lives_in_updates_of_the_generator():
@@ -137,16 +148,16 @@ def test_averages_have_half_lives_in_updates_of_the_generator():
     state = begun(config)
     name = "body.trunk.blocks.0.attention.project_in.weight"
     expected = [state.network.state_dict()[name].double()] * 2
+    n = 0
     for k in range(10):
-        updates = state.counters.generator_updates
-        onestep_step(state, *digits(start=16 * k), config)
-        n = state.counters.generator_updates
-        if n == updates:
+        values = training_step(state, *digits(start=16 * k), config)
+        if "gradient_norm" not in values:
             continue
+        n += 1
         w = state.network.state_dict()[name].double()
         survivals = [0.5 ** (1 / min(half_life, n)) for half_life in (2, 4)]
         expected = [s * average + (1 - s) * w for s, average in zip(survivals, expected, strict=True)]
-    assert state.counters.generator_updates == 4
+    assert n == 4
     for average, value in zip(state.averages, expected, strict=True):
         torch.testing.assert_close(average.state_dict()[name].double(), value, rtol=0, atol=1e-6)
     assert not torch.equal(*(average.state_dict()[name] for average in state.averages))
@@ -160,8 +171,8 @@ def test_the_critic_s_rate_follows_the_run_and_the_generator_s_begins_when_it_mo
     state = begun(config)
     rates: list[tuple[float, float]] = []
     for k in range(10):
-        onestep_step(state, *digits(start=16 * k), config)
-        groups = [state.optimizers[0].param_groups, duel_of(state).optimizer.param_groups]
+        training_step(state, *digits(start=16 * k), config)
+        groups = [state.optimizers[name][0].param_groups for name in ("network", "critic")]
         assert all(len({group["lr"] for group in group_list}) == 1 for group_list in groups)
         rates.append((groups[0][0]["lr"] / 1e-3, groups[1][0]["lr"] / 1e-3))
     critic = [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
@@ -174,8 +185,8 @@ def test_the_same_seed_and_images_make_the_same_step():
     config = one_step(**METHODS["adversarial"])
     first, second = advanced(config), advanced(config)
     torch.manual_seed(7)  # the global generator has no part in it
-    values = [onestep_step(state, *digits(), config) for state in (first, second)]
-    assert differing(everything(first), everything(second)) == []
+    values = [training_step(state, *digits(), config) for state in (first, second)]
+    assert differing(tensors(first), tensors(second)) == []
     assert first.counters == second.counters
     assert differing(*values) == []
 
@@ -205,17 +216,24 @@ class Seen:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, state: TrainingState) -> None:
         self.generator: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.encoded: list[Tensor] = []
-        self.critic: list[tuple[Tensor | None, Tensor, Tensor | None, CriticDraws]] = []
-        duel, network = duel_of(state), state.network
-        denoise, encode, together = network.denoise, duel.teacher.encode, network.decode_and_denoise
-        loss, gradient = duel.critic.loss, duel.critic.gradient
+        self.critic: list[tuple[Tensor | None, Tensor, Tensor | None, NoiseDraws]] = []
+        critic, teacher, network = critic_of(state), teacher_of(state), state.network
+        denoise, encode, together = network.denoise, teacher.encode, network.decode_and_denoise
+        loss, gradient = objective.ratio_loss, critic.gradient
+
+        def ratio_loss(ratio: nn.Module, *a: Any) -> Any:
+            self.critic.append(a[:4])
+            return loss(ratio, *a)
+
+        def slope(teacher: nn.Module, fake: Tensor, y: Tensor | None, draws: OneStepDraws, *a: Any) -> Tensor:
+            self.critic.append((None, fake, y, draws.ratio))
+            return gradient(teacher, fake, y, draws, *a)
+
         monkeypatch.setattr(network, "denoise", lambda *a: self.generator.append(a) or denoise(*a))
         monkeypatch.setattr(network, "decode_and_denoise", lambda *a: self.generator.append(a[1:]) or together(*a))
-        monkeypatch.setattr(duel.teacher, "encode", lambda x: self.encoded.append(x) or encode(x))
-        monkeypatch.setattr(duel.critic, "loss", lambda *a: self.critic.append(a) or loss(*a))
-        monkeypatch.setattr(
-            duel.critic, "gradient", lambda _, *a: self.critic.append((None, *a)) or gradient(duel.teacher, *a)
-        )
+        monkeypatch.setattr(teacher, "encode", lambda x: self.encoded.append(x) or encode(x))
+        monkeypatch.setattr(objective, "ratio_loss", ratio_loss)
+        monkeypatch.setattr(critic, "gradient", slope)
 
 
 @pytest.mark.parametrize("renoised", [0.0, 0.5])
@@ -231,19 +249,20 @@ def test_data_and_samples_have_the_same_labels_and_the_draws_of_the_batch(
     assert (draws.s > 0).any() == (renoised > 0)
     labels = torch.where(draws.unlabelled, 10, y)
     image = mirrored(x, draws.mirrored)
-    z = duel_of(state).teacher.encode(image)
+    z = teacher_of(state).encode(image)
     s = draws.s[:, None, None]
     inputs = s * z + (1 - s) * draws.eps
     fake = state.network.denoise(inputs, draws.s, labels).detach()
     with monkeypatch.context() as patch:
         seen = Seen(patch, state)
-        _critic_gradient(state, x, y, draws, config)
-        _generator_gradient(state, x, y, draws, config)
+        critic_gradient(state, x, y, draws, config)
+        generator_gradient(state, x, y, draws, config)
     for given in seen.generator:
         for found, expected in zip(given, (inputs, draws.s, labels), strict=True):
             assert found is not None
             torch.testing.assert_close(found, expected)
-    assert [torch.equal(each, image) for each in seen.encoded] == [True] * 2
+    all_or_kept = image if renoised else image[::4]  # a quarter keeps the codec
+    assert [torch.equal(a, b) for a, b in zip(seen.encoded, (image, all_or_kept), strict=True)] == [True] * 2
     (real, _, _, _), (none, _, _, _) = seen.critic
     assert real is not None
     assert none is None
@@ -252,26 +271,26 @@ def test_data_and_samples_have_the_same_labels_and_the_draws_of_the_batch(
         torch.testing.assert_close(made, fake, rtol=1e-4, atol=1e-5)
         assert told is not None
         assert torch.equal(told, labels)
-        assert noise is not draws.critic  # cut into micro-batches, of which there is one
-        assert all(torch.equal(a, b) for a, b in zip(noise.ratio, draws.critic.ratio, strict=True))
+        assert noise is not draws.ratio  # cut into micro-batches, of which there is one
+        assert all(torch.equal(a, b) for a, b in zip(noise, draws.ratio, strict=True))
 
 
 def test_critic_and_generator_learn_from_draws_of_their_own(monkeypatch: pytest.MonkeyPatch):
     config = one_step()
     state = advanced(config)
     seen = Seen(monkeypatch, state)
-    onestep_step(state, *digits(), config)
+    training_step(state, *digits(), config)
     (first, *_), (second, *_) = seen.generator
     assert (first - second).abs().min() > 0
     (*_, critic_noise), (*_, generator_noise) = seen.critic
-    assert (critic_noise.ratio.eps - generator_noise.ratio.eps).abs().min() > 0
+    assert (critic_noise.eps - generator_noise.eps).abs().min() > 0
 
 
 def test_an_unconditional_generator_is_given_no_labels(monkeypatch: pytest.MonkeyPatch):
     config = one_step(network__classes=0, objective__label_dropout=0.5)
     state = advanced(config)
     seen = Seen(monkeypatch, state)
-    onestep_step(state, *digits(), config)
+    training_step(state, *digits(), config)
     assert [given[2] for given in seen.generator] == [None] * 2
     assert [given[2] for given in seen.critic] == [None] * 2
 
@@ -294,19 +313,19 @@ def test_the_generator_has_the_gradient_of_the_divergence_s_loss(divergence: str
     """That of h(ℓ(x_t)) through ratio network and noise by plain automatic differentiation, per number of a latent."""
     config = one_step(onestep__ratio__divergence=divergence, onestep__codec_share=0.0)
     state, (x, y) = advanced(config), digits()
-    draws, ratio = drawn(state, config), duel_of(state).critic.ratio
+    draws, ratio = drawn(state, config), critic_of(state).ratio
     assert ratio is not None
     with torch.no_grad():
         ratio.head.out.weight.mul_(10)  # logits that matter
-    parts = _generator_gradient(state, x, y, draws, config)
+    parts = generator_gradient(state, x, y, draws, config)
     assert parts.keys() == {"slope"}
     found = gradients(state.network)
     state.network.zero_grad()
 
     labels = torch.where(draws.unlabelled, 10, y)
     fake = state.network.denoise(draws.eps, torch.zeros(16), labels)
-    t = draws.critic.ratio.t[:, None, None]
-    logits = ratio(t * fake + (1 - t) * draws.critic.ratio.eps, draws.critic.ratio.t, labels)
+    t = draws.ratio.t[:, None, None]
+    logits = ratio(t * fake + (1 - t) * draws.ratio.eps, draws.ratio.t, labels)
     assert logits.std() > 0.05
     (DIVERGENCES[divergence].generator_loss(logits).mean() / fake[0].numel()).backward()
     expected = gradients(state.network)
@@ -318,18 +337,18 @@ def test_codec_terms_keep_what_decodes_and_encodes():
     """For a quarter of the batch, spread over it: D(z) at the image and E(x) at the teacher's latents."""
     config = one_step(onestep__codec_weight=3.0, objective__flip=True, objective__reconstruction="l1")
     state, (x, y) = advanced(config), digits()
-    duel, draws = duel_of(state), drawn(state, config)
+    draws = drawn(state, config)
     assert draws.mirrored[[0, 4, 8, 12]].any()
-    parts = _generator_gradient(state, x, y, draws, config)
+    parts = generator_gradient(state, x, y, draws, config)
     whole = gradients(state.network)
     state.network.zero_grad()
     without = config.with_changes({"onestep.codec_share": 0.0})
-    _generator_gradient(state, x, y, draws, without)
+    generator_gradient(state, x, y, draws, without)
     alone = gradients(state.network)
     state.network.zero_grad()
 
     image = torch.stack([x[k].flip(-1) if draws.mirrored[k] else x[k] for k in (0, 4, 8, 12)])
-    z = duel.teacher.encode(image)
+    z = teacher_of(state).encode(image)
     decoding = (state.network.decode(z) - image).abs().mean()
     encoding = (state.network.encode(image) - z).square().mean()
     torch.testing.assert_close(parts["decoding"], decoding.detach())
@@ -346,12 +365,12 @@ def test_codec_terms_keep_what_decodes_and_encodes():
 def test_there_are_no_codec_terms_where_no_codec_is_shared(kind: str):
     config = one_step(**KINDS[kind], onestep__codec_share=1.0)
     state, (x, y) = advanced(config), digits()
-    parts = _generator_gradient(state, x, y, drawn(state, config), config)
+    parts = generator_gradient(state, x, y, drawn(state, config), config)
     assert parts.keys() == {"slope"}
     if isinstance(state.network, ThreeNetworks):
         found = {name.split(".")[0] for name in gradients(state.network)}
         assert found == {"denoiser", "time", "labels", "modulation"}
-        for name, value in duel_of(state).teacher.state_dict().items():
+        for name, value in teacher_of(state).state_dict().items():
             if name.startswith(("encoder.", "decoder.", "latent_")):
                 for copy in (state.network, *state.averages):
                     assert torch.equal(copy.state_dict()[name], value), name
@@ -365,7 +384,7 @@ def test_micro_batches_are_one_batch(micro: int, method: str, kind: str):
     whole, cut = one_step(**changes), one_step(**changes, training__micro_batch=micro)
     state, (x, y) = advanced(whole), digits()
     draws = drawn(state, whole)
-    for compute, of in ((_critic_gradient, duel_of(state).critic), (_generator_gradient, state.network)):
+    for compute, of in ((critic_gradient, critic_of(state)), (generator_gradient, state.network)):
         values = {}
         for config in (whole, cut):
             parts = compute(state, x, y, draws, config)
@@ -393,20 +412,19 @@ def test_a_critic_s_gradient_that_is_not_finite_changes_neither_weights_nor_mome
     """Neither the critic's nor the generator's; the averages go on towards the weights that stand still."""
     config = one_step(**METHODS[method], onestep__ratio__level_normalised=True)
     state = advanced(config)
-    start, updates = everything(state), state.counters.generator_updates
+    start, turns = tensors(state), parts_of(state, config)[1].updates(64, 16)
     name = "ratio.backbone.entrance.bias" if method == "ratio" else "student.latents_in.bias"
-    cure = poisoned(duel_of(state).critic.get_parameter(name), value)
+    cure = poisoned(critic_of(state).get_parameter(name), value)
     for k in (1, 2):
-        values = onestep_step(state, *digits(), config)
+        values = training_step(state, *digits(), config)
         assert not values["critic_norm"].isfinite()
-        before = start | on_towards(advanced(config), 16 * (updates + k), config, steps=k)
-        assert differing(before, everything(state)) == []
+        before = start | on_towards(advanced(config), 16 * (turns + k - 1), config, steps=k)
+        assert differing(before, tensors(state)) == []
         assert differing(start, before)
-        assert gradients(state.network) == gradients(duel_of(state).critic) == {}
+        assert gradients(state.network) == gradients(critic_of(state)) == {}
         assert (state.read_skips(), state.counters.skipped, state.counters.images) == (k, k, 64 + 16 * k)
-        assert state.counters.generator_updates == updates + k, "tried, not made"
     cure()
-    onestep_step(state, *digits(), config)
+    training_step(state, *digits(), config)
     assert (state.read_skips(), state.counters.skipped) == (0, 2)
     assert {"critic", "network"} <= changed(before, state)
 
@@ -416,7 +434,7 @@ def test_good_steps_of_a_critic_alone_do_not_end_a_row_of_bad_ones():
     config = one_step(onestep__critic_updates=2)
     state = advanced(config)
     poisoned(state.network.get_parameter("latents_out.bias"), math.nan)
-    steps = [onestep_step(state, *digits(), config) for _ in range(6)]
+    steps = [training_step(state, *digits(), config) for _ in range(6)]
     bad = sum("gradient_norm" in parts for parts in steps)
     assert bad == 3
     assert (state.read_skips(), state.counters.skipped) == (bad, bad)
@@ -426,20 +444,18 @@ def test_good_steps_of_a_critic_alone_do_not_end_a_row_of_bad_ones():
 def test_a_generator_s_gradient_that_is_not_finite_changes_the_critic_alone(value: float):
     config = one_step(onestep__ratio__level_normalised=True)
     state = advanced(config)
-    updates = state.counters.generator_updates
-    before = everything(state) | on_towards(state, 16 * (updates + 1), config)
+    before = tensors(state) | on_towards(state, 16 * parts_of(state, config)[1].updates(64, 16), config)
     cure = poisoned(state.network.get_parameter("latents_out.bias"), value)
-    onestep_step(state, *digits(), config)
-    moved = differing(before, everything(state))
-    assert {name.split(".")[0] for name in moved} == {"critic", "critic optimizer"}
+    training_step(state, *digits(), config)
+    moved = differing(before, tensors(state))
+    assert {name.split(".")[0] for name in moved} == {"critic", "optimizer of critic"}
     assert "critic.levels.means" not in moved
     assert (state.read_skips(), state.counters.skipped) == (1, 1)
-    assert state.counters.generator_updates == updates + 1, "tried, not made"
     cure()
-    onestep_step(state, *digits(), config)
+    training_step(state, *digits(), config)
     assert (state.read_skips(), state.counters.skipped) == (0, 1)
     assert {"critic", "network"} <= changed(before, state)
-    assert "critic.levels.means" in differing(before, everything(state))
+    assert "critic.levels.means" in differing(before, tensors(state))
 
 
 # --- where weights start ----------------------------------------------------------------------------------------------
@@ -464,24 +480,25 @@ def test_the_generator_starts_from_so_much_of_the_teacher(weights: str):
     state = begun(config)
     assert isinstance(state.network, PixelNetwork)
     for net in (state.network, *state.averages):
-        assert parts_alike(net, duel_of(state).teacher) == ({inside}, {outside})
+        assert parts_alike(net, teacher_of(state)) == ({inside}, {outside})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weights", ALIKE)
 def test_the_critic_starts_from_so_much_of_the_teacher(weights: str, kind: str):
     inside, outside = ALIKE[weights]
-    duel = duel_of(begun(one_step(**KINDS[kind], **METHODS["adversarial"], onestep__critic=weights)))
-    ratio, student = duel.critic.ratio, duel.critic.student
+    state = begun(one_step(**KINDS[kind], **METHODS["adversarial"], onestep__critic=weights))
+    teacher, critic = teacher_of(state), critic_of(state)
+    ratio, student = critic.ratio, critic.student
     assert ratio is not None
     assert student is not None
-    assert parts_alike(ratio.backbone, duel.teacher.backbone()) == ({inside}, {outside})
-    assert parts_alike(student, duel.teacher) == ({inside}, {outside})
+    assert parts_alike(ratio.backbone, teacher.backbone()) == ({inside}, {outside})
+    assert parts_alike(student, teacher) == ({inside}, {outside})
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_has_the_critics_that_it_needs(method: str):
-    critic = duel_of(begun(one_step(**METHODS[method]))).critic
+    critic = critic_of(begun(one_step(**METHODS[method])))
     assert (critic.ratio is not None) == (method in ("ratio", "adversarial"))
     assert (critic.student is not None) == (method != "ratio")
 
@@ -492,34 +509,35 @@ def test_random_weights_follow_from_the_run_s_seed():
     teacher = teacher_for(config)
     first, again = begun(config, teacher), begun(config, teacher)
     other = begun(one_step(**changes, training__seed=1), teacher)
-    assert differing(everything(first), everything(again)) == []
-    assert {name.split(".")[0] for name in differing(everything(first), everything(other))} == {
-        *("network", "0", "1", "critic")
+    assert differing(tensors(first), tensors(again)) == []
+    assert {name.split(".")[0] for name in differing(tensors(first), tensors(other))} == {
+        *("network", "average-0", "average-1", "critic")
     }
-    generator, student = first.network.state_dict(), duel_of(first).critic.student
+    generator, student = first.network.state_dict(), critic_of(first).student
     assert student is not None
     assert not torch.equal(generator["exit.weight"], student.state_dict()["exit.weight"])
 
 
 def test_the_ratio_network_may_have_the_first_blocks_alone():
     config = one_step(network__depth=2, onestep__critic_blocks=1)
-    duel = duel_of(begun(config))
-    assert duel.critic.ratio is not None
-    assert duel.critic.ratio.config.depth == 1
-    assert differing(duel.critic.ratio.backbone.state_dict(), duel.teacher.backbone(1).state_dict()) == []
+    state = begun(config)
+    ratio = critic_of(state).ratio
+    assert ratio is not None
+    assert ratio.config.depth == 1
+    assert differing(ratio.backbone.state_dict(), teacher_of(state).backbone(1).state_dict()) == []
 
 
 @pytest.mark.parametrize("who", ["generator", "critic"])
 def test_with_norms_alone_matrices_of_the_blocks_stay_as_they_are(who: str):
     config = one_step(**KINDS["pixels"], **METHODS["adversarial"], **{f"onestep__{who}_trains": "norms"})
     state = begun(config)
-    modules = {"generator": state.network, "critic": duel_of(state).critic}
+    modules = {"generator": state.network, "critic": critic_of(state)}
     before = {name: p.clone() for name, p in modules[who].named_parameters()}
     matrices = {n for n in before if ".blocks." in n and n.endswith(("project_in.weight", "project_out.weight"))}
     assert len(matrices) == (4 if who == "generator" else 8)
     other = {name: p.clone() for name, p in modules["critic" if who == "generator" else "generator"].named_parameters()}
     for k in range(5):
-        onestep_step(state, *digits(start=16 * k), config)
+        training_step(state, *digits(start=16 * k), config)
     after = dict(modules[who].named_parameters())
     assert set(differing(before, after)) == set(before) - matrices
     now = dict(modules["critic" if who == "generator" else "generator"].named_parameters())
@@ -532,7 +550,7 @@ def test_with_norms_alone_matrices_of_the_blocks_stay_as_they_are(who: str):
 # --- methods ----------------------------------------------------------------------------------------------------------
 
 
-def fresh_samples(state: TrainingState, draws: GeneratorDraws) -> Tensor:
+def fresh_samples(state: TrainingState, draws: OneStepDraws) -> Tensor:
     with torch.no_grad():
         return state.network.denoise(draws.eps, torch.zeros(len(draws.eps)), torch.zeros(len(draws.eps)).long())
 
@@ -543,28 +561,30 @@ def test_a_critic_learns_and_a_generator_follows_it(method: str):
     changes = {**METHODS[method], "onestep__codec_share": 0.0, "training__clip": 1e6, "training__decay": 0.0}
     alone = one_step(**changes, training__images=9600, onestep__critic_warmup=9000, onestep__critic_rate=3e-3)
     state = begun(alone)
-    values = [onestep_step(state, *digits(start=16 * k), alone) for k in range(25)]
+    values = [training_step(state, *digits(start=16 * k), alone) for k in range(25)]
     for name in {"ratio", "student"} & values[0].keys():
         first, last = (torch.stack([value[name] for value in part]).mean() for part in (values[:3], values[-3:]))
         assert last < 0.9 * first, name
 
-    held = one_step(**changes, training__images=9600, onestep__critic_warmup=0, onestep__critic_rate=1e-12)
-    critic, draws = duel_of(state).critic, drawn(state, held, count=64)
+    changes |= {"training__learning_rate": 1e-4, "onestep__critic_rate": 1e-12}
+    held = one_step(**changes, training__images=9600, onestep__critic_warmup=0)
+    state.optimizers = {part.name: part.optimizers(state.modules[part.name]) for part in parts_of(state, held)}
+    critic, draws = critic_of(state), drawn(state, held, count=64)
     none = torch.zeros(64).long()
     before = fresh_samples(state, draws)
-    slope = critic.gradient(duel_of(state).teacher, before, none, draws.critic)
+    slope = critic.gradient(teacher_of(state), before, none, draws, held.onestep)
     for k in range(5):
-        onestep_step(state, *digits(start=16 * k), held.with_changes({"training.learning_rate": 1e-4}))
+        training_step(state, *digits(start=16 * k), held)
     moved = fresh_samples(state, draws) - before
-    assert state.counters.generator_updates == 5
+    assert {values["step"].item() for values in state.optimizers["network"][0].state.values()} == {5}
     cosine = (slope * moved).sum() / slope.norm() / moved.norm()
     assert cosine < -0.1, "against the gradient"
     if method == "ratio":
-        t, noise = draws.critic.ratio.t[:, None, None], draws.critic.ratio.eps
+        t, noise = draws.ratio.t[:, None, None], draws.ratio.eps
         assert critic.ratio is not None
         both = [critic.ratio(t * x + (1 - t) * noise, t.flatten(), none).mean() for x in (before, before + moved)]
         assert both[1] > both[0], "samples look more like data"
 
 
 def test_a_step_can_be_read_at_once():
-    assert len(inspect.getsource(onestep_step).splitlines()) < 40
+    assert len(inspect.getsource(training_step).splitlines()) < 40

@@ -1,0 +1,96 @@
+"""One-step runs so small that a step takes milliseconds, and what can be compared between two of them."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from conftest import randomised
+from helpers_runs import batch, newest, tiny
+from onefold.networks.base import Network, build
+from onefold.objectives.one_step import Critic, OneStepDraws
+from onefold.training.config import Config
+from onefold.training.conversion import converted, one_step_config
+from onefold.training.phases import Part, phases_of
+from onefold.training.state import TrainingState
+from onefold.training.step import accumulate
+
+SMALL = {
+    "training.images": 160,
+    "training.learning_rate": 1e-3,
+    "training.ema_half_lives": (32, 64),
+    "onestep.critic_warmup": 32,
+    "onestep.critic_rate": 1e-3,
+    "onestep.selection": 40,
+}
+
+
+digits = functools.cache(batch)
+"""The same images and labels again and again; nobody writes into them."""
+
+
+def one_step(**changes: Any) -> Config:
+    """Ten steps of 16 digits, in the first two of which the critic learns alone."""
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return one_step_config(tiny()).with_changes(SMALL | named)
+
+
+def one_step_from(folder: Path, **changes: Any) -> Config:
+    """The same of a run in a folder."""
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return converted(folder).with_changes({"training.precision": "float32"} | SMALL | named)
+
+
+def teacher_for(config: Config, seed: int = 1) -> Network:
+    """A network whose weights are all random and none of them zero, as a run gives out its teacher."""
+    return randomised(build(config.network), seed).requires_grad_(False).eval()
+
+
+def begun(config: Config, teacher: Network | None = None) -> TrainingState:
+    return TrainingState.fresh(config, torch.device("cpu"), teacher or teacher_for(config))
+
+
+def teacher_of(state: TrainingState) -> Network:
+    teacher = state.modules["teacher"]
+    assert isinstance(teacher, Network)
+    return teacher
+
+
+def critic_of(state: TrainingState) -> Critic:
+    critic = state.modules["critic"]
+    assert isinstance(critic, Critic)
+    return critic
+
+
+def parts_of(state: TrainingState, config: Config) -> tuple[Part, Part]:
+    """The critic's part of a step and the generator's."""
+    critic, generator = phases_of(config)[state.counters.phase].parts
+    assert (critic.name, generator.name) == ("critic", "network")
+    return critic, generator
+
+
+Gradient = Callable[[TrainingState, Tensor, Tensor, OneStepDraws, Config], dict[str, Tensor]]
+
+
+def critic_gradient(
+    state: TrainingState, x: Tensor, y: Tensor, draws: OneStepDraws, config: Config
+) -> dict[str, Tensor]:
+    """Add the gradient of the critic's loss to what it trains; what the loss tells."""
+    return accumulate(state, parts_of(state, config)[0], x, y, draws, config.training)
+
+
+def generator_gradient(
+    state: TrainingState, x: Tensor, y: Tensor, draws: OneStepDraws, config: Config
+) -> dict[str, Tensor]:
+    """The same for the generator."""
+    return accumulate(state, parts_of(state, config)[1], x, y, draws, config.training)
+
+
+def newest_of(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a one-step run: its newest checkpoint, the teacher in it, its model and its ratio network."""
+    ratio = (folder / "ratio").glob("*.safetensors")
+    return newest(folder) | {f"{path.parent.name} {k}": v for path in ratio for k, v in load_file(path).items()}

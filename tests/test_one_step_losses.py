@@ -1,0 +1,154 @@
+"""The losses of critic and generator: parts of a batch add up, levels move with the step, divergences from outside."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import onefold
+from conftest import randomised
+from helpers_one_step import begun, critic_of, digits, one_step, one_step_from, parts_of, teacher_of
+from helpers_runs import differing, newest, tiny
+from onefold.errors import UserError
+from onefold.objectives import DIVERGENCES
+from onefold.objectives.density_ratio import Divergence
+from onefold.objectives.losses import Losses
+from onefold.training.config import Config
+from onefold.training.state import TrainingState
+from onefold.training.step import training_step
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ratio": {},
+    "score": {"onestep__method": "score"},
+    "adversarial": {"onestep__method": "dmd", "onestep__score__adversarial": 0.5},
+}
+
+
+def apart(config: Config) -> TrainingState:
+    """A state whose generator and critic have weights of their own, none of them zero."""
+    state = begun(config)
+    randomised(state.network, 2)
+    randomised(critic_of(state), 3)
+    return state
+
+
+def gradient_of(loss: Tensor, module: nn.Module) -> Tensor:
+    found = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+    return torch.cat([part.flatten() for part in found if part is not None])
+
+
+# --- parts of a batch -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=8)
+@given(
+    cuts=st.sets(st.integers(1, 15), max_size=6),
+    share=st.sampled_from([0.0, 0.01, 0.2, 0.45, 1.0]),
+    renoised=st.sampled_from([0.0, 0.5]),
+)
+def test_the_losses_of_parts_add_up(method: str, cuts: set[int], share: float, renoised: float):
+    """Values and gradients; wherever the images that keep the codec lie, in one part, in all, or not in some."""
+    changes = {"onestep__codec_share": share, "onestep__renoised": renoised, "objective__flip": True}
+    config = one_step(**METHODS[method], **changes, onestep__codec_weight=0.7, objective__label_dropout=0.3)
+    state, (x, y) = apart(config), digits()
+    teacher, critic = teacher_of(state), critic_of(state)
+    ends = list(pairwise([0, *sorted(cuts), 16]))
+    for part, trained in zip(parts_of(state, config), (critic, state.network), strict=True):
+        draws = part.draw(16, torch.Generator().manual_seed(0))
+        modules = [state.modules[name] for name in part.modules]
+
+        def losses(start: int, stop: int, part=part, modules=modules, draws=draws) -> Losses:
+            return part.loss(*modules, x[start:stop], y[start:stop], draws.part(start, stop))
+
+        whole, each = losses(0, 16), [losses(*span) for span in ends]
+        total = torch.stack([losses.total for losses in each]).sum()
+        torch.testing.assert_close(total, whole.total, rtol=1e-5, atol=1e-6)
+        one, other = gradient_of(whole.total, trained), gradient_of(total, trained)
+        assert (one - other).norm() <= 1e-4 * one.norm()
+        told = {name for losses in each for name in losses.parts}
+        assert told == whole.parts.keys()
+        for name in told - {"slope"}:  # a norm, of which the mean is told
+            found = sum(losses.parts.get(name, torch.zeros(())) for losses in each)
+            torch.testing.assert_close(found, whole.parts[name], rtol=1e-4, atol=1e-6)
+        if trained is state.network:
+            kept = {k * 16 // max(1, round(16 * share)) for k in range(max(1, round(16 * share)))} if share else set()
+            having = [any(start <= k < stop for k in kept) for start, stop in ends]
+            assert ["decoding" in losses.parts for losses in each] == having
+    assert all(p.grad is None for module in (teacher, critic, state.network) for p in module.parameters())
+
+
+# --- levels -----------------------------------------------------------------------------------------------------------
+
+
+def means_after(micro: int | None, steps: int = 3) -> Tensor:
+    changes = {"onestep__ratio__level_normalised": True, "onestep__ratio__divergence": "forward_kl"}
+    config = one_step(**changes, onestep__critic_warmup=0, training__micro_batch=micro)
+    state = apart(config)
+    for k in range(steps):
+        training_step(state, *digits(start=16 * k), config)
+    return critic_of(state).levels.means
+
+
+@pytest.mark.parametrize("micro", [1, 5, 15])
+def test_levels_move_once_per_step_whatever_the_micro_batch(micro: int):
+    whole, cut = means_after(None), means_after(micro)
+    assert ((whole - 1).abs() > 1e-4).any()
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_levels_wait_for_the_generator():
+    """The critic alone does not ask them, and of two updates of the critic the one with the generator moves them."""
+    config = one_step(onestep__ratio__level_normalised=True, onestep__critic_updates=2)
+    state = apart(config)
+    moved: list[bool] = []
+    for k in range(6):
+        before = critic_of(state).levels.means.clone()
+        training_step(state, *digits(start=16 * k), config)
+        moved.append(not torch.equal(before, critic_of(state).levels.means))
+    assert moved == [False, False, False, True, False, True]
+
+
+# --- divergences from outside -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Twice Jensen–Shannon, under a name of its own."""
+    known = DIVERGENCES["jensen_shannon"]
+    twice = Divergence(lambda logit: 2 * known.generator_loss(logit), lambda logit: 2 * known.weight(logit))
+    monkeypatch.setitem(DIVERGENCES, "twice_jensen_shannon", twice)
+    return "twice_jensen_shannon"
+
+
+def test_a_divergence_of_one_s_own_trains(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of which the generator's gradient is twice the one that it doubles; its run is resumed as it was."""
+    monkeypatch.setattr("onefold.training.loop.curves.write", lambda *arguments: None)
+    slopes: list[Tensor] = []
+    for divergence in ("jensen_shannon", own):
+        config = one_step(onestep__ratio__divergence=divergence, onestep__critic_warmup=0)
+        slopes.append(training_step(apart(config), *digits(), config)["slope"])
+    torch.testing.assert_close(slopes[1], 2 * slopes[0], rtol=1e-3, atol=0)
+
+    teacher = onefold.train(tiny(training__images=16), tmp_path / "teacher", quiet=True)
+    short = {"training__images": 64, "onestep__selection": 0, "training__keep_last": 9}
+    config = one_step_from(teacher.folder, **short, onestep__ratio__divergence=own)
+    run = onefold.train(config, tmp_path / "run", quiet=True)
+    assert run.config.onestep.ratio.divergence == own
+    assert differing(run.network.state_dict(), teacher.network.state_dict())
+    whole = newest(run.folder)
+    for path in (run.folder / "checkpoints" / "000000064").iterdir():
+        path.unlink()
+    assert onefold.train(None, run.folder, resume=True, quiet=True).images == 64
+    assert differing(whole, newest(run.folder)) == []
+
+
+def test_without_it_the_run_is_refused_by_its_name(own: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(DIVERGENCES, own)
+    with pytest.raises(UserError, match=r"^ratio.divergence: 'twice_jensen_shannon' is not one of reverse_kl, "):
+        one_step(onestep__ratio__divergence=own)

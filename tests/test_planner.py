@@ -1,0 +1,178 @@
+"""The recipe auto: what follows from the images and the speed of the device, and the command."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_images import noise
+from onefold import planner
+from onefold.cli import run as command
+from onefold.data import as_dataset
+from onefold.errors import UserError
+from onefold.planner import NEEDED, make_plan, patch_for
+from onefold.training.config import Config, DataConfig
+from onefold.training.phases import training_flops
+from onefold.training.run import load_run
+
+
+@pytest.fixture(autouse=True)
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "can_compile", lambda device: False)
+
+
+def at_rate(monkeypatch: pytest.MonkeyPatch, operations_per_second: float) -> None:
+    """A device of this speed, whatever it computes."""
+    monkeypatch.setattr(planner, "_images_per_second", lambda config: operations_per_second / training_flops(config))
+
+
+def planned(images: np.ndarray, minutes: float = 30.0, classes: int = 0) -> planner.Plan:
+    labels = np.arange(len(images)) % classes if classes else None
+    data = as_dataset(images if labels is None else (images, labels))
+    return make_plan(data, DataConfig(source="mine.npz"), minutes=minutes)
+
+
+# --- the patch --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "patch"),
+    [((8, 8), 64, 2), ((16, 16), 64, 2), ((28, 28), 64, 4), ((32, 32), 64, 4), ((64, 64), 64, 8), ((64, 64), 256, 4)],
+)
+def test_patches_of_common_sizes(size: tuple[int, int], tokens: int, patch: int):
+    assert patch_for(size, tokens) == patch
+
+
+@given(st.integers(1, 512), st.integers(1, 512), st.sampled_from([64, 256]))
+def test_a_patch_divides_the_image_into_few_tokens_and_is_the_smallest_that_does(height: int, width: int, tokens: int):
+    try:
+        patch = patch_for((height, width), tokens)
+    except UserError:
+        patches = range(2, 33)
+    else:
+        assert height % patch == width % patch == 0
+        assert height * width // patch**2 <= tokens
+        patches = range(2, patch)
+    common = math.gcd(height, width)
+    assert not [p for p in patches if common % p == 0 and height * width <= tokens * p**2]
+
+
+def test_what_no_patch_cuts_is_one_line_with_the_remedy():
+    with pytest.raises(UserError, match=r"^images of 31×37 cannot be cut .* OUT\.zip --size 24$"):
+        patch_for((31, 37), 64)
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_is_the_largest_that_sees_enough_images(monkeypatch: pytest.MonkeyPatch):
+    images = noise(50, 16, 16, 3)
+    before = 0.0
+    for rate in (1e9, 1e11, 1e12, 1e14):
+        at_rate(monkeypatch, rate)
+        config = planned(images).config
+        size = training_flops(config)
+        assert size >= before
+        before = size
+        seen = 0.9 * 30 * 60 * rate
+        assert seen / size >= NEEDED or config.network.width == planner.SIZES[0][0]
+        assert config.training.images == pytest.approx(seen / size, rel=0.01, abs=20 * config.training.batch)
+    assert config.network.width == planner.SIZES[-1][0]
+
+
+def test_lengths_fit_the_time_and_the_first_picture_comes_soon(monkeypatch: pytest.MonkeyPatch):
+    at_rate(monkeypatch, 1e11)
+    short, long = planned(noise(50, 16, 16, 3), minutes=10), planned(noise(50, 16, 16, 3), minutes=60)
+    for plan, minutes in ((short, 10), (long, 60)):
+        assert plan.minutes == pytest.approx(minutes, rel=0.05)
+        training = plan.config.training
+        speed = 1e11 / training_flops(plan.config)
+        assert training.sample_every / speed <= 120
+        assert training.sample_every <= training.images / 9
+        assert training.log_every / speed <= 60
+        for name in ("images", "warmup", "log_every", "health_every", "sample_every", "checkpoint_every"):
+            assert getattr(training, name) % training.batch == 0, name
+
+
+def test_few_images_are_moved_and_warned_of(monkeypatch: pytest.MonkeyPatch):
+    at_rate(monkeypatch, 1e11)
+    few, many = planned(noise(100, 16, 16, 1)), planned(np.zeros((2_000, 16, 16, 1), np.uint8))
+    assert few.config.objective.shift > 0 == many.config.objective.shift
+    assert any("memorised" in reason for reason in few.reasons)
+    assert not any("memorised" in reason for reason in many.reasons)
+    assert not few.config.objective.flip, "nobody has said that left and right are alike"
+
+
+def test_channels_and_classes_are_those_of_the_data(monkeypatch: pytest.MonkeyPatch):
+    at_rate(monkeypatch, 1e11)
+    colour, grey = planned(noise(60, 32, 32, 3), classes=3).config.network, planned(noise(60, 8, 8, 1)).config.network
+    assert (colour.channels, colour.classes, colour.patch, colour.latent_channels) == (3, 3, 4, 16)
+    assert (grey.channels, grey.classes, grey.patch, grey.latent_channels) == (1, 0, 2, 4)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -3.0, math.inf, math.nan])
+def test_no_time_is_refused(minutes: float):
+    with pytest.raises(UserError, match="--minutes"):
+        planned(noise(20, 8, 8, 1), minutes=minutes)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def short(data: object, source: DataConfig, **options: object) -> planner.Plan:
+    config = planner._config(as_dataset(data), source, 2, (32, 1, 2), "cpu")
+    training = {"training.images": 64, "training.batch": 16, "training.precision": "float32"}
+    return planner.Plan(config.with_changes(training), ("because",), 1.0)
+
+
+def test_the_command_plans_says_why_and_trains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    seen: dict[str, object] = {}
+
+    def remembered(data: object, source: DataConfig, **options: object) -> planner.Plan:
+        seen.update(options)
+        return short(data, source)
+
+    monkeypatch.setattr(planner, "make_plan", remembered)
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", images=noise(40, 8, 8, 3), labels=np.arange(40) % 2)
+    words = ["train", "auto", "--data", "mine.npz", "--minutes=7", "--out", "run", "--training.seed", "3"]
+    assert command(words) == 0
+    said = capsys.readouterr().out
+    assert "because" in said
+    assert "expected: " in said
+    assert seen["minutes"] == 7
+    config: Config = load_run("run").config
+    assert (config.recipe, config.data.source, config.training.seed, config.network.classes) == (
+        "auto",
+        "mine.npz",
+        3,
+        2,
+    )
+    assert command(["train", "--resume", "--images", "96", "--out", "run", "--quiet"]) == 0
+    assert load_run("run").history[-1]["images"] == 96
+
+
+REFUSED = [
+    (["auto"], "train auto: give your images with --data"),
+    (["auto", "--data", "missing.zip"], "missing.zip: no such file or folder"),
+    (["auto", "--data", "digits", "--minutes", "soon"], "--minutes: 'soon' is not a number"),
+    (["auto", "--data", "digits", "--minutes", "0"], "--minutes: 0 is too short"),
+    (["digits", "--minutes", "3"], "--minutes: belongs to the recipe auto"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_what_cannot_be_planned_is_one_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert command(["train", *words, "--out", "run"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert told in said
+    assert not Path("run").exists()
