@@ -73,8 +73,8 @@ def test_samples_by_name_are_those_by_number(pets: Run):
     for labels, text in (
         (["fix"], r"labels: 'fix' is no class of this network; perhaps fox \(2\)"),
         (["whale"], r"labels: 'whale' is no class of this network; it knows cat \(0\), dog \(1\), fox \(2\)$"),
-        ("fox", r"labels: 'fox' is a single label; give a list, with one for each image: \['fox'\] \* 1"),
-        (2, r"labels: 2 is a single label; give a list, with one for each image: \[2\] \* 1"),
+        ("fox", r"labels: 'fox' is a single label; give one for each image, \['fox'\] \* 1"),
+        (2, r"labels: 2 is a single label; give one for each image, \[2\] \* 1"),
     ):
         with pytest.raises(UserError, match=text):
             network.sample(1, labels=labels)

@@ -187,7 +187,7 @@ WRONG: list[tuple[str, str]] = [
     ("train --resume --out file", "file"),
     ("train --resume", "runs/digits"),
     ("train --resume --training.batch 8", "--training.batch"),
-    ("train --resume --data=digits", "--data"),
+    ("train --resume --data=digits", "runs/digits: not a run"),
     ("onestep run --resume --training.batch 8", "--training.batch"),
     ("train --resume --out run --images 160", "--images: 160 do not make run longer, which has 160"),
     ("train --resume --out run --images 0", "training.images: 0 is not positive"),
@@ -401,7 +401,7 @@ def test_train_takes_data_steps_and_settings():
     ]
     assert call("train", "digits", *SMALL, *words, "--out", "run") == 0
     config = load_run("run").config
-    assert (config.data.source, config.data.test) == ("images.zip", None)
+    assert (config.data.source, config.data.test) == (str(Path("images.zip").absolute()), None)
     assert (config.network.image_size, config.network.channels, config.network.classes) == ((4, 6), 3, 3)
     assert (config.training.images, config.training.betas) == (48, (0.8, 0.9))
     assert config.objective.time.kind == "logit_normal"
@@ -412,7 +412,7 @@ def test_train_takes_test_data():
     np.savez("train.npz", images=noise(40, 4, 4, 1))
     np.savez("test.npz", images=noise(10, 4, 4, 1, seed=1))
     assert call("train", "digits", *SMALL, "--data", "train.npz", "--test-data", "test.npz", "--out", "run") == 0
-    assert load_run("run").config.data.test == "test.npz"
+    assert load_run("run").config.data.test == str(Path("test.npz").absolute())
 
 
 def test_a_patch_for_other_images_can_be_chosen():

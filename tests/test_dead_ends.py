@@ -21,8 +21,9 @@ from onefold.cli import run as command
 from onefold.data import decode as decoding
 from onefold.data import open_dataset
 from onefold.errors import UserError
+from onefold.training.datasets import held_out_count
 from onefold.training.loop import train
-from onefold.training.run import held_out_count, load_run
+from onefold.training.run import load_run
 
 SMALL = ["--images", "48", "--training.batch", "16", "--training.warmup", "0", "--training.health-every", "16"]
 SMALL += ["--network.depth", "1", "--network.width", "32", "--network.heads", "2", "--sampler.steps", "2"]

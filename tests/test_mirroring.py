@@ -28,7 +28,8 @@ def test_a_folder_of_ones_own_is_mirrored_on_request_alone(
     assert command(["train", "cifar10", "--data", arrows, "--out", str(tmp_path / "run"), *SMALL, *options]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["objective"]["flip"] is (options[-1:] == ["True"])
-    said = "images are not mirrored" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    said = "images are not mirrored" in captured.out + captured.err
     assert said is (not options), "who has chosen need not be told"
 
 

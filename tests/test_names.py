@@ -97,8 +97,21 @@ def test_no_terminal_is_too_simple(
     with capsys.disabled():
         for arguments, code in (
             (["data", "inspect", str(odd)], 0),
-            (["data", "convert", str(odd), str(tmp_path / f"{BYTE}.zip"), "--size", "8", "--unreadable", "skip"], 0),
-            (["data", "convert", str(odd), str(tmp_path / "b.zip"), "--size", "8"], 2),
+            (
+                [
+                    "data",
+                    "convert",
+                    str(odd),
+                    str(tmp_path / f"{BYTE}.zip"),
+                    "--size",
+                    "8",
+                    "--unreadable",
+                    "skip",
+                    "--quiet",
+                ],
+                0,
+            ),
+            (["data", "convert", str(odd), str(tmp_path / "b.zip"), "--size", "8", "--quiet"], 2),
             (["train", "digits", "--data", str(odd), "--out", str(tmp_path / "run")], 2),
             (["train", "digits", "--data", "x" * 3000], 2),
             (["train", "digits", "--data", "~nobody-of-this-name/x"], 2),

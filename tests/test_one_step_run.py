@@ -370,7 +370,7 @@ SHORT += ["--training.learning-rate", "0.001", "--quiet"]
 
 def test_a_run_has_these_files(whole: Run):
     found = {path.name for path in whole.folder.iterdir()}
-    assert found == {"config.json", "log.jsonl", "samples", "checkpoints", "model", "ratio"}
+    assert found == {"config.json", "data.json", "log.jsonl", "samples", "checkpoints", "model", "ratio"}
     assert {path.name for path in checkpoints(whole.folder)[-1].iterdir()} == {
         *("network.safetensors", "average-0.safetensors", "average-1.safetensors", "best.safetensors"),
         *("teacher.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"),
@@ -456,7 +456,7 @@ def test_the_new_run_lies_beside_the_old_one(here: Path, words: str, folder: str
     config = load_run(folder).config
     assert config.phases == ("one_step",)
     assert config.onestep.method == (words.split()[2] if "--method" in words else "ratio")
-    assert config.start == "given"
+    assert config.start == str(here / "given")
     assert (Path(folder) / "ratio").is_dir() == ("--method" not in words)
 
 
@@ -471,7 +471,7 @@ def test_the_length_may_be_given_either_way(here: Path, option: str, capsys: pyt
     assert cli.run(["onestep", "given", option, "32", *SHORT[2:-1]]) == 0
     assert load_run("given-onestep").config.training.images == 32
     shown = capsys.readouterr().out
-    assert shown.startswith("32 images; ratio ")
+    assert "\n32 images; ratio " in shown
     assert "run: given-onestep" in shown
 
 
@@ -493,7 +493,7 @@ def colours(grey: bool = False, count: int = 60) -> dict[str, np.ndarray]:
         (colours(grey=True), {}),
         (colours(count=20), {}),
     ],
-    ids=["three networks", "unconditional", "pixels", "colours", "grey in three channels", "one held-out image"],
+    ids=["three networks", "unconditional", "pixels", "colours", "grey in three channels", "few images"],
 )
 def test_other_teachers_become_one_step_generators_too(
     images: dict[str, np.ndarray] | None, changes: dict[str, Any], tmp_path: Path
@@ -518,7 +518,7 @@ def test_other_teachers_become_one_step_generators_too(
     found = last["onestep"]
     assert ("class_accuracy" in found) == bool(classes)
     assert ("saturation" in found) == (images is not None and (images["images"].std(3) > 0).any())
-    assert ("diversity" in found) == (images is None or len(images["images"]) > 20)
+    assert "diversity" in found
     assert run.network.sample(3, steps=1).shape == (3, *run.config.network.image_size, run.config.network.channels)
 
 
@@ -613,6 +613,6 @@ def test_in_pixels_random_generators_are_begun(here: Path):
 def test_a_teacher_that_has_gone_before_it_was_copied_is_one_line(here: Path):
     config = one_step_from(Path("given"))
     shutil.rmtree("given")
-    with pytest.raises(UserError, match=r"^given: no config\.json there; give the folder of a run"):
+    with pytest.raises(UserError, match=r"/given: no config\.json there; give the folder of a run"):
         onefold.train(config, here / "new", quiet=True)
     assert not (here / "new").exists()
