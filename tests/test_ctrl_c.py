@@ -103,7 +103,7 @@ def test_while_it_compiles(tmp_path: Path, alone: bool):
     time.sleep(3)
     start = time.perf_counter()
     command.press(alone=alone)
-    assert command.end().endswith("run: stopped before its first checkpoint; go on with --resume\n")
+    assert "run: stopped before its first checkpoint; go on with --resume" in command.end()
     assert time.perf_counter() - start < 20  # it takes a second, on a machine that has nothing else to do
     assert not checkpoints(tmp_path / "run")
 
