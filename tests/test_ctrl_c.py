@@ -80,9 +80,9 @@ def test_while_a_module_loads_that_cannot_bear_it(tmp_path: Path):
 
 def test_while_data_are_read(tmp_path: Path):
     slow = (
-        "import time, pathlib, onefold.training.run as run\n"
+        "import time, pathlib, onefold.training.datasets as datasets\n"
         f"def slow(*rest, **named): pathlib.Path({str(tmp_path / 'reads')!r}).touch(); time.sleep(60)\n"
-        "run.open_dataset = slow"
+        "datasets.open_dataset = slow"
     )
     command = Command("train", "digits", "--out", tmp_path / "run", "--quiet", before=slow)
     command.wait_for(tmp_path / "reads")
