@@ -149,7 +149,7 @@ def test_the_command_plans_says_why_and_trains(
     config: Config = load_run("run").config
     assert (config.recipe, config.data.source, config.training.seed, config.network.classes) == (
         "auto",
-        "mine.npz",
+        str(tmp_path / "mine.npz"),
         3,
         2,
     )

@@ -20,6 +20,7 @@ Conventions: images (B, C, H, W) in [−1, 1]; latents (B, N, D), one token for 
 t in [0, 1] with 0 noise and 1 data; label K means "no class".
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -418,8 +419,8 @@ class Network(nn.Module):
         folder = folder / "model" if (folder / "model").is_dir() else folder
         if not (folder / "config.json").is_file():
             raise UserError(f"{source}: no config.json there; give the folder of a run or of a saved network")
-        if not (folder / "model.safetensors").is_file():
-            raise UserError(f"{source}: no model yet (no model.safetensors); a run has one after its first checkpoint")
+        if _is_run(folder / "config.json"):
+            raise UserError(f"{source}: no model yet; a run has one after its first checkpoint")
         network = build(settings.from_file(NetworkConfig, folder / "config.json"))
         if (folder / "sampler.json").is_file():  # a network saved by hand may lack it
             network.sampler = settings.from_file(sampling.Sampler, folder / "sampler.json")
@@ -432,6 +433,14 @@ class Network(nn.Module):
             path, cure = folder / "model.safetensors", "copy or download it whole, or give another run"
             raise UserError(f"{path}: does not hold this network ({reason(error)}); {cure}") from error
         return network.eval()
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a `config.json` is that of a run, which holds more than a network's."""
+    try:
+        return "onefold" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # whatever it is, it is not a run's
+        return False
 
 
 def build(config: NetworkConfig) -> Network:
