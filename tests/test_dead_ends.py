@@ -67,7 +67,7 @@ def test_few_images_train_and_what_is_printed_next_works(
     assert command(["train", "digits", "--data", "my pictures", "--out", str(run), *SMALL]) == 0
     out, error = capsys.readouterr()
     assert "nan" not in out.lower() + (run / "log.jsonl").read_text().lower()
-    assert all(line.startswith(("cpu, ", "training ")) for line in error.splitlines()), error
+    assert all(line.startswith(("cpu, ", "training ", "first pictures: ")) for line in error.splitlines()), error
     assert ("too few to set some apart" in out) == (count < 8)
     assert ("a collapse is not seen" in out) == (count == 1)
     health = load_run(run).history[-1]["health"]

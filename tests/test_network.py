@@ -398,7 +398,7 @@ def write_foreign(folder: Path, kind: str) -> None:
     ("kind", "text"),
     [
         ("no config", "no config.json there; give the folder of a run or of a saved network"),
-        ("no model", "no model yet (no model.safetensors)"),
+        ("no model", "model.safetensors: does not hold this network"),
         ("not safetensors", "model.safetensors: does not hold this network"),
         ("not JSON", "config.json: not readable as JSON"),
         ("another library's", "config.json: unknown setting 'model_type'"),
