@@ -148,7 +148,7 @@ def test_a_line_names_images_and_classes(tmp_path: Path, capsys: pytest.CaptureF
     there = str(source.parent)
     assert lines[:3] == [
         f"{there}: 36 images to train on, 8 to test on, from {there}:val; 3 classes: cat (12), dog (12), fox (12)",
-        "note: of the parts train, val, train is read",
+        "note: of its parts (train, val), train is read",
         f"note: {there}:val has no images of the classes dog",
     ]
     run = load_run(tmp_path / "run")

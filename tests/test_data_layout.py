@@ -77,7 +77,7 @@ def test_split_folders_are_parts_and_no_classes(write, train: str, other: str, p
         assert read(files, opened) == expected
     data = open_dataset(source)
     assert data.test_sources == (f"{source}:{part}",)
-    assert data.notes == (f"of the parts train, {part}, train is read",)
+    assert data.notes == (f"of its parts (train, {part}), train is read",)
     assert inspect(source).count == len(data)
     assert f"note: test images: {source}:{part}" in describe(inspect(source))
 
@@ -168,7 +168,7 @@ def test_a_part_without_images_and_other_folders_are_said(write):
     assert data.notes[0] == "no images that onefold reads in labels, test"
     assert any(".heic (2), .txt (1)" in note for note in data.notes)
     files = several("train", "test") | {"test/x.heic": b"?"}
-    assert open_dataset(write(files, "other")).notes == ("of the parts train, test, train is read",)
+    assert open_dataset(write(files, "other")).notes == ("of its parts (train, test), train is read",)
 
 
 def test_words_for_parts():

@@ -78,7 +78,7 @@ def test_npz_with_parts(tmp_path: Path, keras: bool):
         arrays[f"y_{part}" if keras else f"{part}_labels"] = labels if keras else labels[:, None]
     source = str(npz(tmp_path, **arrays))
     ds = open_dataset(source)
-    assert ds.notes == (f"of the parts {'train, test' if keras else 'train, test, val'}, train is read",)
+    assert ds.notes == (f"of its parts ({'train, test' if keras else 'train, test, val'}), train is read",)
     assert (ds.class_names, ds.labels.tolist()) == (("0", "1", "2"), [0, 1, 2, 0, 1])
     for k, part in enumerate(parts):
         ds = open_dataset(f"{source}:{part}")
@@ -155,7 +155,7 @@ def test_idx_files_and_their_folder(tmp_path: Path, packed: bool):
         (tmp_path / f"{part}-labels-idx1-ubyte{end}").write_bytes(pack(idx(labels)))
     whole, train, test = (open_dataset(str(tmp_path) + part) for part in ("", ":train", ":test"))
     file = open_dataset(tmp_path / f"train-images-idx3-ubyte{end}")
-    assert whole.notes == ("of the parts train, test, train is read",)
+    assert whole.notes == ("of its parts (train, test), train is read",)
     assert whole.digest() == train.digest() == file.digest()
     assert train.notes == test.notes == file.notes == ()
     assert (train.image_shape, train.classes, test.classes, test.source) == ((6, 7, 1), 3, 2, f"{tmp_path}:test")

@@ -72,7 +72,7 @@ def test_a_folder_of_shards(tmp_path: Path, around: str, shards: int):
     assert labels(f"{tmp_path}:test") == [NAMES[k % 3] for k in range(4)]
     data = open_dataset(tmp_path)
     assert (data.class_names, data.test_sources) == (tuple(NAMES), (f"{tmp_path}:test",))
-    assert data.notes == ("of the parts train, test, train is read",)
+    assert data.notes == ("of its parts (train, test), train is read",)
     assert inspect(tmp_path).classes == {"zebra": 3, "ant": 2, "bee": 2}
 
 
@@ -314,7 +314,7 @@ def test_a_metadata_table_beside_images_is_no_table_of_images(tmp_path: Path):
         ({"data": 0, "y": [[2], [0], [1]]}, "201", None),
         ({"X_train": 0, "Y_train": [2, 0, 1]}, "201", None),
         ({"images_train": 0, "labels_train": [2.0, 0.0, 1.0]}, "201", None),
-        ({"train_data": 0, "train_targets": [2, 0, 1], "valid_data": 0}, "201", "of the parts train, val"),
+        ({"train_data": 0, "train_targets": [2, 0, 1], "valid_data": 0}, "201", "of its parts (train, val)"),
         (
             {"images": 0, "train_labels": [2, 0, 1]},
             None,

@@ -70,7 +70,7 @@ def choose_part(source: str, there: Iterable[str], found: str = "") -> Choice:
             f"{source}: has parts {' and '.join(there)}, none to train on; name one, as {source}:{there[0]}"
         )
     tests = tuple(there[1:])
-    return Choice("train", (f"of the parts {', '.join(there)}, train is read",), tests)
+    return Choice("train", (f"of its parts ({', '.join(there)}), train is read",), tests)
 
 
 def parts_of_folders(folders: Sequence[str]) -> dict[str, str] | None:
