@@ -164,3 +164,11 @@ def test_a_short_run_says_what_it_cannot_show(tmp_path: Path):
     once = train(tiny(training__health_every=1000), tmp_path / "at the end", quiet=True)
     assert "Health was measured once" in shown_of(once)
     assert re.search(r"160 images;.* images/s on average", shown_of(once))
+
+
+def test_a_pause_for_an_evaluation_does_not_multiply_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]):
+    with ImageProgress("training", 10_000) as bar:
+        for done in range(100, 5100, 100):
+            clock.now += 60 if done == 5000 else 1
+            bar.update(done)
+    assert "110 s left" in capsys.readouterr().err.splitlines()[-1], "108 s for the first 4,900"

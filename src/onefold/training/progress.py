@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 __all__ = ["ImageProgress", "in_words"]
@@ -133,21 +133,39 @@ class _RecentSpeed:
         return (done - before) / (end - start) if end > start and done > before else None
 
 
+class _TimeLeft:
+    """Seconds left at the mean speed of the whole run, so that pauses for pictures and evaluations count too.
+
+    The first step, which may have compiled, counts only until there is another.
+    """
+
+    def __init__(self, done: int) -> None:
+        self._since, self._is_first = (time.monotonic(), done), True
+
+    def report(self, done: int, total: int) -> float | None:
+        now, (start, before) = time.monotonic(), self._since
+        if self._is_first and done > before:
+            self._since, self._is_first = (now, done), False
+        return (total - done) * (now - start) / (done - before) if done > before else None
+
+
 class _Lines(_Nothing):
     """A line from time to time."""
 
     def __init__(self, title: str, done: int) -> None:
         self.title = title
         self._speed = _RecentSpeed(done)
+        self._left = _TimeLeft(done)
         self._told: tuple[float, int] | None = None
         """When the last line was written, and at how many images."""
 
     def show(self, done: int, total: int, note: str) -> None:
         self._speed.report(done)
+        left = self._left.report(done, total)
         if self._told is not None and not self._due(done, total, *self._told):
             return
         self._told = time.monotonic(), done
-        self._write(f"{self.title} {_in_one_line(done, total, self._speed.value, note)}")
+        self._write(f"{self.title} {_in_one_line(done, total, self._speed.value, left, note)}")
 
     def _due(self, done: int, total: int, then: float, before: int) -> bool:
         waited = time.monotonic() - then
@@ -182,12 +200,13 @@ class _Notebook(_Lines):
         print(line, flush=True)
 
 
-def _in_one_line(done: int, total: int, speed: float | None, note: str) -> str:
+def _in_one_line(done: int, total: int, speed: float | None, left: float | None, note: str) -> str:
     """`3,200/64,000 (5 %)  210 images/s  4.8 minutes left  reconstruction 0.0213`."""
     parts = [f"{done:,}/{total:,} ({100 * done // total if total else 100} %)"]
     if speed is not None:
         parts += [f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s"]
-        parts += [f"{_duration((total - done) / speed)} left"] if done < total else []
+    if left is not None and done < total:
+        parts += [f"{_duration(left)} left"]
     return "  ".join([*parts, note] if note else parts)
 
 
@@ -212,11 +231,11 @@ class _Bar:
             BarColumn(),
             TextColumn("{task.completed:,}/{task.total:,}"),
             _Speed(),
-            TimeRemainingColumn(),
-            TextColumn("left  {task.fields[note]}"),
+            TextColumn("{task.fields[left]}  {task.fields[note]}"),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), speed_estimate_period=SPEED_OVER)
-        self._task = self._progress.add_task(title, total=None, completed=done, note="")
+        self._task = self._progress.add_task(title, total=None, completed=done, left="", note="")
+        self._left = _TimeLeft(done)
 
     def start(self) -> None:
         self._progress.start()
@@ -225,7 +244,9 @@ class _Bar:
         self._progress.stop()
 
     def show(self, done: int, total: int, note: str) -> None:
-        self._progress.update(self._task, completed=done, total=total, note=note)
+        seconds = self._left.report(done, total)
+        left = "" if seconds is None else f"{_duration(seconds)} left"
+        self._progress.update(self._task, completed=done, total=total, left=left, note=note)
 
     def say(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
