@@ -2,7 +2,7 @@
 
     import onefold
 
-    run = onefold.train(onefold.recipe("digits"), "runs/digits")    # or data=…, any object with images and labels
+    run = onefold.train(onefold.recipe("digits"), "runs/digits")    # or data=(images, labels), your own
     images = run.network.sample(16, labels=[3] * 16, seed=0)        # uint8 (n, H, W, C)
     record = onefold.evaluate(run)                                  # every number with its protocol
     fast = onefold.onestep(run)                                     # the same network, in one step

@@ -6,6 +6,7 @@ is called, so that the overview appears at once.
 """
 
 import contextlib
+import difflib
 import importlib
 import io
 import os
@@ -122,8 +123,12 @@ def _dispatch(arguments: list[str]) -> None:
     group = {name: line for name, line in COMMANDS.items() if name.startswith(arguments[0] + " ")}
     if group and arguments[1:] in (["-h"], ["--help"]):
         return _show(group)
-    known = ", ".join(group or COMMANDS)
-    raise UserError(f"{' '.join(arguments[:2]) if group else arguments[0]}: no such command; choose one of {known}")
+    word = " ".join(arguments[:2]) if group else arguments[0]
+    if group and len(arguments) == 1:
+        raise UserError(f"{word}: is followed by one of {', '.join(name.split()[1] for name in group)}")
+    close = difflib.get_close_matches(word, group or COMMANDS, 1)
+    choice = f"perhaps {close[0]}?" if close else f"choose one of {', '.join(group or COMMANDS)}"
+    raise UserError(f"{word}: no such command; {choice}")
 
 
 def _call(name: str, arguments: list[str]) -> None:

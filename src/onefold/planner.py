@@ -8,6 +8,7 @@ digits and on CIFAR-10 depended on the number of images seen (`docs/ablations.md
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,7 @@ from onefold.estimate import measure
 from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.training.config import Config, DataConfig, TrainingConfig
-from onefold.training.datasets import split
+from onefold.training.datasets import open_data, split
 from onefold.training.phases import training_flops
 
 __all__ = ["SIZES", "Plan", "make_plan", "patch_for", "plan"]
@@ -29,6 +30,8 @@ NEEDED = 200_000
 """Images that a network must be able to see in the available time to be chosen."""
 TOKENS = {"cpu": 64, "cuda": 256}
 """Maximum tokens per image, by device type: the time of a step grows faster than their number."""
+BATCH = {"cuda": 256}
+"""Images per step, by device type; elsewhere 64."""
 FEW = 2_000
 """Number of training images below which they are shifted at random and samples should be checked for copies of them."""
 OVERHEAD = 0.9
@@ -68,9 +71,12 @@ def plan(
     Raises:
         UserError: data that cannot be read or cut into patches, or an invalid number of minutes.
     """
-    source = DataConfig(str(data), None if test_data is None else str(test_data))
-    train, _ = split(data, test_data, source)
-    source = replace(source, source=train.source)
+    if isinstance(data, str | Path) and isinstance(test_data, str | Path | None):
+        source = DataConfig(str(data), None if test_data is None else str(test_data))
+        train, _ = open_data(source)
+    else:
+        train, test = split(data, test_data, DataConfig())
+        source = DataConfig(train.source, None if test_data is None else test.source)
     made = make_plan(train, source, minutes=minutes, device=device, say=say)
     for reason in made.reasons:
         say(reason)
@@ -153,7 +159,7 @@ def _config(data: Dataset, source: DataConfig, patch: int, size: tuple[int, int,
         ),
         data=source,
         training=TrainingConfig(
-            batch=min(64 if device != "cuda" else 256, max(8, len(data))),
+            batch=min(BATCH.get(resolve_device(device).type, 64), max(8, len(data))),
             optimizer="muon",
             learning_rate=2e-3 if size[0] <= 128 else 1e-3,
             device=device,

@@ -134,6 +134,8 @@ def recipe(name: str, **overrides: Any) -> Config:
     Raises:
         UserError: no such recipe or setting, or a value of the wrong type.
     """
+    if name == "auto":
+        raise UserError("recipe: auto follows from your images; make it with onefold.plan(images).config")
     if name not in RECIPES:
         raise UserError(f"recipe: {name!r} is not known; choose one of {', '.join(RECIPES)}")
     changes: dict[str, Any] = {}

@@ -38,7 +38,7 @@ def recipe_first(command: str, arguments: Sequence[str], *instead: str) -> tuple
     if not {*instead, "--help", "-h"} & set(arguments):
         from onefold.recipes import RECIPES
 
-        known = ", ".join(RECIPES)
+        known = ", ".join([*RECIPES, "auto"] if command == "train" else RECIPES)
         raise UserError(f"{command}: give a recipe first, one of {known}; see `onefold {command} --help`")
     return None, list(arguments)
 

@@ -1,5 +1,6 @@
 """`onefold train`."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from onefold.networks import Network
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
-from onefold.training.run import Run, load_run, open_data
+from onefold.training.run import Run, check_new, load_run, open_data
 
 __all__ = ["train"]
 
@@ -104,9 +105,13 @@ def _auto(options: Sequence[str]) -> Config:
     Raises:
         UserError: no --data, data that cannot be read, or options that make no sense.
     """
-    given = _values(options, "--data", "--test-data", "--minutes", "--unreadable", "--training.device")
+    given = _values(
+        options, "--data", "--test-data", "--minutes", "--unreadable", "--labels-from", "--training.device", "--out"
+    )
     if {"--help", "-h", "--resume"} & set(options):
         return replace(recipe("digits"), recipe="auto")
+    if "--out" in given:
+        check_new(Path(given["--out"]))
     if "--data" not in given:
         raise UserError("train auto: give your images with --data; see `onefold train --help`")
     try:
@@ -114,22 +119,25 @@ def _auto(options: Sequence[str]) -> Config:
     except ValueError:
         raise UserError(f"--minutes: {given['--minutes']!r} is not a number") from None
     source = recipe("digits").with_changes({"data.source": given["--data"], "data.test": given.get("--test-data")}).data
-    source = replace(source, unreadable="skip" if given.get("--unreadable") == "skip" else "refuse")
+    unreadable = "skip" if given.get("--unreadable") == "skip" else "refuse"
+    source = replace(source, unreadable=unreadable, labels_from=given.get("--labels-from"))
     data, _ = open_data(source)
     say = discard if "--quiet" in options else console.print
     device = given.get("--training.device", "auto")
     plan = planner.make_plan(data, source, minutes=minutes, device=device, say=say)
     for reason in plan.reasons:
         say(reason)
-    say(f"expected: {tables.duration(60 * plan.minutes)}, the first picture within two minutes")
+    picture = ", the first picture within two minutes" if plan.minutes > 2 else ""
+    say(f"expected: {tables.duration(60 * plan.minutes)}{picture}")
     return plan.config
 
 
 def _values(options: Sequence[str], *names: str) -> dict[str, str]:
     """What options of these names are given, as `--name value` or `--name=value`."""
     found: dict[str, str] = {}
-    for option, value in zip(options, [*options[1:], ""], strict=True):
+    for option, value in itertools.zip_longest(options, options[1:], fillvalue=""):
         name, equals, after = option.partition("=")
+        name = name.replace("_", "-")
         if name in names:
             found[name] = after if equals else value
     return found

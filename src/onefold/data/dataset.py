@@ -171,6 +171,11 @@ class Subset(Dataset):
         self._indices = np.arange(len(dataset), dtype=np.int64)[np.asarray(indices, dtype=np.int64)]
         super().__init__(dataset.source, dataset.image_shape, dataset.class_names, dataset.skipped, dataset.notes)
 
+    @property
+    def whole(self) -> Dataset:
+        """The data set that it is a part of."""
+        return self._dataset
+
     def __len__(self) -> int:
         return len(self._indices)
 

@@ -47,7 +47,7 @@ class ObjectListing(Listing):
         ):
             if not hasattr(thing, attribute):
                 what = {"__len__": "len()", "__getitem__": "[i]"}.get(attribute, attribute)
-                raise UserError(f"{source}: has no {what}; {use}")
+                raise UserError(f"{source}: has no {what}; {use}; or give arrays, (images, labels)")
         count = len(self._thing)
         if count == 0:
             raise UserError(f"{source}: holds no images, for its len() is 0; give it at least one")

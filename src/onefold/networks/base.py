@@ -280,8 +280,7 @@ class Network(nn.Module):
         Raises:
             UserError: encoder and denoiser share weights, so the latents would change while the denoiser learns.
         """
-        cure = "choose --architecture three-networks"
-        raise UserError(f"phases: diffusion needs an encoder that can be frozen; {cure}")
+        raise UserError(f"{type(self).__name__}: its encoder cannot be frozen, for the denoiser shares its weights")
 
     def denoising_parts(self) -> dict[str, nn.Module]:
         """The parts of a `Backbone` with the same denoiser, by the backbone's names."""

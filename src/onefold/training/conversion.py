@@ -9,6 +9,7 @@ from onefold.errors import UserError
 from onefold.objectives.one_step import OneStep
 from onefold.sampling import Sampler
 from onefold.training.config import Config
+from onefold.training.datasets import unsplit
 from onefold.training.loop import Callback, train
 from onefold.training.run import Run, load_run
 
@@ -54,14 +55,14 @@ def onestep(
     config = config.with_changes({"onestep.method": method, **(changes or {})})
     folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'ratio' else method}")
     run.check_data()
-    data, test_data = run.datasets or (None, None)
+    data, test_data = unsplit(*run.datasets) if run.datasets else (None, None)
     return train(config, folder, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
 
 
 def converted(
     folder: str | Path, *, images: int | None = None, batch: int | None = None, unfinished: bool = False
 ) -> Config:
-    """The configuration that turns a trained run into a one-step generator, on whatever device is available now.
+    """The configuration that turns a trained run into a one-step generator; precision and compilation decided anew.
 
     Args:
         folder: The trained run, the teacher.
@@ -74,6 +75,8 @@ def converted(
     """
     run = load_run(folder)
     check_teacher(run, unfinished=unfinished)
+    if not run.images:
+        raise UserError(f"{run.folder}: has no line in its log yet; train it on with `{run.resume_command}`")
     seen = min(run.images, run.config.training.images)  # all lengths follow from what the teacher has seen
     config = one_step_config(run.config.with_changes({"training.images": seen}), images=images, batch=batch)
     anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
@@ -87,8 +90,8 @@ def one_step_config(config: Config, *, images: int | None = None, batch: int | N
     good; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
     teacher's, or from `images`, and are whole batches.
     """
-    batch = batch or config.training.batch
-    images = images or batch * max(2, round(LENGTH * config.training.images / batch))
+    batch = config.training.batch if batch is None else batch
+    images = batch * max(2, round(LENGTH * config.training.images / batch)) if images is None else images
     options = OneStep(critic_warmup=batch * max(1, round(WARMUP * images / batch)))
     training = replace(
         config.training,

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from onefold import settings
-from onefold.data import Dataset, as_dataset, holdout, open_dataset, with_classes_of
+from onefold.data import Dataset, Subset, as_dataset, holdout, open_dataset, with_classes_of
 from onefold.data.messages import count_text, shape_text, shortened
-from onefold.data.source import exists, path_of
+from onefold.data.source import absolute, exists, path_of
 from onefold.errors import UserError
 from onefold.files import write_whole
 from onefold.training.config import Config, DataConfig
 
 __all__ = ["LEAST_HELD_OUT", "DataRecord", "PartRecord", "check_there", "check_unchanged", "describe", "given_again"]
-__all__ += ["held_out_count", "open_data", "split", "with_test_part"]
+__all__ += ["held_out_count", "open_data", "place", "split", "unsplit", "with_test_part"]
 
 FILE = "data.json"
 SHOWN = 12
@@ -75,6 +75,20 @@ def split(train: object, test: object, data: DataConfig) -> tuple[Dataset, Datas
         kinds = [shape_text(part.image_shape) for part in (test, train)]
         raise UserError(f"{test.source}: {kinds[0]}, but {train.source}: {kinds[1]}; give test images of the same kind")
     return train, with_classes_of(test, train)
+
+
+def unsplit(train: Dataset, test: Dataset) -> tuple[Dataset, Dataset | None]:
+    """What `split` was given: a whole data set and None, where the test images were set apart from it."""
+    if train is test:
+        return train, None
+    if isinstance(train, Subset) and isinstance(test, Subset) and train.whole is test.whole:
+        return train.whole, None
+    return train, test
+
+
+def place(data: Dataset) -> str:
+    """Where a data set comes from, as a run keeps it; a Python object by its name."""
+    return absolute(data.source) if exists(path_of(data.source) or Path()) else data.source
 
 
 @dataclass(frozen=True)
@@ -156,10 +170,11 @@ def check_unchanged(
         say(line)
 
 
-def describe(record: DataRecord) -> str:
+def describe(datasets: tuple[Dataset, Dataset]) -> str:
     """One line: how many images there are to train and to test on, and the classes with their numbers of images."""
+    record = DataRecord.of(datasets)
     train, test = record.train, record.test
-    where = "set apart from them" if test.source == train.source else f"from {test.source}"
+    where = "set apart from them" if unsplit(*datasets)[1] is None else f"from {test.source}"
     line = f"{train.source}: {count_text(train.images)} to train on, {test.images:,} to test on, {where}; "
     if not record.class_names:
         return line + "no classes"
@@ -193,7 +208,10 @@ def given_again(folder: Path, config: Config, data: object, test_data: object) -
             return open_dataset(source, unreadable=config.data.unreadable, labels_from=config.data.labels_from)
         return as_dataset(source)
 
-    train, test = opened(data, "data", config.data.source), opened(test_data, "test_data", config.data.test)
+    recorded, part = config.data.test, f"{config.data.source}:"
+    if test_data is None and isinstance(data, str | Path) and recorded is not None and recorded.startswith(part):
+        recorded = f"{data}:{recorded.removeprefix(part)}"  # a part of the training images moves with them
+    train, test = opened(data, "data", config.data.source), opened(test_data, "test_data", recorded)
     assert train is not None
     network = config.network
     wanted = (*network.image_size, network.channels), network.classes

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
+from onefold.errors import UserError
 from onefold.networks import Network, RoleFlops
 from onefold.objectives.losses import Losses
 from onefold.objectives.self_distillation import DenoisingDraws, draw, self_distillation
@@ -23,7 +24,7 @@ from onefold.pixels import to_float
 from onefold.schedule import Schedule
 from onefold.training.config import Config
 from onefold.training.health import HealthMonitor
-from onefold.training.phases import Part, Phase, Say, register
+from onefold.training.phases import Part, Phase, Say, names_of_phases, register
 from onefold.training.run import Run
 
 __all__ = ["Autoencoder", "Diffusion", "SelfDistillationPhase"]
@@ -66,6 +67,11 @@ class SelfDistillationPhase(Phase):
 class Autoencoder(SelfDistillationPhase):
     """Only encoder and decoder: the first stage of three networks."""
 
+    def __init__(self, config: Config, index: int, start: int) -> None:
+        super().__init__(config, index, start)
+        if not config.network.kind.learns_codec:
+            raise UserError("phases: autoencoder needs an encoder that learns; pixels have none")
+
     @classmethod
     def schedule_of(cls, config: Config) -> Schedule:
         """The run's schedule, over a share of its images: a whole number of batches, at least one."""
@@ -85,9 +91,18 @@ class Autoencoder(SelfDistillationPhase):
 class Diffusion(SelfDistillationPhase):
     """Only the denoiser, on the latents of the frozen encoder, normalised per channel: the second stage."""
 
+    def __init__(self, config: Config, index: int, start: int) -> None:
+        super().__init__(config, index, start)
+        if config.network.kind.normalise is Network.normalise:
+            raise UserError(
+                "phases: diffusion needs an encoder that can be frozen; choose --architecture three-networks"
+            )
+
     @classmethod
     def schedule_of(cls, config: Config) -> Schedule:
-        """The run's schedule, over the images that the autoencoder leaves."""
+        """The run's schedule, over the images that the autoencoder leaves, if there is one."""
+        if "autoencoder" not in names_of_phases(config):
+            return config.training
         left = config.training.images - Autoencoder.schedule_of(config).images
         return replace(config.training, images=max(1, left))
 

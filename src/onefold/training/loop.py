@@ -25,7 +25,7 @@ from onefold.pixels import to_float
 from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.datasets import open_data, split, with_test_part
+from onefold.training.datasets import open_data, place, split, with_test_part
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
@@ -42,6 +42,9 @@ SKIPS_IN_ROW = 10
 """Where the host sees so many steps in a row without a finite gradient, or more, it gives the present weights up. It
 looks at least once in so many steps, so that fewer than twice as many pass before.
 """
+
+IN_MEMORY = "a network in memory"
+"""What a run began with, where that was no file."""
 
 Callback = Callable[[Run, dict[str, Any]], None]
 """Called with the run and each line of its log, once that is written."""
@@ -79,7 +82,8 @@ def train(
         TrainingAborted: gradients that stay non-finite, or latents that collapse with `on_collapse="stop"`.
         Interrupted: SIGTERM or Ctrl-C came; a checkpoint has been written.
     """
-    if test_data is not None and data is None:
+    _check_arguments(config, network, callbacks)
+    if test_data is not None and data is None and not resume:
         raise UserError("test_data: goes with data; for data that the configuration names, set data.test")
     folder = Path(out) if out else Path("runs") / (config.recipe if config else "")
     told: list[str] = []
@@ -89,7 +93,6 @@ def train(
         run = load_run(folder, data=data, test_data=test_data)
         run = replace(run, datasets=run.open_data())
         _check_fit(run)
-        run = move_data(run, *(given if isinstance(given, str | Path) else None for given in (data, test_data)))
     elif images is not None:
         raise UserError("images: makes a run longer that is resumed; a new one has training.images")
     elif config is None:
@@ -105,8 +108,9 @@ def train(
     with locked(folder):
         if not resume:
             create_folder(run)
-        elif images is not None:
-            run = extend(run, images)
+        else:
+            run = run if images is None else extend(run, images)
+            run = move_data(run, *(given if isinstance(given, str | Path) else None for given in (data, test_data)))
         notes = data_notes(run)
         if not quiet:
             print("\n".join(notes))
@@ -119,26 +123,37 @@ def train(
             for line in told:
                 progress.tell(line)
             Trainer(run, state, device, interruption, progress, tuple(callbacks)).train()
-    return run
+    return replace(run)  # which has not read the network yet
+
+
+def _check_arguments(config: object, network: object, callbacks: object) -> None:
+    """Refuse what a typing slip hands over, before anything is opened."""
+    if not isinstance(config, Config | None):
+        raise UserError(f"config: {config!r} is no configuration; give one, such as onefold.recipe('digits')")
+    if not isinstance(network, Network | None):
+        raise UserError(f"network: {network!r} is no network; load one with onefold.OneFold.from_pretrained")
+    if not isinstance(callbacks, Iterable):
+        raise UserError("callbacks: give a list of functions, callbacks=[function]")
 
 
 def _new(config: Config, folder: Path, data: object, test_data: object, network: Network | None, say: Say) -> Run:
     """A new run, fitted to its data and its machine; nothing is written yet."""
+    if isinstance(data, str | Path):  # the same as in the configuration
+        config = config.with_changes({"data.source": str(data), "data.test": None})
+        data = None
+        if isinstance(test_data, str | Path):
+            config, test_data = config.with_changes({"data.test": str(test_data)}), None
     if data is None and test_data is None:
         datasets = open_data(config.data)
         source = with_test_part(config.data, datasets)
         places = absolute(source.source), None if source.test is None else absolute(source.test)
         config = config.with_changes({"data.source": places[0], "data.test": places[1]})
     else:
-        data = config.data.source if data is None else data
-        datasets = split(data, test_data, config.data)
-        names = [
-            absolute(each.source) if isinstance(given, str | Path) else each.source if given is not None else None
-            for given, each in zip((data, test_data), datasets, strict=True)
-        ]
-        config = config.with_changes({"data.source": names[0], "data.test": names[1]})
+        datasets = split(config.data.source if data is None else data, test_data, config.data)
+        test = None if test_data is None else place(datasets[1])
+        config = config.with_changes({"data.source": place(datasets[0]), "data.test": test})
     if network is not None:
-        config = replace(config, network=network.config, start=config.start or "a network in memory")
+        config = replace(config, network=network.config, start=config.start or IN_MEMORY)
     wanted, config = config, fit_to_data(config, datasets[0])
     note = mirror_note(wanted, config)
     if note is not None:
@@ -165,9 +180,11 @@ def _check_fit(run: Run) -> None:
 def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingState:
     """The state of the newest checkpoint, or a fresh one, which is saved at once if its weights come from elsewhere."""
     saved, start = checkpoints(run.folder), run.config.start
+    if not saved and start == IN_MEMORY and network is None:
+        raise UserError(f"{run.folder}: ended before its first checkpoint, and began with {IN_MEMORY}; start it anew")
     if not saved and network is None and start:
         network = _beginning(run.config, Network.from_pretrained(start))
-    state = TrainingState.fresh(run.config, device, network)
+    state = TrainingState.fresh(run.config, device, network, run.open_data()[0])
     if saved:
         checkpoint.restore(state, run.config, saved[-1])
         checkpoint.publish(state, run.config, run.folder)  # in case that a kill came between the checkpoint and this
@@ -340,7 +357,7 @@ class Trainer:
         self.progress.update(self.images, note=in_words(means))
         self.state.window = Window()
         for callback in self.callbacks:
-            callback(self.run, line)
+            callback(replace(self.run), line)  # one that reads the network as it is now
         return line
 
     def save_or_stop(self, alarm: str | None) -> None:

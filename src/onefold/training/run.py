@@ -222,7 +222,7 @@ def data_notes(run: Run) -> list[str]:
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         left_out = f"left out {count_text(len(names))} that cannot be read ({some}); see {path}"
         notes.append(f"{run.config.data.source}: {left_out}")
-    lines = [describe(DataRecord.of(parts)), *(f"note: {note}" for note in [*notes, *changed])]
+    lines = [describe(parts), *(f"note: {note}" for note in [*notes, *changed])]
     return list(map(printable, lines))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onefold.compute import compile_blocks
+from onefold.data import Dataset
 from onefold.networks import Network, build
 from onefold.training.config import Config
 from onefold.training.log import Window
@@ -71,7 +72,9 @@ class TrainingState:
     """The values that the next log line averages."""
 
     @classmethod
-    def fresh(cls, config: Config, device: torch.device, network: Network | None = None) -> "TrainingState":
+    def fresh(
+        cls, config: Config, device: torch.device, network: Network | None = None, data: Dataset | None = None
+    ) -> "TrainingState":
         """The state at the beginning of the run's first phase.
 
         Args:
@@ -79,11 +82,15 @@ class TrainingState:
             device: Where it is trained.
             network: The weights to start from; not modified. Default: random ones from the run's seed, drawn on the CPU
                 and thus the same on every device.
+            data: What the first phase adapts the network to; default: it is not adapted.
         """
         with seeded(config.training.seed):
             network = build(config.network) if network is None else network
             state = cls({"network": network.to(device)}, {}, Skips(device))
-            state._fill(phases_of(config)[0])
+            first = phases_of(config)[0]
+            if data is not None:
+                first.adapt(state.network, data)
+            state._fill(first)
         return state
 
     def enter(self, phase: Phase) -> None:
