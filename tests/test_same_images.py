@@ -9,6 +9,7 @@ import torch
 import onefold
 from data_images import noise, png, write_folder
 from helpers_runs import tiny
+from onefold.cli import run as command
 from onefold.commands.train import _values
 from onefold.errors import UserError
 from onefold.networks import Network, build
@@ -133,3 +134,15 @@ def test_values_of_options_however_they_are_spelled():
     words = ["--labels_from", "fine", "--data=a", "--out"]
     assert _values(words, "--labels-from", "--data", "--out") == {"--labels-from": "fine", "--data": "a", "--out": ""}
     assert _values([], "--data") == {}
+
+
+def test_the_folder_of_a_run_to_resume_comes_after_out(capsys: pytest.CaptureFixture[str]):
+    assert command(["train", "--resume", "my run"]) == 2
+    assert "--resume --out 'my run'" in capsys.readouterr().err
+
+
+def test_slips_of_a_command_are_answered(capsys: pytest.CaptureFixture[str]):
+    assert command(["sampel", "run"]) == 2
+    assert capsys.readouterr().err == "onefold: sampel: no such command; perhaps sample?\n"
+    assert command(["data"]) == 2
+    assert capsys.readouterr().err == "onefold: data: is followed by one of inspect, convert, stats\n"

@@ -43,6 +43,8 @@ def estimate(arguments: list[str]) -> None:
         config = with_architecture(config, architecture)
         if data is not None:
             config = fit_to_data(config, open_dataset(data))
+        if seconds:
+            console.print("measuring this device; a large network takes a minute or more")
         tables.show_estimate(console, default.recipe, config, costs.estimate(config, seconds=seconds))
 
     parse(estimate_recipe, options, f"onefold estimate {name or 'RECIPE'}")

@@ -19,7 +19,7 @@ from onefold.commands.terminal import (
     resume_run,
     with_architecture,
 )
-from onefold.errors import UserError
+from onefold.errors import UserError, quoted
 from onefold.files import sha256_of
 from onefold.networks import Network
 from onefold.recipes import recipe
@@ -33,11 +33,8 @@ __all__ = ["train"]
 def train(arguments: list[str]) -> None:
     """Train one network, end to end."""
     name, options = recipe_first("train", arguments, "--resume")
+    _check_options(options)
     default = _auto(options) if name == "auto" else recipe(name or "digits")
-    for option in options:
-        if option.partition("=")[0] in ("--network.image-size", "--network.channels"):
-            cure = "other sizes are made by `onefold data convert`"
-            raise UserError(f"{option}: size and channels are read from the data; {cure}")
 
     def train_recipe(
         data: str | None = None,
@@ -97,6 +94,16 @@ def train(arguments: list[str]) -> None:
             tables.show_run(console, finished)
 
     parse(train_recipe, options, f"onefold train {name or 'RECIPE'}")
+
+
+def _check_options(options: Sequence[str]) -> None:
+    """Refuse what the parser would refuse without its cure."""
+    for option, following in itertools.zip_longest(options, options[1:], fillvalue="-"):
+        if option.partition("=")[0] in ("--network.image-size", "--network.channels"):
+            cure = "other sizes are made by `onefold data convert`"
+            raise UserError(f"{option}: size and channels are read from the data; {cure}")
+        if option == "--resume" and not following.startswith("-"):
+            raise UserError(f"train --resume: the run's folder comes after --out: --resume --out {quoted(following)}")
 
 
 def _auto(options: Sequence[str]) -> Config:
