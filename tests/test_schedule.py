@@ -58,7 +58,7 @@ def test_the_ramp_shortens_the_half_life_of_a_young_average():
     assert RAMP.survival(4000, 40_000, 100) == pytest.approx(0.5 ** (100 / 4000))
     assert RAMP.survival(4000, 80_000, 100) == RAMP.survival(4000, 10**7, 100)
     assert RAMP.survival(4000, 64, 64) == pytest.approx(0.5**10)  # the first step forgets the random start
-    assert Schedule(ema_ramp=0).survival(4000, 64, 64) == 0
+    assert Schedule(ema_ramp=0).survival(4000, 64, 64) == NO_RAMP.survival(4000, 64, 64)
 
 
 @given(st.integers(1, 10**6), st.floats(0, 10), st.integers(1, 10**6), st.integers(1, 10**4))

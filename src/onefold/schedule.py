@@ -41,6 +41,7 @@ class Schedule:
     ema_half_lives: tuple[int, ...] = (4_000,)
     """One average of the weights each. The first is the objective's target; the last is the published model."""
     ema_ramp: float = 0.1
+    """Half-lives are at most this fraction of the images seen, so that early averages are short (0: no such limit)."""
 
     def __post_init__(self) -> None:
         settings.check(
@@ -70,5 +71,5 @@ class Schedule:
         ½^(batch / h) with h = min(half_life, ema_ramp · images): the ramp keeps early averages short (Karras et al.,
         2022). Without it, the random initial weights would linger in the average for several half-lives.
         """
-        effective = min(float(half_life), self.ema_ramp * images)
+        effective = min(float(half_life), self.ema_ramp * images) if self.ema_ramp else half_life
         return 0.5 ** (batch / effective) if effective > 0 else 0.0

@@ -167,13 +167,17 @@ PANELS = (
 
 
 def write(history: Sequence[Line], path: Path) -> None:
-    """Draw the log lines of a run into a PNG file; writes nothing before the second measurement of health."""
+    """Draw the log lines of a run into a PNG file; writes nothing before the second measurement of health, or if
+    no panel has values.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     if sum(bool(_measured(line) or line.get("onestep")) for line in history) < 2:
         return
     panels = [p for p in PANELS if any(curve.value(line) is not None for curve in p.curves for line in history)]
+    if not panels:
+        return
     rows = -(-len(panels) // COLUMNS)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.0 * COLUMNS, 2.3 * rows), dpi=110)

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -77,7 +78,7 @@ def save(state: TrainingState, config: Config, folder: Path) -> Path:
             f"{final}: the checkpoint could not be written ({reason(error)}); earlier ones are intact: fix this and "
             "continue with --resume"
         ) from error
-    _prune(config, folder)
+    _prune(config, folder, final)
     return final
 
 
@@ -99,7 +100,7 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
         if counters.phase != state.counters.phase:
             state.enter(phases_of(config)[counters.phase])
         for name, module in state.modules.items():
-            module.load_state_dict(read_tensors(path / f"{name}.safetensors", _device_of(module))[0])
+            module.load_state_dict(read_tensors(path / f"{name}.safetensors", _device_of(module, state))[0])
         device = state.network.device
         moments, _ = read_tensors(path / "optimizer.safetensors", device)
         if described["optimizer"] != _kind(state.optimizers, moments):
@@ -149,8 +150,7 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, module in state.modules.items():
-        tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
-        save_file(tensors, folder / f"{name}.safetensors")
+        save_file(_separate(module.state_dict()), folder / f"{name}.safetensors")
     moments = _optimizer_tensors(state.optimizers)
     save_file(moments, folder / "optimizer.safetensors")
     state.read_skips()
@@ -163,6 +163,17 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
     }
     (folder / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     _flush(folder)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none sharing memory with another, as safetensors requires: tied weights are copied."""
+    found: dict[str, Tensor] = {}
+    seen = set[int]()
+    for name, value in tensors.items():
+        memory = value.untyped_storage().data_ptr()
+        found[name] = value.clone(memory_format=torch.contiguous_format) if memory in seen else value.contiguous()
+        seen.add(memory)
+    return found
 
 
 def _kind(optimizers: Mapping[str, Sequence[Optimizer]], moments: dict[str, Tensor]) -> list[str]:
@@ -193,13 +204,21 @@ def _set_optimizer_tensors(optimizers: Mapping[str, Sequence[Optimizer]], tensor
             optimizer.load_state_dict({"state": found.get((module, k), {}), "param_groups": groups})
 
 
-def _device_of(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+def _device_of(module: nn.Module, state: TrainingState) -> torch.device:
+    """Where a module is; one without tensors, where the network is."""
+    return next(chain(module.parameters(), module.buffers(), state.network.parameters())).device
 
 
-def _prune(config: Config, folder: Path) -> None:
-    training = config.training
-    for path in checkpoints(folder)[: -training.keep_last]:
+def _prune(config: Config, folder: Path, newest: Path) -> None:
+    """Delete old checkpoints, and those with more images than `newest`, the one just written.
+
+    They are of a future that a roll-back gave up: resuming from one would undo the roll-back.
+    """
+    training, found = config.training, checkpoints(folder)
+    kept = found.index(newest) + 1
+    for path in found[kept:]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in found[:kept][: -training.keep_last]:
         if not (training.keep_every and int(path.name) % training.keep_every == 0):
             shutil.rmtree(path, ignore_errors=True)
 

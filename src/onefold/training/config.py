@@ -96,7 +96,7 @@ class Config:
     """Name of the recipe that it is based on."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     phases: tuple[str, ...] = ()
-    """Training phases, in order: names in `training.phases.PHASES`. None: the architecture's own phases."""
+    """Training phases, in order: names in `training.phases.PHASES`. Empty: the architecture's own."""
     objective: SelfDistillation = field(default_factory=SelfDistillation)
     stages: TwoStages = field(default_factory=TwoStages)
     """Settings of the phases `autoencoder` and `diffusion`, which train three networks."""

@@ -8,7 +8,8 @@ the iterations tolerate bf16, which is used where the run's matrix products are 
 
 Whether a gradient is finite is known only on the device: asking from the host would make it wait for all pending work,
 at every step. `guarded_step` therefore passes the answer to the optimizers as torch's gradient scaler does, in their
-attribute `found_inf`, which AdamW(fused=True) and Muon read on the device.
+attribute `found_inf`, which AdamW(fused=True) and Muon read on the device. Other optimizers do not: for them the host
+waits for the answer.
 """
 
 from collections import defaultdict
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from onefold.networks import Network
 from onefold.schedule import Schedule
@@ -39,21 +40,33 @@ BLIND = {"mps"}
 def guarded_step(
     module: nn.Module, optimizers: Iterable[Optimizer], clip: float, *, skip: Bool[Tensor, ""] | None = None
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
-    """Clip the gradient to the norm `clip`, take the optimizer steps and clear the gradient. The host does not wait.
+    """Clip the gradient to the norm `clip`, take the optimizer steps and clear the gradient.
 
     If the gradient's norm is not finite, or `skip` is true, the step is skipped: weights and optimizer state stay the
-    same to the bit. Returns the norm before clipping and whether the step was skipped, both on the device.
+    same to the bit. The host waits only for optimizers that cannot skip on the device. Returns the norm before clipping
+    and whether the step was skipped, both on the device.
     """
     norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
     skipped = ~torch.isfinite(norm)
     if skip is not None:
         skipped = skipped | skip
-    for optimizer in () if skipped.device.type in BLIND and skipped else optimizers:
-        optimizer.found_inf = skipped.to(torch.float32)  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
+    for optimizer in optimizers:
+        if _reads_found_inf(optimizer, skipped.device):
+            optimizer.found_inf = skipped.to(torch.float32)  # type: ignore[attr-defined]
+            optimizer.step()
+            del optimizer.found_inf  # type: ignore[attr-defined]
+        elif not skipped:
+            optimizer.step()
     module.zero_grad()
     return norm, skipped
+
+
+def _reads_found_inf(optimizer: Optimizer, device: torch.device) -> bool:
+    """Whether `found_inf` makes a step on the device change nothing. A subclass may have a step of its own."""
+    if device.type in BLIND:
+        return False
+    fused = type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
+    return fused or type(optimizer) is Muon
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:

@@ -6,8 +6,7 @@
 
 A phase starts from the network published by the previous one, with its own optimizers and averages. The phase of an
 image depends only on the configuration, and what a phase starts with only on the state and the data, so a run resumed
-at any image is bit-identical. A custom phase is a subclass that registers itself: `docs/architecture.md` has an
-example.
+at any image is bit-identical. A custom phase is a subclass that registers itself: `examples/own_objective.py` is one.
 """
 
 from abc import ABC, abstractmethod
@@ -146,7 +145,7 @@ class Phase(ABC):
 
     def begin_from(self, source: Network) -> Network:
         """The network of this run with the weights of another. Where the classes differ, label vectors are those of the
-        classes of the same name, and else random.
+        classes of the same name, and else random; the last row, "no class", means the same in both.
 
         Raises:
             UserError: a network whose other weights do not fit.
@@ -160,8 +159,9 @@ class Phase(ABC):
             cure = "give one of the same architecture, patch, width and channels"
             raise UserError(f"start: the weights do not fit this run's network ({missing[0]} differs); {cure}")
         ours, others = network.config.class_names, source.config.class_names
-        if ours != others:
+        if ours != others or labels - fitting.keys():
             rows = [(ours.index(name), others.index(name)) for name in ours if name in others]
+            rows.append((-1, -1))
             for name in labels:
                 fitting.pop(name, None)
                 for row, other in rows:
@@ -187,14 +187,19 @@ P = TypeVar("P", bound=type[Phase])
 def register(name: str) -> Callable[[P], P]:
     """Class decorator: register a phase under a name, for `Config.phases`.
 
+    A class with the same module and name replaces an earlier one, so that a notebook cell can run twice.
+
     Raises:
         UserError: another phase has the name.
     """
 
     def add(kind: P) -> P:
-        if PHASES.setdefault(name, kind) is not kind:
+        other = PHASES.get(name, kind)
+        if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
             raise UserError(f"phase {name!r}: is already registered; choose another name")
+        PHASES[name] = kind
         kind.name = name
+        phases_of.cache_clear()  # it may hold phases of the class that is replaced
         return kind
 
     return add
@@ -210,7 +215,7 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
     """The phases of a run, in order; each begins with a whole batch.
 
     Raises:
-        UserError: a name that is not registered, or settings that are invalid for a phase.
+        UserError: a name that is not registered, settings that are invalid for a phase, or parts that contradict.
     """
     phases: list[Phase] = []
     start, batch = 0, config.training.batch
@@ -218,9 +223,21 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
         if name not in PHASES:
             raise UserError(f"phases: {name!r} is not known; choose from {', '.join(PHASES)}")
         phase = PHASES[name](config, index, start)
+        _check_parts(phase)
         phases.append(phase)
         start += batch * -(-phase.schedule.images // batch)
     return tuple(phases)
+
+
+def _check_parts(phase: Phase) -> None:
+    """Refuse parts that train the same module with different optimizers: the state has one list for each module."""
+    optimizers: dict[str, Callable[[nn.Module], list[Optimizer]]] = {}
+    for part in phase.parts:
+        if optimizers.setdefault(part.name, part.optimizers) != part.optimizers:
+            raise UserError(
+                f"phase {phase.name!r}: two parts train {part.name!r} with different optimizers; "
+                "give both the same function"
+            )
 
 
 def phase_at(images: int, config: Config) -> Phase:

@@ -56,15 +56,19 @@ def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) ->
 def accumulate(
     state: TrainingState, part: Part, x: Tensor, y: Tensor, draws: Draws, training: TrainingConfig
 ) -> dict[str, Tensor]:
-    """Accumulate the gradient of a part's loss over micro-batches; returns the loss's logged terms."""
+    """Accumulate the gradient of a part's loss over micro-batches; returns the loss's logged terms.
+
+    Only the module that the part trains receives it: left in another, it would be added to that one's own.
+    """
     modules = [state.modules[name] for name in part.modules]
+    trained = [p for p in modules[0].parameters() if p.requires_grad]
     size = training.micro_batch or len(x)
     told: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
     for start in range(0, len(x), size):
         stop = min(start + size, len(x))
         with autocast(training, x.device):
             losses = part.loss(*modules, x[start:stop], y[start:stop], draws.part(start, stop))
-        losses.total.backward()
+        losses.total.backward(inputs=trained)
         for name, value in losses.parts.items():
             told[name] = told[name] + value
     return dict(told)
