@@ -13,7 +13,7 @@ from torch import Tensor
 
 import onefold
 from helpers_runs import tiny
-from onefold import metrics, planner
+from onefold import cli, metrics, planner
 from onefold.data import as_dataset
 from onefold.networks import NETWORKS, Network
 from onefold.objectives import DIVERGENCES
@@ -98,7 +98,7 @@ def test_the_own_divergence_is_the_one_of_its_formula():
 def test_example_own_solver(digits: str, capsys: pytest.CaptureFixture[str]):
     example("own_solver").main()
     assert capsys.readouterr().out == "(4, 8, 8, 1)\n"
-    assert onefold.cli.run(["sample", digits, "--n", "4", "--solver", "midpoint", "--steps", "3"]) == 0
+    assert cli.run(["sample", digits, "--n", "4", "--solver", "midpoint", "--steps", "3"]) == 0
 
 
 def test_example_own_metric(digits: str):
