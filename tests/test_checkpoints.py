@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from helpers_runs import batch, differing, fresh, newest, tensors, tiny
 from onefold.cli import run as command
 from onefold.errors import UserError
+from onefold.files import write_tensors
 from onefold.networks.one_network import OneFold
 from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints, restore, save
@@ -172,12 +173,12 @@ def test_complete_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Whenever a file is written, none of the folder's checkpoints that holds `COMPLETE` lacks anything."""
     config, written = tiny(), []
 
-    def save_file_and_look(values: dict[str, torch.Tensor], path: Path) -> None:
-        save_file(values, path)
+    def write_and_look(values: dict[str, torch.Tensor], path: Path) -> None:
+        write_tensors(values, path)
         written.append(path.name)
         assert not (path.parent / "COMPLETE").exists()
 
-    monkeypatch.setattr(checkpoint, "save_file", save_file_and_look)
+    monkeypatch.setattr(checkpoint, "write_tensors", write_and_look)
     save(stepped(config, 1), config, tmp_path)
     assert set(written) == {name for name in FILES if name != "state.json"}
 
@@ -427,12 +428,12 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path: Path, monkeypatc
         if calls > which:
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        save_file(values, path)
+        write_tensors(values, path)
 
     with monkeypatch.context() as patch:
         for module in [module for name, module in sys.modules.items() if name.startswith("onefold")]:
-            if getattr(module, "save_file", None) is save_file:
-                patch.setattr(module, "save_file", full)
+            if getattr(module, "write_tensors", None) is write_tensors:
+                patch.setattr(module, "write_tensors", full)
         with pytest.raises(UserError) as caught:
             save(state, config, tmp_path)
     is_a_help(caught.value, tmp_path)

@@ -14,6 +14,7 @@ from torch.optim import Adam, AdamW, Optimizer, RMSprop
 
 from helpers_runs import batch, differing, fresh, tensors, tiny
 from onefold.errors import UserError
+from onefold.files import write_tensors
 from onefold.networks import Network, build
 from onefold.objectives.losses import Losses
 from onefold.pictures import curves
@@ -177,6 +178,14 @@ def test_modules_with_buffers_only_and_tied_weights_are_saved_and_restored(tmp_p
     tied = other.modules["tied"]
     assert isinstance(tied, Tied)
     assert tied.first.weight is tied.second.weight
+
+
+def test_a_network_of_tied_weights_is_written_by_both_names(tmp_path: Path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    write_tensors({"a": weight, "b": weight.T}, tmp_path / "tied.safetensors")
+    written = load_file(tmp_path / "tied.safetensors")
+    assert torch.equal(written["a"], weight)
+    assert torch.equal(written["b"], weight.T)
 
 
 # --- checkpoints after a roll-back ------------------------------------------------------------------------------------

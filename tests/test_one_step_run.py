@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import onefold
@@ -23,6 +23,7 @@ from helpers_one_step import newest_of, one_step_from
 from helpers_runs import differing, log, tiny
 from onefold import cli, metrics
 from onefold.errors import Interrupted, TrainingAborted, UserError
+from onefold.files import write_tensors
 from onefold.metrics import Record
 from onefold.networks import RatioNet
 from onefold.objectives import one_step
@@ -198,10 +199,10 @@ def dying(monkeypatch: pytest.MonkeyPatch, config: Config, folder: Path) -> None
         if Path(path).stem == "teacher":
             Path(path).write_bytes(b"half")
             raise Stop
-        save_file(values, path)
+        write_tensors(values, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("onefold.training.checkpoint.save_file", dies)
+        patch.setattr("onefold.training.checkpoint.write_tensors", dies)
         with pytest.raises(Stop):
             onefold.train(config, folder, quiet=True)
     assert checkpoints(folder) == []

@@ -4,17 +4,18 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from onefold.errors import UserError, placeholder, printable, writing
 
-__all__ = ["is_unused", "locked", "read_tensors", "refuse_placeholder", "sha256_of", "unfinished", "write_whole"]
+__all__ = ["is_unused", "locked", "read_tensors", "refuse_placeholder", "sha256_of", "unfinished", "write_tensors"]
+__all__ += ["write_whole"]
 
 UNFINISHED = ".writing-"
 
@@ -88,6 +89,17 @@ def refuse_placeholder(path: Path) -> None:
     what = placeholder(head) if head else "is empty; copy or download it again"
     if what is not None:
         raise UserError(f"{path}: {what}")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Tensors that share memory, such as tied weights, are each written by their own name."""
+    separate: dict[str, Tensor] = {}
+    seen = set[int]()
+    for name, value in tensors.items():
+        memory = value.untyped_storage().data_ptr()
+        separate[name] = value.clone(memory_format=torch.contiguous_format) if memory in seen else value.contiguous()
+        seen.add(memory)
+    save_file(separate, path)
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -31,13 +31,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
 from onefold import sampling, settings
 from onefold.errors import UserError, reason
-from onefold.files import read_tensors
+from onefold.files import read_tensors, write_tensors
 from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
 from onefold.networks.trunk import Trunk, trunk_flops
@@ -401,7 +400,7 @@ class Network(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(settings.to_json(self.config), encoding="utf-8")
         (folder / "sampler.json").write_text(settings.to_json(self.sampler), encoding="utf-8")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        write_tensors(self.state_dict(), folder / "model.safetensors")
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:

@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onefold import settings
 from onefold.errors import UserError, reason
-from onefold.files import read_tensors
+from onefold.files import read_tensors, write_tensors
 from onefold.networks.backbone import Backbone
 from onefold.networks.base import Network
 
@@ -102,7 +101,7 @@ class RatioNet(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        write_tensors(self.state_dict(), folder / "model.safetensors")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "RatioNet":

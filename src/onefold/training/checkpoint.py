@@ -17,13 +17,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onefold import settings
 from onefold.errors import UserError, reason
-from onefold.files import UNFINISHED, read_tensors, unfinished
+from onefold.files import UNFINISHED, read_tensors, unfinished, write_tensors
 from onefold.training.config import Config
 from onefold.training.log import Window
 from onefold.training.phases import phases_of
@@ -150,9 +149,9 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, module in state.modules.items():
-        save_file(_separate(module.state_dict()), folder / f"{name}.safetensors")
+        write_tensors(module.state_dict(), folder / f"{name}.safetensors")
     moments = _optimizer_tensors(state.optimizers)
-    save_file(moments, folder / "optimizer.safetensors")
+    write_tensors(moments, folder / "optimizer.safetensors")
     state.read_skips()
     described = {
         "format": FORMAT,
@@ -163,17 +162,6 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
     }
     (folder / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     _flush(folder)
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, none sharing memory with another, as safetensors requires: tied weights are copied."""
-    found: dict[str, Tensor] = {}
-    seen = set[int]()
-    for name, value in tensors.items():
-        memory = value.untyped_storage().data_ptr()
-        found[name] = value.clone(memory_format=torch.contiguous_format) if memory in seen else value.contiguous()
-        seen.add(memory)
-    return found
 
 
 def _kind(optimizers: Mapping[str, Sequence[Optimizer]], moments: dict[str, Tensor]) -> list[str]:
