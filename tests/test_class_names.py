@@ -160,17 +160,11 @@ def test_a_line_names_images_and_classes(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_long_list_of_classes_is_cut_and_no_classes_are_said(tmp_path: Path):
     names = [f"c{k}" for k in range(SHOWN + 5)]
-    record = DataRecord.of(open_data(DataConfig(str(folder(tmp_path / "a", *names, count=2)), holdout=0.5)))
-    assert re.search(r"; 17 classes: c0 \(\d\), .*, c11 \(\d\) and 5 more$", describe(record))
-    record = DataRecord.of(
-        open_data(
-            DataConfig(
-                str(write_folder(tmp_path / "b", {f"{k}.png": encode(noise(4, 4, seed=k)) for k in range(4)})),
-                holdout=0.5,
-            )
-        )
-    )
-    assert describe(record) == f"{tmp_path / 'b'}: 2 images to train on, 2 to test on, set apart from them; no classes"
+    named = open_data(DataConfig(str(folder(tmp_path / "a", *names, count=2)), holdout=0.5))
+    assert re.search(r"; 17 classes: c0 \(\d\), .*, c11 \(\d\) and 5 more$", describe(named))
+    write_folder(tmp_path / "b", {f"{k}.png": encode(noise(4, 4, seed=k)) for k in range(4)})
+    plain = open_data(DataConfig(str(tmp_path / "b"), holdout=0.5))
+    assert describe(plain) == f"{tmp_path / 'b'}: 2 images to train on, 2 to test on, set apart from them; no classes"
 
 
 def test_a_test_part_of_another_kind_is_not_used_and_said(tmp_path: Path):
@@ -325,7 +319,7 @@ def test_images_of_an_object_are_not_read_to_record_them(tmp_path: Path):
     record = DataRecord.read(run.folder)
     assert record is not None
     assert (record.class_names, record.train.counts, record.train.fingerprint) == (("sad", "happy"), (), None)
-    assert describe(record).endswith("2 classes: sad, happy")
+    assert describe(run.open_data()).endswith("2 classes: sad, happy")
     assert run.network.config.class_names == ("sad", "happy")
     lines: list[str] = []
     load_run(run.folder, data=Random()).open_data(lines.append)

@@ -130,7 +130,7 @@ def test_the_package_can_be_run_as_a_module():
 
 WRONG: list[tuple[str, str]] = [
     ("bogus", "bogus"),
-    ("data", "data inspect"),
+    ("data", "followed by one of inspect, convert, stats"),
     ("data bogus", "data bogus"),
     # train: recipe and options
     ("train", "recipe"),

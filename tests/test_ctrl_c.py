@@ -91,6 +91,20 @@ def test_while_data_are_read(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_amid_a_destructor_where_python_ignores_exceptions(tmp_path: Path):
+    deaf = (
+        "import time, pathlib, onefold.training.datasets as datasets\n"
+        "class Deaf:\n"
+        f"    def __del__(self): pathlib.Path({str(tmp_path / 'dies')!r}).touch(); time.sleep(60)\n"
+        "def slow(*rest, **named): Deaf(); time.sleep(60)\n"
+        "datasets.open_dataset = slow"
+    )
+    command = Command("train", "digits", "--out", tmp_path / "run", "--quiet", before=deaf)
+    command.wait_for(tmp_path / "dies")
+    command.press()
+    assert command.end() == "onefold: interrupted\n"
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules
 @pytest.mark.parametrize("alone", [False, True])
 def test_while_it_compiles(tmp_path: Path, alone: bool):

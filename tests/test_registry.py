@@ -222,6 +222,9 @@ def test_operations_of_training_follow_from_roles_and_phases():
     class Staged(Linear):
         phases = ("autoencoder", "diffusion")
 
+        def normalise(self, mean: Tensor, std: Tensor) -> None:
+            """Its encoder can be frozen."""
+
     staged = config.with_changes({"network.architecture": "staged"})
     expected = 0.25 * 6 * codec + 0.75 * (codec + 6 * denoise)
     assert training_flops(staged) == pytest.approx(expected)

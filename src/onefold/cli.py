@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 from onefold import __version__
 from onefold.errors import Interrupted, TrainingAborted, UserError, printable, reason
@@ -63,6 +64,7 @@ MODULES = {"sample": "images", "reconstruct": "images"}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGINT, _leave)  # while modules are imported, which may not bear an exception
+    sys.unraisablehook = _not_ignored
     code = run(list(sys.argv[1:] if arguments is None else arguments))
     if code > 128:  # threads and processes that still work have nothing to add
         sys.stdout.flush()
@@ -183,6 +185,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
     """End at once: there is nothing to save, or it is the second time."""
     os.write(2, b"onefold: interrupted\n")
     os._exit(128 + number)
+
+
+def _not_ignored(ignored: Any) -> None:
+    """Python ignores what is raised amid a destructor or its own bookkeeping. A Ctrl-C that falls there ends all."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        _leave(signal.SIGINT, None)
+    sys.__unraisablehook__(ignored)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -124,6 +124,6 @@ class ThreeNetworks(Network):
 
     @torch.no_grad()
     def normalise(self, mean: Float[Tensor, " D"], std: Float[Tensor, " D"]) -> None:
-        """From now on, subtract `mean` from each channel of the latents as they are now, and divide it by `std`."""
-        self.latent_mean.add_(self.latent_std * mean)
-        self.latent_std.mul_(std)
+        """From now on, subtract `mean` from each channel of the latents and divide it by `std`."""
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)

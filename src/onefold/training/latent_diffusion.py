@@ -107,7 +107,9 @@ class Diffusion(SelfDistillationPhase):
         return replace(config.training, images=max(1, left))
 
     def adapt(self, network: Network, data: Dataset) -> None:
-        """From now on, normalise latents by their mean and standard deviation over the data."""
+        """From now on, normalise latents by their mean and standard deviation over the data, whatever was before."""
+        channels = network.config.latent_channels
+        network.normalise(torch.zeros(channels), torch.ones(channels))
         network.normalise(*_latent_moments(network, data))
 
     def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
