@@ -26,6 +26,18 @@ hypothesis.settings.load_profile("onefold")
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
+@pytest.fixture
+def phases_as_before() -> Iterator[None]:
+    """Phases that a test registers are gone after it."""
+    from onefold.training.phases import PHASES, phases_of
+
+    before = dict(PHASES)
+    yield
+    PHASES.clear()
+    PHASES.update(before)
+    phases_of.cache_clear()
+
+
 def has_shape(hint: Any) -> bool:
     return (isinstance(hint, type) and issubclass(hint, AbstractArray)) or any(map(has_shape, get_args(hint)))
 

@@ -1,6 +1,6 @@
 """What phases of one's own may bring along: other optimizers, losses through other modules, modules of any kind."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,17 +22,10 @@ from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.latent_diffusion import SelfDistillationPhase
 from onefold.training.optimizer import Muon, guarded_step
-from onefold.training.phases import PHASES, Part, phases_of, register
+from onefold.training.phases import Part, phases_of, register
 from onefold.training.step import training_step
 
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    before = dict(PHASES)
-    yield
-    PHASES.clear()
-    PHASES.update(before)
-    phases_of.cache_clear()
+pytestmark = pytest.mark.usefixtures("phases_as_before")
 
 
 # --- optimizers of any kind -------------------------------------------------------------------------------------------

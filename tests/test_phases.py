@@ -1,7 +1,6 @@
 """Phases by name and place, and a phase of one's own, registered from outside the package."""
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +31,7 @@ class Centred(SelfDistillationPhase):
         return Losses(total + 0.5 * centre, {**parts, "centre": centre.detach()})
 
 
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    before = dict(PHASES)
-    yield
-    PHASES.clear()
-    PHASES.update(before)
-    phases_of.cache_clear()
+pytestmark = pytest.mark.usefixtures("phases_as_before")
 
 
 # --- of one's own -----------------------------------------------------------------------------------------------------
