@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from onefold.objectives.density_ratio import DIVERGENCES, DensityRatio, draw_noise, ratio_gradient, ratio_loss
+from onefold.objectives.density_ratio import DIVERGENCES, DensityRatio, draw_noise, ratio_loss
 from onefold.paths import TimeDistribution
 from onefold.studies.mixture import Mixture
 
@@ -155,7 +155,7 @@ def distil(
     warm_up: int = 200,
     survival: float = 0.995,
 ) -> nn.Module:
-    """Alternate updates of ratio and generator; returns the average of the generator's weights.
+    """Update ratio and generator from one backward pass; returns the average of the generator's weights.
 
     Adam without momentum, which would let the two chase each other; both rates fall to 0 along a cosine.
     """
@@ -171,16 +171,15 @@ def distil(
     for step in range(-warm_up, steps):
         fake = generator(torch.randn(batch, generator.latent, generator=draw))
         draws = draw_noise(options.time, options.t_max, tuple(fake.shape), draw)
-        optimizers[1].zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        if step < 0:
+            fake = fake.detach()
         ratio_loss(ratio, target.draw(batch, draw)[0], fake, None, draws, options)[0].backward()
         nn.utils.clip_grad_norm_(ratio.parameters(), 1.0)
         optimizers[1].step()
         if step < 0:
             continue
-        draws = draw_noise(options.time, options.t_max, tuple(fake.shape), draw)
-        pull = ratio_gradient(ratio, fake, None, draws, options)
-        optimizers[0].zero_grad()
-        (pull * fake).sum(1).mean().backward()
         nn.utils.clip_grad_norm_(generator.parameters(), 1.0)  # one large weight e^ℓ would stall Adam for long
         optimizers[0].step()
         average.update_parameters(generator)
@@ -213,8 +212,8 @@ def coverage(samples: Tensor, target: Mixture) -> dict[str, Any]:
 def ratios(say: Callable[[str], None]) -> list[dict[str, Any]]:
     """With more noise levels near noise: there ℓ grows as t, and its share of the loss as t²."""
     say("| ratio of Gaussians | network | least R² | least cosine of gradients | seconds |\n|---|---|---:|---:|---:|")
-    plain = DensityRatio(time=TimeDistribution(shift=0.3), penalty=0, centring=0)
-    default = replace(plain, penalty=DensityRatio.penalty, centring=DensityRatio.centring)
+    plain = DensityRatio(time=TimeDistribution(shift=0.3), penalty=0)
+    default = replace(plain, penalty=DensityRatio.penalty)
     cases = [(d, kind, plain) for d in (1, 2, 16) for kind in (Quadratic, Plain)] + [(2, Quadratic, default)]
     found = []
     for d, kind, options in cases:
@@ -224,7 +223,7 @@ def ratios(say: Callable[[str], None]) -> list[dict[str, Any]]:
         fit(ratio, p, q, options, steps=3000, batch=512, rate=1.5e-2 if kind is Quadratic else 5e-3)
         result = accuracy(ratio, p, q, options.t_max)
         seconds = time.process_time() - start
-        name = kind.__name__.lower() + ("" if options == plain else ", default penalty and centring")
+        name = kind.__name__.lower() + ("" if options == plain else ", default penalty")
         say(f"| {d}-D | {name} | {min(result['r2']):.3f} | {min(result['cosine']):.3f} | {seconds:.0f} |")
         found.append({"d": d, "network": name, **result})
     return found

@@ -5,7 +5,7 @@
 On one backbone and in one process: the arithmetic of an update with its critic updates, counted by torch, in units of
 F, a forward pass of the denoiser on the batch; its time, the median of several rounds in which the methods take turns,
 relative to the first method's; and the memory of the state (weights, gradients, moments, average) in bytes per
-parameter of the generator. The codec's upkeep is left out (`codec_share` = 0): it is the same for all.
+parameter of the generator. Everything is as trained by default, the upkeep of the network's other roles included.
 """
 
 import json
@@ -44,7 +44,7 @@ def prepared(config: Config, teacher: Network, changes: dict[str, Any]) -> tuple
     """A state at the point where the generator starts to be updated."""
     half = max(1, config.network.depth // 2)
     changes = {name: half if value == "half" else value for name, value in changes.items()}
-    config = config.with_changes({"onestep.critic_warmup": 0, "onestep.codec_share": 0.0, **changes})
+    config = config.with_changes({"onestep.critic_warmup": 0, **changes})
     state = TrainingState.fresh(config, next(teacher.parameters()).device, teacher)
     if config.training.compile == "yes":
         state.compile(phases_of(config)[0])

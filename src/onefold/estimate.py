@@ -196,7 +196,8 @@ def _passes(state: TrainingState, phase: Phase, x: torch.Tensor, y: torch.Tensor
     for part in phase.parts:
         told = accumulate(state, part, x, y, part.draw(len(x), rng), config.training)
         next(iter(told.values())).item()
-        state.modules[part.name].zero_grad()
+        for trained in part.trains:
+            state.modules[trained.name].zero_grad()
 
 
 def _batches_held(config: Config, batch: int) -> int:

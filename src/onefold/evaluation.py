@@ -134,7 +134,7 @@ def evaluate(
     for name in metrics or {}:
         if name in KEYS:
             raise UserError(f"metrics: {name!r} is in every record; choose another name")
-    sampler = sampler or run.config.sampler
+    sampler = sampler or run.network.sampler
     network = run.network.to(device)
     sampling.check_guidance(sampler.guidance, network.config.classes)
     train, test = run.open_data(say)

@@ -30,6 +30,7 @@ __all__ = [
     "Denoiser",
     "Euler",
     "Heun",
+    "Jump",
     "Labels",
     "Renoise",
     "Sampler",
@@ -48,8 +49,16 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(z_t (B, N, D), t (B,), y (B,) or None) → ẑ (B, N, D)."""
 Labels = Sequence[int | str] | np.ndarray | Tensor
 """A label for each image."""
-DenoiserAtTime = Callable[[Tensor, float], Tensor]
-"""(z_t (B, N, D), t) → ẑ (B, N, D), with the labels and the guidance of the samples in it."""
+Jump = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+"""(z_t (B, N, D), t (B,), y (B,) or None, r (B,)) → the clean latents at which a jump from t to r aims."""
+
+
+class DenoiserAtTime(Protocol):
+    """A network with the labels and the guidance of the samples in it."""
+
+    def __call__(self, z_t: Tensor, t: float, r: float | None = None, /) -> Tensor:
+        """Clean latents (B, N, D) predicted from z_t; with r, a sample of them, at which a jump from t to r aims."""
+        ...
 
 
 # --- solvers ----------------------------------------------------------------------------------------------------------
@@ -81,9 +90,9 @@ class Solver(Protocol):
         """Clean latents from z at the first time.
 
         Args:
-            denoise: (z_t, t) → ẑ.
-            z: Latents at times[0], which is 0: pure noise.
-            times: Increasing, from 0 to 1. The velocity is undefined at 1: end on a ẑ.
+            denoise: (z_t, t) → ẑ, or (z_t, t, r) → where a jump aims; see `DenoiserAtTime`.
+            z: Latents at times[0]: pure noise.
+            times: Increasing, to 1. The velocity is undefined at 1: end on a ẑ.
             path: The noise path on which z_t lies.
             noise: More standard normal noise of the samples' own seeds, on the CPU; for solvers that draw.
         """
@@ -121,7 +130,9 @@ class Heun:
 
 
 class Renoise:
-    """No ODE: each ẑ is noised anew to the next time; for one-step generators in a few steps (Song et al., 2023)."""
+    """No ODE: jumps to t = 1, each noised anew to the next time; for one-step generators (Song et al., 2023)."""
+
+    jumps = True
 
     def evaluation_times(self, times: Sequence[float]) -> list[float]:
         return list(times[:-1])
@@ -131,9 +142,9 @@ class Renoise:
     ) -> Tensor:
         assert noise is not None, "renoise needs noise"
         for now, then in itertools.pairwise(times[:-1]):
-            z_hat = denoise(z, now)
+            z_hat = denoise(z, now, 1.0)
             z = noised(path, z_hat, next(noise).to(z), per_token(_at(then, z)))
-        return denoise(z, times[-2])
+        return denoise(z, times[-2], 1.0)
 
 
 def _velocity(denoise: DenoiserAtTime, z: Tensor, t: float, path: Path) -> Tensor:
@@ -165,6 +176,8 @@ class Sampler:
     """Times within which guidance acts (Kynkäänniemi et al., 2024)."""
     shift: float = 1.0
     """Below 1, more of the grid lies near noise; above 1, near data."""
+    start: float = 0.0
+    """Time t₀ at which the grid begins, from (1 − t₀)·ε. A one-step generator has the one that it was trained for."""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -176,9 +189,21 @@ class Sampler:
             raise UserError(f"guidance: {self.guidance} is not a number; 1 is unguided")
         if not 0 < self.shift < math.inf:
             raise UserError(f"shift: {self.shift} is not positive; 1 leaves the time grid uniform")
+        if not 0 <= self.start < 1:
+            raise UserError(f"start: {self.start} is not a time from 0, noise, to below 1, data")
+        if self.guidance != 1 and self.jumps:
+            raise UserError(
+                f"guidance: {self.guidance:g} changes a denoiser, and {self.solver!r} samples with a one-step "
+                "generator; leave it at 1, or sample with --solver euler"
+            )
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise UserError(f"guidance_interval: ({low}, {high}) is not within 0 ≤ low ≤ high ≤ 1")
+
+    @property
+    def jumps(self) -> bool:
+        """Whether its solver samples with the network in the role of a one-step generator."""
+        return getattr(SOLVERS[self.solver], "jumps", False)
 
     @property
     def evaluations(self) -> int:
@@ -192,13 +217,17 @@ class Sampler:
         return low <= t <= high
 
     def with_options(self, **wanted: Any) -> "Sampler":
-        """A copy with the options that are not None."""
-        return replace(self, **{name: value for name, value in wanted.items() if value is not None})
+        """A copy with the options that are not None; another solver that does not jump begins at t = 0."""
+        given = {name: value for name, value in wanted.items() if value is not None}
+        if not getattr(SOLVERS.get(given.get("solver", self.solver)), "jumps", False):
+            given = {"start": 0.0, **given} if "solver" in given else given
+        return replace(self, **given)
 
 
 def time_grid(sampler: Sampler) -> Float[Tensor, " steps_plus_one"]:
-    """Times from 0 to 1, float32 on the CPU."""
-    return shift_time(torch.linspace(0, 1, sampler.steps + 1, dtype=torch.float64), sampler.shift).float()
+    """Times from the sampler's start to 1, float32 on the CPU."""
+    times = shift_time(torch.linspace(0, 1, sampler.steps + 1, dtype=torch.float64), sampler.shift)
+    return (sampler.start + (1 - sampler.start) * times).float()
 
 
 def seeded_rng(seed: int) -> torch.Generator:
@@ -255,18 +284,24 @@ def solve(
     *,
     guide: Denoiser | None = None,
     noise: Iterator[Float[Tensor, "B N D"]] | None = None,
+    jump: Jump | None = None,
 ) -> Float[Tensor, "B N D"]:
-    """From z at t = 0 (on the linear path: ε) to the clean latents at t = 1, by the sampler's solver.
+    """From noise ε at the sampler's start (at t = 0 on the linear path: ε itself) to clean latents, by its solver.
 
     Within the sampler's guidance interval, `guide` takes the place of `denoise`, if there is one. `noise` is more noise
-    of the samples' seeds, for solvers that draw.
+    of the samples' seeds, for solvers that draw; `jump` is the one-step generator, for solvers that jump, in whose
+    place a network without one denoises.
     """
+    path, start = path or Linear(), sampler.start
     times = time_grid(sampler).tolist()  # Python's numbers: asking a device for one would wait for it at each step
 
-    def denoise_at(z: Tensor, t: float) -> Tensor:
+    def denoise_at(z: Tensor, t: float, r: float | None = None, /) -> Tensor:
+        if r is not None and jump is not None:
+            return jump(z, _at(t, z), y, _at(r, z))
         return (guide if guide and sampler.guides_at(t) else denoise)(z, _at(t, z), y)
 
-    return SOLVERS[sampler.solver].integrate(denoise_at, eps, times, path or Linear(), noise)
+    z = noised(path, torch.zeros_like(eps), eps, per_token(_at(start, eps))) if start else eps
+    return SOLVERS[sampler.solver].integrate(denoise_at, z, times, path, noise)
 
 
 def resolve_labels(
@@ -347,6 +382,7 @@ def generate(
     null_label: int,
     batch: int = 256,
     device: torch.device | str = "cpu",
+    jump: Jump | None = None,
 ) -> Iterator[Float[Tensor, "B N D"]]:
     """Clean latents of shape (N, D) for `seeds` and `labels` (None: no classes), batch by batch and without a graph.
 
@@ -359,6 +395,7 @@ def generate(
         null_label: The label K of "no class", which guidance needs; 0 for a denoiser without classes.
         batch: Images per call of the denoiser.
         device: Where the denoiser runs.
+        jump: The one-step generator, for solvers that jump.
 
     Raises:
         UserError: a batch that makes no sense, or guidance without classes.
@@ -374,5 +411,5 @@ def generate(
             y = torch.tensor(list(labels[start : start + batch]), dtype=torch.int64, device=device)
         noise = noises(part, shape)
         with torch.no_grad():  # here, since a generator runs in the context of whoever takes from it
-            z = solve(denoise, next(noise).to(device), y, sampler, guide=guide, noise=noise)
+            z = solve(denoise, next(noise).to(device), y, sampler, guide=guide, noise=noise, jump=jump)
         yield z

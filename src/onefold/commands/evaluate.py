@@ -71,7 +71,7 @@ def evaluate(
     from onefold.training.run import load_run
 
     loaded = load_run(run, data=data, test_data=test_data)
-    sampler = loaded.config.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    sampler = loaded.network.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
     verifier = verifier_factory(run, best_of=best_of, resample=resample)
     record = evaluation.evaluate(
         loaded,

@@ -30,14 +30,23 @@ class Backbone(nn.Module):
         self.trunk = Trunk(width, depth, heads, *grid)
 
     def forward(
-        self, z_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
+        self,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+        role: Float[Tensor, "#B W"] | None = None,
     ) -> Float[Tensor, "B N W"]:
-        """Hidden tokens of noised latents at times t in [0, 1], given labels y (None: no class)."""
-        return self.trunk(self.entrance(z_t), self.condition(t, y))
+        """Hidden tokens of noised latents at times t in [0, 1], given labels y (None: no class); see `condition`."""
+        return self.trunk(self.entrance(z_t), self.condition(t, y, role))
 
-    def condition(self, t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None) -> Float[Tensor, "B 6 W"]:
-        """The trunk's modulation at times t, given labels y (None: no class)."""
-        return self.modulation(conditioning(self.time, self.labels, t, y))
+    def condition(
+        self,
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+        role: Float[Tensor, "#B W"] | None = None,
+    ) -> Float[Tensor, "B 6 W"]:
+        """The trunk's modulation at times t, given labels y (None: no class), in the role of a vector, if any."""
+        return self.modulation(conditioning(self.time, self.labels, t, y, role))
 
     @torch.no_grad()
     def copy_from(self, **parts: nn.Module) -> Self:

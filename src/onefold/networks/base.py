@@ -1,10 +1,11 @@
-"""What all networks have in common: configuration, three roles, sampling and files.
+"""What all networks have in common: configuration, roles, sampling and files.
 
     encode:   image                     →  latents          z
     denoise:  noised latents, t, class  →  clean latents    ẑ  ≈ E[z | z_t, t, y]
+    generate: the same                  →  clean latents    a sample; what a one-step generator is trained for
     decode:   latents                   →  image            x̂
 
-`one_network.py` has all three in one trunk: `OneFold`. `three_networks.py` has the baseline with one trunk per role,
+`one_network.py` has all of them in one trunk: `OneFold`. `three_networks.py` has the baseline with one trunk per role,
 and `pixel_network.py` an ordinary diffusion model whose latents are the pixels. Each registers itself under the name of
 its architecture, and so does a network of your own:
 
@@ -13,8 +14,9 @@ its architecture, and so does a network of your own:
 
     onefold.train(onefold.recipe("digits", network={"architecture": "mine"}))
 
-Such a network defines `encode`, `denoise`, `decode` and `role_flops`, as well as `features` for a perceptual loss and
-`denoising_parts` for conversion to a one-step generator. Everything else has a default.
+Such a network defines `encode`, `denoise`, `decode` and `role_flops`, as well as `features` for a perceptual loss,
+`denoising_parts` for conversion to a one-step generator and perhaps `generate`, so that denoising keeps its meaning
+then. Everything else has a default.
 
 Conventions: images (B, C, H, W) in [−1, 1]; latents (B, N, D), one token for each of the N = (H/p)·(W/p) patches;
 t in [0, 1] with 0 noise and 1 data; label K means "no class".
@@ -48,6 +50,7 @@ __all__ = [
     "Network",
     "NetworkConfig",
     "RoleFlops",
+    "arrival",
     "build",
     "forward_flops",
     "parameter_shares",
@@ -193,7 +196,7 @@ def forward_flops(config: NetworkConfig, depth: int | None = None) -> float:
 
 
 class Network(nn.Module):
-    """The three roles, which a subclass defines, and what follows from them."""
+    """The roles, which a subclass defines, and what follows from them."""
 
     phases: ClassVar[tuple[str, ...]] = ("self_distillation",)
     """The default phases of its training, in order."""
@@ -222,7 +225,7 @@ class Network(nn.Module):
         """Operations of encoding, denoising and decoding one image."""
         raise NotImplementedError
 
-    # --- the three roles ---
+    # --- the roles ---
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Latents of images in [−1, 1], normalised according to `config.latent_norm`."""
@@ -233,6 +236,26 @@ class Network(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         """Clean latents ẑ predicted from noised latents at times t in [0, 1], given labels y (None: no class)."""
         raise NotImplementedError
+
+    def generate(
+        self,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+        r: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """The clean latents x̂ at which a jump from t to r aims: z_r = z_t + (r − t)/(1 − t) · (x̂ − z_t).
+
+        One step is a jump from noise to r = 1, G(ε, y) = generate((1 − t₀)·ε, t₀, y). A network that has not been
+        trained for it denoises; so does, in this role too, a network that does not define it.
+
+        Args:
+            z_t: Latents to start from, such as noise times 1 − t.
+            t: Times of departure, in [0, 1].
+            y: Labels; None: no class.
+            r: Times of arrival, from t to 1. Default: 1.
+        """
+        return self.denoise(z_t, t, y)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""
@@ -390,6 +413,7 @@ class Network(nn.Module):
             null_label=self.config.classes,
             batch=batch,
             device=self.device,
+            jump=self.generate,
         )
 
     # --- files ---
@@ -431,6 +455,11 @@ class Network(nn.Module):
             path, cure = folder / "model.safetensors", "copy or download it whole, or give another run"
             raise UserError(f"{path}: does not hold this network ({reason(error)}); {cure}") from error
         return network.eval()
+
+
+def arrival(t: Float[Tensor, " B"], r: Float[Tensor, " B"] | None) -> Float[Tensor, " B"]:
+    """The time at which jumps from t arrive: 1 unless it is given."""
+    return torch.ones_like(t) if r is None else r
 
 
 def _is_run(path: Path) -> bool:

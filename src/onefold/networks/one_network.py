@@ -1,20 +1,22 @@
-"""OneFold: encoder, denoiser and decoder as three roles of one trunk.
+"""OneFold: encoder, denoiser, decoder and one-step generator as roles of one trunk.
 
     encode:   image patches  → trunk → latents out → norm        z  = E(x)
     denoise:  latents in     → trunk → latents out               ẑ  ≈ E[z | z_t, t, y]
+    generate: latents in     → trunk → latents out               a sample of z, given z_t
     decode:   latents in     → trunk → patches out               x̂  = D(z)
 
 A conditioning vector tells the trunk its role: a learned vector per role, to which denoising adds features of the time
-t and a learned vector of the class y. All three roles share the trunk and its modulation; only the four linear
-entrances and exits, the time map and the class vectors (under 5 % of the parameters) serve fewer.
+t and a learned vector of the class y. Generating is conditioned as denoising is, plus a vector and features of the time
+of arrival (`trunk.Jump`). All roles share the trunk and its modulation; only the four linear entrances and exits, the
+maps of times and the class vectors (under 5 % of the parameters) serve fewer.
 """
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig, RoleFlops, forward_flops, register
-from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
+from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
+from onefold.networks.trunk import TIME_FEATURES, Jump, Modulation, Trunk, conditioning
 
 __all__ = ["OneFold"]
 
@@ -35,11 +37,12 @@ class OneFold(Network):
         self.roles = nn.Embedding(len(ROLES), config.width)
         self.time = nn.Linear(TIME_FEATURES, config.width, bias=False)
         self.labels = nn.Embedding(config.classes + 1, config.width)
+        self.jump = Jump(config.width)
         self.modulation = Modulation(config.width)
         self.trunk = Trunk(config.width, config.depth, config.heads, *config.grid)
         self.norm = LATENT_NORMS[config.latent_norm](config.latent_channels)
 
-    # --- the three roles ---
+    # --- the roles ---
 
     def encode(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Latents of images in [−1, 1], normalised according to `config.latent_norm`."""
@@ -53,6 +56,18 @@ class OneFold(Network):
         """Clean latents ẑ predicted from noised latents at times t in [0, 1], given labels y (None: no class)."""
         self.check_noised(z_t, t, y)
         h = self.trunk(self.latents_in(z_t), self._condition("denoise", t, y))
+        return self._clean(self.latents_out(h), z_t, t)
+
+    def generate(
+        self,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+        r: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """See `Network.generate`."""
+        self.check_noised(z_t, t, y)
+        h = self.trunk(self.latents_in(z_t), self._condition("denoise", t, y, self.jump(arrival(t, r))))
         return self._clean(self.latents_out(h), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
@@ -98,6 +113,9 @@ class OneFold(Network):
     def _image(self, h: Tensor) -> Tensor:
         return self.unpatchify(self.patches_out(h).float())
 
-    def _condition(self, role: str, t: Tensor | None = None, y: Tensor | None = None) -> Float[Tensor, "#B 6 W"]:
+    def _condition(
+        self, role: str, t: Tensor | None = None, y: Tensor | None = None, jump: Tensor | None = None
+    ) -> Float[Tensor, "#B 6 W"]:
         vector = self.roles.weight[ROLES.index(role)].unsqueeze(0)
+        vector = vector if jump is None else vector + jump
         return self.modulation(vector if t is None else conditioning(self.time, self.labels, t, y, role=vector))

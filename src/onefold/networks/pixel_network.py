@@ -11,7 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from onefold.networks.backbone import Backbone
-from onefold.networks.base import Network, NetworkConfig, RoleFlops, forward_flops, register
+from onefold.networks.base import Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
+from onefold.networks.trunk import Jump
 
 __all__ = ["PixelNetwork"]
 
@@ -27,6 +28,7 @@ class PixelNetwork(Network):
         numbers, sizes = config.latent_channels, (config.width, config.depth, config.heads)
         self.body = Backbone(numbers, *sizes, config.grid, config.classes)
         self.exit = nn.Linear(config.width, config.latent_channels)
+        self.jump = Jump(config.width)
 
     @classmethod
     def implied(cls, config: NetworkConfig) -> dict[str, int]:
@@ -47,6 +49,17 @@ class PixelNetwork(Network):
         """Clean patches predicted from noised ones at times t in [0, 1], given labels y (None: no class)."""
         self.check_noised(z_t, t, y)
         return self._clean(self.exit(self.body(z_t, t, y)), z_t, t)
+
+    def generate(
+        self,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+        r: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """See `Network.generate`."""
+        self.check_noised(z_t, t, y)
+        return self._clean(self.exit(self.body(z_t, t, y, self.jump(arrival(t, r)))), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Join patches into images (not clamped)."""

@@ -61,8 +61,24 @@ class AttentionPool(nn.Module):
         return self.out(F.silu(self.hidden(pooled))).squeeze(-1).float()
 
 
+class Scale(nn.Module):
+    """e^s(t): the factor that calibrates a ratio network at each level; 1 at first, s linear between levels."""
+
+    def __init__(self, levels: int = 11) -> None:
+        super().__init__()
+        self.logarithm = nn.Parameter(torch.zeros(levels))
+
+    def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        at = t * (len(self.logarithm) - 1)
+        left = at.long().clamp(max=len(self.logarithm) - 2)
+        return torch.lerp(self.logarithm[left], self.logarithm[left + 1], at - left).exp()
+
+
 class RatioNet(nn.Module):
-    """(x_t, t, y) → ℓ, with random weights: starting at zero, training would take long to leave it."""
+    """(x_t, t, y) → ℓ, with random weights: starting at zero, training would take long to leave it.
+
+    ℓ is the network's own value, `logit`, times a `scale` that depends only on t.
+    """
 
     def __init__(self, config: RatioConfig) -> None:
         super().__init__()
@@ -70,6 +86,7 @@ class RatioNet(nn.Module):
         sizes = (config.numbers, config.width, config.depth, config.heads, config.grid, config.classes)
         self.backbone = Backbone(*sizes)
         self.head = AttentionPool(config.width, config.heads)
+        self.scale = Scale()
 
     @classmethod
     def of(cls, network: Network, blocks: int | None = None, *, learned: bool = True) -> "RatioNet":
@@ -94,6 +111,12 @@ class RatioNet(nn.Module):
         self, x_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, " B"]:
         """ℓ of noised latents at times t in [0, 1], given labels y (None: no class)."""
+        return self.scale(t) * self.logit(x_t, t, y)
+
+    def logit(
+        self, x_t: Float[Tensor, "B N D"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, " B"]:
+        """The network's own value, before calibration."""
         return self.head(self.backbone(x_t, t, y))
 
     def save_pretrained(self, folder: str | Path) -> None:

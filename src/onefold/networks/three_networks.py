@@ -25,8 +25,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from onefold.errors import UserError
-from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig, RoleFlops, forward_flops, register
-from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
+from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
+from onefold.networks.trunk import TIME_FEATURES, Jump, Modulation, Trunk, conditioning
 
 __all__ = ["Depths", "ThreeNetworks", "depths"]
 
@@ -78,6 +78,7 @@ class ThreeNetworks(Network):
         self.decoder = Column(config, depth.decoder, latent, patch)
         self.time = nn.Linear(TIME_FEATURES, config.width, bias=False)
         self.labels = nn.Embedding(config.classes + 1, config.width)
+        self.jump = Jump(config.width)
         self.modulation = Modulation(config.width)
         self.norm = LATENT_NORMS[config.latent_norm](latent)
         self.register_buffer("latent_mean", torch.zeros(latent))
@@ -107,6 +108,18 @@ class ThreeNetworks(Network):
         """Clean latents ẑ predicted from noised latents at times t in [0, 1], given labels y (None: no class)."""
         self.check_noised(z_t, t, y)
         modulation = self.modulation(conditioning(self.time, self.labels, t, y))
+        return self._clean(self.denoiser(z_t, modulation), z_t, t)
+
+    def generate(
+        self,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+        r: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """See `Network.generate`."""
+        self.check_noised(z_t, t, y)
+        modulation = self.modulation(conditioning(self.time, self.labels, t, y, self.jump(arrival(t, r))))
         return self._clean(self.denoiser(z_t, modulation), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:

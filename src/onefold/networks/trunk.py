@@ -16,6 +16,7 @@ References: rotary positions: Su et al., 2021; SwiGLU: Shazeer, 2020; query-key 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 __all__ = [
     "TIME_FEATURES",
     "Block",
+    "Jump",
     "Modulation",
     "Trunk",
     "conditioning",
@@ -175,12 +177,34 @@ def fourier_features(t: Float[Tensor, " B"], count: int) -> Float[Tensor, "B cou
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class Jump(nn.Module):
+    """What generating adds to the conditioning of denoising: a vector, and a linear map of the time r of arrival.
+
+    Both are zero at first, so an untrained generator is the denoiser, and no random number is drawn for them. Weights
+    saved before there was this role are read as such zeros.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(width))
+        self.arrival = nn.Parameter(torch.zeros(width, TIME_FEATURES))
+        self.register_load_state_dict_pre_hook(_fill_with_zeros)
+
+    def forward(self, r: Float[Tensor, " B"]) -> Float[Tensor, "B W"]:
+        return self.vector + F.linear(fourier_features(r, TIME_FEATURES), self.arrival)
+
+
+def _fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    for name, value in module.named_parameters():
+        state_dict.setdefault(prefix + name, torch.zeros_like(value))
+
+
 def conditioning(
     time: nn.Linear,
     labels: nn.Embedding,
     t: Float[Tensor, " B"],
     y: Int64[Tensor, " B"] | None = None,
-    role: Float[Tensor, "1 W"] | None = None,
+    role: Float[Tensor, "#B W"] | None = None,
 ) -> Float[Tensor, "B W"]:
     """The conditioning vector [role +] time(features of t) + labels[y], for times t in [0, 1].
 

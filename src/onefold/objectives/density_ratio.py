@@ -22,6 +22,12 @@ which is the gradient of a loss h(ℓ(x_t, t)) with h′ = −f″(r) r², the r
 The skewed divergence interpolates between the forward (α → 0) and the reverse (α → 1) Kullback–Leibler divergence; at α
 = ½ it is twice `jensen_shannon`. These functions do not depend on a network: samples have any shape (B, …).
 
+A penalty E‖∇ℓ‖² keeps a ratio network smooth, but makes its ℓ too small: of data and samples that it tells apart with
+an AUC of 0.8, it says so with a σ(ℓ) near ½. A scale undoes that, level by level: a factor of the network's value that
+follows from the same classification loss without the penalty, and leaves the network as it is. So there are two values:
+the network's own, which its loss and its penalty are about, and ℓ, calibrated, which divergences, verifier and log
+read.
+
 Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005). The penalty on finite differences follows R1 and R2
 (Mescheder et al., 2018; Huang et al., 2024), the per-level normalisation Xu et al., 2025 (f-distill).
 """
@@ -126,16 +132,21 @@ class DensityRatio:
 
     divergence: str = "jensen_shannon"
     """A name in `DIVERGENCES`."""
+    alpha: float = 0.1
+    """The α of `skew_jensen_shannon`, between 0 and 1."""
     time: TimeDistribution = field(default_factory=TimeDistribution)
     """Noise levels at which data and samples are compared …"""
     t_max: float = 0.98
     """… times this: near t = 1 the supports separate and the ratio is unbounded."""
     penalty: float = 0.1
-    """Weight of E‖∇ℓ‖² over noised data and noised samples (R1 + R2), by finite differences …"""
+    """Weight of E‖∇ℓ‖² over noised data and noised samples (R1 + R2): a sum over a sample's values, so that for a
+    linear ℓ it acts like noise of one and the same variance in each value, however many there are …"""
+    penalty_share: float = 0.125
+    """… taken over this fraction of the batch, which in turn does not teach the generator …"""
     penalty_step: float = 0.05
-    """… of this size."""
-    centring: float = 0.01
-    """Weight of (ℓ(data) + ℓ(samples))², which keeps the logits around 0."""
+    """… by finite differences of this size."""
+    calibrated: bool = True
+    """Whether ℓ is scaled at each level to fit how often the network is right; see the module."""
     weighting: Literal["uniform", "noise"] = "uniform"
     """Of the levels in the generator's loss: 1, or DMD's (1−t)²/t, i.e. t times the difference of clean predictions."""
     level_normalised: bool = False
@@ -143,10 +154,17 @@ class DensityRatio:
 
     def __post_init__(self) -> None:
         settings.check(
-            "ratio", self, positive=("penalty_step",), not_negative=("penalty", "centring"), shares=("t_max",)
+            "ratio", self, positive=("penalty_step",), not_negative=("penalty",), shares=("t_max", "penalty_share")
         )
+        if not 0 < self.alpha < 1:
+            raise UserError(f"ratio.alpha: {self.alpha} is not between 0 and 1; 0.5 is Jensen–Shannon")
         if self.divergence not in DIVERGENCES:
             raise UserError(f"ratio.divergence: {self.divergence!r} is not one of {', '.join(DIVERGENCES)}")
+
+    def weight(self, logit: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """f″(r) r² of the divergence at ℓ."""
+        skew = self.divergence == "skew_jensen_shannon"
+        return (skewed(self.alpha) if skew else DIVERGENCES[self.divergence]).weight(logit)
 
 
 class NoiseDraws(NamedTuple):
@@ -203,7 +221,12 @@ class Levels(nn.Module):
 
 
 def _noised(x: Tensor, draws: NoiseDraws) -> Tensor:
-    return noised(Linear(), x, draws.eps, draws.t.view(-1, *(1,) * (x.ndim - 1)))
+    return noised(Linear(), x, draws.eps, _each(draws.t, x))
+
+
+def _each(value: Float[Tensor, " B"], x: Float[Tensor, "B ..."]) -> Tensor:
+    """A value for each sample, in the shape that broadcasts against samples."""
+    return value.view(-1, *(1,) * (x.ndim - 1))
 
 
 def ratio_loss(
@@ -213,28 +236,79 @@ def ratio_loss(
     y: Int64[Tensor, " B"] | None,
     draws: NoiseDraws,
     options: DensityRatio,
+    *,
+    scale: Callable[[Tensor], Tensor] | None = None,
+    levels: Levels | None = None,
+    penalised: Int64[Tensor, " k"] | None = None,
+    share: float = 1.0,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The loss of the ratio network, and its terms, detached.
+    """The loss of the ratio network, and its terms, detached; its backward pass also teaches the generator.
 
     Data and samples are noised to the same levels with the same noise and have the same labels, so they differ only in
     what is to be learned. All evaluations are packed into one call.
+
+    If `fake` requires a gradient, it receives that of the *generator's* loss, −w ∇ℓ / values (see `ratio_gradient`;
+    the mean over the batch, like all losses), from the same backward pass that gives the network its own: what comes
+    back at a sample is the derivative of its classification loss in ℓ times ∇ℓ, and one factor for each sample turns
+    the former into −w (as gradient reversal does; Ganin et al., 2016). Samples in the penalty have more than one way
+    back, and receive none.
+
+    Args:
+        ratio: (x_t, t, y) → the network's own value.
+        real: Data.
+        fake: Samples of the generator, as many.
+        y: Labels of both.
+        draws: Levels, noise and directions.
+        options: Penalty and divergence.
+        scale: Times (B,) → factors (B,) from the network's own value to ℓ, which are learned. None: 1.
+        levels: Required for `level_normalised`.
+        penalised: Positions of the samples that the penalty is taken over. None: all …
+        share: … and their fraction of the whole batch, of which these samples may be a part.
     """
-    clean = torch.stack([_noised(real, draws), _noised(fake.detach(), draws)])
-    points = torch.cat([clean, clean + options.penalty_step * draws.direction]) if options.penalty else clean
-    sets = len(points)
-    labels = None if y is None else y.repeat(sets)
-    logits = ratio(points.flatten(0, 1), draws.t.repeat(sets), labels).float().unflatten(0, (sets, -1))
-    on_real, on_fake = logits[0], logits[1]
+    x_real, x_fake = _noised(real, draws), _noised(fake, draws)
+    chosen = penalised if penalised is not None else torch.arange(len(fake), device=fake.device)
+    sets = [torch.arange(len(fake), device=fake.device)] * 2
+    points = [x_real, x_fake]
+    if options.penalty and len(chosen):
+        step = options.penalty_step * draws.direction[chosen]
+        points += [x_real[chosen] + step, x_fake.detach()[chosen] + step]
+        sets += [chosen, chosen]
+    index = torch.cat(sets)
+    found = ratio(torch.cat(points), draws.t[index], None if y is None else y[index]).float()
+    on_real, on_fake, *shifted = found.split([len(part) for part in points])
     parts = {"ratio": (F.softplus(-on_real) + F.softplus(on_fake)).mean()}
     loss = parts["ratio"]
-    if options.penalty:
+    factor = torch.ones_like(draws.t) if scale is None else scale(draws.t)
+    if scale is not None:
+        logits = factor * on_real.detach(), factor * on_fake.detach()
+        parts["calibrated"] = (F.softplus(-logits[0]) + F.softplus(logits[1])).mean()
+        loss = loss + parts["calibrated"]
+    if shifted:
         # E over directions u ~ N(0, I) of (u·∇ℓ)² is ‖∇ℓ‖².
-        slopes = (logits[2:] - logits[:2]) / options.penalty_step
-        parts["ratio_penalty"] = slopes.square().sum(0).mean()
+        slopes = torch.stack([shifted[0] - on_real[chosen], shifted[1] - on_fake[chosen]]) / options.penalty_step
+        parts["ratio_penalty"] = slopes.square().sum() / (share * len(fake))
         loss = loss + options.penalty * parts["ratio_penalty"]
-    if options.centring:
-        loss = loss + options.centring * (on_real + on_fake).square().mean()
+    if fake.requires_grad:
+        teaching = torch.ones_like(draws.t) if not shifted else torch.ones_like(draws.t).index_fill(0, chosen, 0.0)
+        own = on_fake.detach()
+        weight = teaching * factor.detach() * _weight(factor.detach() * own, draws.t, options, levels)
+        turned = _each(weight / (torch.sigmoid(own.clamp(min=-LARGEST)) * fake[0].numel()), fake)
+
+        def turn(gradient: Tensor) -> Tensor:
+            return -turned * gradient
+
+        x_fake.register_hook(turn)
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def _weight(logit: Tensor, t: Tensor, options: DensityRatio, levels: Levels | None) -> Float[Tensor, " B"]:
+    """The generator's weight of ∇ℓ at each sample."""
+    weight = options.weight(logit)
+    if options.level_normalised and levels is not None:
+        weight = levels.normalised(weight, t)
+    if options.weighting == "noise":
+        weight = weight * (1 - t).square() / t.clamp(min=1e-2)
+    return weight
 
 
 def ratio_gradient(
@@ -248,16 +322,10 @@ def ratio_gradient(
     """Gradient of the generator's loss at its samples: of each sample's own loss, not of the batch mean.
 
     The batch mean of Σ gradient · G(ε) has the gradient of the divergence with respect to the generator's weights.
-    `levels` is required for `level_normalised`.
+    `levels` is required for `level_normalised`. Training has the same from `ratio_loss`, at no cost.
     """
-    divergence = DIVERGENCES[options.divergence]
     with torch.enable_grad():
         at = fake.detach().requires_grad_()
         logits = ratio(_noised(at, draws), draws.t, y).float()
         (slope,) = torch.autograd.grad(logits.sum(), at)
-    weight = divergence.weight(logits.detach())
-    if options.level_normalised and levels is not None:
-        weight = levels.normalised(weight, draws.t)
-    if options.weighting == "noise":
-        weight = weight * (1 - draws.t).square() / draws.t.clamp(min=1e-2)
-    return -weight.view(-1, *(1,) * (fake.ndim - 1)) * slope
+    return -_each(_weight(logits.detach(), draws.t, options, levels), fake) * slope

@@ -6,6 +6,7 @@ of a batch add up to that of the batch**. To this end, each part knows its `Span
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -66,10 +67,16 @@ class Draws(Protocol):
 
 
 class Losses(NamedTuple):
-    """The loss to minimise, and its logged terms by name (detached); both for a part's share of the batch."""
+    """The loss to minimise, and its logged terms by name (detached); all for a part's share of the batch.
+
+    The weight of a `balanced` loss is not a number but a norm: its gradient, over the whole batch, is scaled to a
+    stated multiple (`Part.balance`) of that of `total` in the same weights. So neither the size of the latents nor the
+    method decides how much a loss counts.
+    """
 
     total: Float[Tensor, ""]
     parts: dict[str, Float[Tensor, ""]]
+    balanced: Mapping[str, Float[Tensor, ""]] = MappingProxyType({})
 
     @classmethod
     def weighted(cls, terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float], span: Span) -> "Losses":

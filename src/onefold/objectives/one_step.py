@@ -1,8 +1,9 @@
 """One step: the losses of a one-step generator and of the critic that it learns from.
 
-    z = E(x),  G(ε, y) = f(ε, 0, y)          data and samples in the teacher's latents
+    z = E(x),  G(ε, y) = generate((1 − t₀)·ε, t₀, y)     data and samples in the teacher's latents
     critic     learns what distinguishes them; its gradient g at a sample points towards the data
     generator  minimises Σ g · G(ε, y), whose gradient in its weights is that of the divergence
+    upkeep     keeps what else the network does: D(z) at the image, E(x) and f(z_t, t) at the teacher's
 
 The critic is one of
 
@@ -10,9 +11,9 @@ The critic is one of
     score    a student denoiser, which learns the generator's score; the teacher gives the data score
     dmd      the same (`score_distillation`), and a ratio network if it has an adversarial term
 
-Where encoder and decoder are the same network as the generator, part of every batch preserves them: it keeps D(z) at
-the image and E(x) at the teacher's latents. The teacher is any network whose latents and scores the generator is to
-match; it may be a fixed copy or change along with the generator.
+Critic and generator learn at the same points, from one backward pass. The upkeep is balanced: its gradient has a stated
+multiple of the norm of the generator's. The teacher is any network whose latents and scores the generator is to match;
+it may be a fixed copy or change along with the generator.
 """
 
 from dataclasses import dataclass, field
@@ -26,14 +27,15 @@ from tyro.conf import Suppress
 from onefold import settings
 from onefold.errors import UserError
 from onefold.networks import Network, RatioNet
-from onefold.objectives.density_ratio import DensityRatio, Levels, NoiseDraws, draw_noise, ratio_gradient, ratio_loss
+from onefold.objectives.density_ratio import DensityRatio, Levels, NoiseDraws, draw_noise, ratio_loss
 from onefold.objectives.losses import Losses, Span, each_tensor, reconstruction_error
-from onefold.objectives.score_distillation import ScoreDistillation, score_gradient, student_loss
+from onefold.objectives.score_distillation import ScoreDistillation, distillation
 from onefold.objectives.self_distillation import SelfDistillation, augmented, draw_offset
 from onefold.paths import Linear, noised, per_token
+from onefold.sampling import with_guidance
 from onefold.schedule import Schedule
 
-__all__ = ["Critic", "OneStep", "OneStepDraws", "Weights", "critic_loss", "draw", "generator_inputs", "generator_loss"]
+__all__ = ["Critic", "OneStep", "OneStepDraws", "Weights", "critic_loss", "draw", "one_step_loss"]
 
 Weights = Literal["teacher", "random", "trunk", "ends"]
 """Which initial weights come from the teacher: all, none, only those of trunk and modulation, or all but those."""
@@ -50,6 +52,8 @@ class OneStep:
     method: Annotated[Literal["ratio", "score", "dmd"], Suppress] = "ratio"  # --method on the command line
     ratio: DensityRatio = field(default_factory=DensityRatio)
     score: ScoreDistillation = field(default_factory=ScoreDistillation)
+    start: float = 0.3
+    """The generator's time t₀: it starts from (1 − t₀)·ε. At 0, what it starts as ignores the noise."""
     generator: Weights = "teacher"
     generator_trains: Literal["all", "norms"] = "all"
     """norms: the matrices of the trunk's blocks stay as they are."""
@@ -59,18 +63,22 @@ class OneStep:
     """Depth of the ratio network: the teacher's first blocks. None: all."""
     critic_rate: float = 3e-4
     """Learning rate of the critic; the generator's is set by the schedule."""
+    scale_rate: float = 2e-2
+    """Learning rate of the ratio's scale (`ratio.calibrated`)."""
     critic_updates: int = 1
     """Critic updates per generator update, each on a batch of its own."""
     critic_warmup: int = 6_000
     """Images that the critic is trained on before the generator starts."""
-    codec_share: float = 0.25
-    """Fraction of the batch used to preserve encoder and decoder, if they are the same network as the generator …"""
-    codec_weight: float = 1.0
-    """… and the weight of this loss."""
+    upkeep_share: float = 0.125
+    """Fraction of the batch used to preserve what the network does besides generating …"""
+    upkeep: float = 1.0
+    """… and the norm of this loss's gradient, as a multiple of that of the generator's."""
     renoised: float = 0.0
-    """Fraction of generator inputs that are noised data instead of noise, which also teaches few-step sampling."""
-    selection: int = 1000
-    """Samples of the quick measurement that selects the published checkpoint; 0 publishes the last one."""
+    """Fraction of generator inputs that are data noised to a time between t₀ and 1, for sampling in a few steps."""
+    measured: int = 1000
+    """Samples of each measurement in the log."""
+    selects: bool = False
+    """Publish the average with the smallest distance to every fifth training image, rather than the last one."""
     features: str | None = None
     """File of the feature extractor for this measurement (.safetensors, .pt or .onnx). None: a small classifier of the
     data, which is first trained on the CPU; for large images, give another."""
@@ -81,12 +89,14 @@ class OneStep:
         settings.check(
             "onestep",
             self,
-            positive=("critic_rate", "critic_updates"),
-            not_negative=("critic_warmup", "codec_weight", "selection"),
-            shares=("codec_share", "renoised"),
+            positive=("critic_rate", "scale_rate", "critic_updates", "measured"),
+            not_negative=("critic_warmup", "upkeep"),
+            shares=("upkeep_share", "renoised"),
         )
-        if self.selection == 1:
-            raise UserError("onestep.selection: 1 sample has no distance; give at least 2, or 0 to publish the last")
+        if self.measured == 1:
+            raise UserError("onestep.measured: 1 sample has no distance; give at least 2")
+        if not 0 <= self.start < 1:
+            raise UserError(f"onestep.start: {self.start} is not a time from 0, noise, to below 1, data")
 
     @property
     def has_ratio(self) -> bool:
@@ -98,14 +108,18 @@ class OneStepDraws(NamedTuple):
     """The randomness of one batch of B samples and of their comparison with data."""
 
     eps: Float[Tensor, "B N D"]
+    renoised: Bool[Tensor, " B"]
+    """Which inputs of the generator are noised data …"""
     s: Float[Tensor, " B"]
-    """Times of the generator's inputs: 0, except for those that are noised data."""
+    """… and the times of all: t₀, except for those."""
     mirrored: Bool[Tensor, " B"]
     unlabelled: Bool[Tensor, " B"]
     ratio: NoiseDraws
     """Levels and noise for the ratio network …"""
     score: NoiseDraws
-    """… and for the scores."""
+    """… for the scores …"""
+    kept: NoiseDraws
+    """… and for the denoiser's upkeep."""
     offset: Float[Tensor, "B 2"]
     span: Span
 
@@ -123,13 +137,16 @@ def draw(
     def uniform() -> Tensor:
         return torch.rand(batch, generator=rng, device=rng.device)
 
+    renoised = uniform() < options.renoised
     return OneStepDraws(
         eps=torch.randn(shape, generator=rng, device=rng.device),
-        s=torch.where(uniform() < options.renoised, uniform(), 0.0),
+        renoised=renoised,
+        s=options.start + (1 - options.start) * torch.where(renoised, uniform(), 0.0),
         mirrored=(uniform() < 0.5) & bool(objective.flip),
         unlabelled=uniform() < objective.label_dropout,
         ratio=draw_noise(options.ratio.time, options.ratio.t_max, shape, rng),
         score=draw_noise(options.score.time, options.score.t_max, shape, rng),
+        kept=draw_noise(objective.time, 1.0, shape, rng),
         offset=draw_offset(objective, batch, rng),
         span=Span(0, batch, batch),
     )
@@ -144,35 +161,11 @@ class Critic(nn.Module):
         self.student = student
         self.levels = Levels()
 
-    def gradient(
-        self,
-        teacher: Network,
-        fake: Float[Tensor, "B N D"],
-        y: Int64[Tensor, " B"] | None,
-        draws: OneStepDraws,
-        options: OneStep,
-    ) -> Float[Tensor, "B N D"]:
-        """The gradient of the generator's loss at its samples: of each sample's own loss."""
-        if self.student is None:
-            assert self.ratio is not None
-            return ratio_gradient(self.ratio, fake, y, draws.ratio, options.ratio, self.levels)
-        normalised = options.method == "dmd"
-        found = score_gradient(teacher.denoise, self.student.denoise, fake, y, draws.score, normalised=normalised)
-        if self.ratio is not None:
-            against = ratio_gradient(self.ratio, fake, y, draws.ratio, options.ratio, self.levels)
-            found = found + options.score.adversarial * against
-        return found
-
-
-def generator_inputs(z: Float[Tensor, "B N D"], draws: OneStepDraws) -> Float[Tensor, "B N D"]:
-    """Noise or, where s > 0, noised data z."""
-    return noised(Linear(), z, draws.eps, per_token(draws.s))
-
 
 def critic_loss(
     critic: Critic,
-    teacher: Network,
     generator: Network,
+    teacher: Network,
     x: Float[Tensor, "B C H W"],
     y: Int64[Tensor, " B"],
     draws: OneStepDraws,
@@ -186,56 +179,121 @@ def critic_loss(
     labels = _labels(generator, y, draws)
     with torch.no_grad():
         z = teacher.encode(augmented(x, draws, objective))
-        fake = generator.denoise(generator_inputs(z, draws), draws.s, labels)
-    total, parts = torch.zeros((), device=x.device), dict[str, Tensor]()
-    if critic.ratio is not None:
-        total, parts = ratio_loss(critic.ratio, z, fake, labels, draws.ratio, options.ratio)
-    if critic.student is not None:
-        error = student_loss(critic.student.denoise, fake, labels, draws.score)
-        total, parts = total + error, {**parts, "student": error.detach()}
-    share = draws.span.share
-    return Losses(share * total, {name: share * part for name, part in parts.items()})
+        fake = _samples(generator, z, labels, draws)
+    return _learn(critic, teacher, z, fake, labels, draws, options)
 
 
-def generator_loss(
+def one_step_loss(
+    critic: Critic,
     generator: Network,
     teacher: Network,
-    critic: Critic,
     x: Float[Tensor, "B C H W"],
     y: Int64[Tensor, " B"],
     draws: OneStepDraws,
     options: OneStep,
     objective: SelfDistillation,
 ) -> Losses:
-    """The generator's loss and, where it shares weights with encoder and decoder, the loss that preserves those.
+    """The loss of critic and generator, from whose backward pass each receives the gradient of its own; and the upkeep.
 
-    `slope` is the size of the critic's gradient g (RMS over a sample's values), `decoding` and `encoding` are the
-    codec's errors. g · G is averaged over values, like all losses. No gradient reaches teacher or critic.
+    Terms: `ratio`, `calibrated`, `ratio_penalty` or `student` of the critic; `decoding`, `encoding` and `denoising` of
+    the upkeep. The generator's loss is a mean over values, like all losses. The teacher receives no gradient.
     """
-    labels, image, span = _labels(generator, y, draws), augmented(x, draws, objective), draws.span
-    # A share of the batch; at least one image unless the share is 0.
-    count = max(1, round(options.codec_share * span.batch)) if options.codec_share and generator.shares_codec else 0
-    kept = span.spread(count, x.device)
+    labels, image = _labels(generator, y, draws), augmented(x, draws, objective)
     with torch.no_grad():
-        z = teacher.encode(image) if options.renoised else torch.zeros_like(draws.eps)
-    inputs = generator_inputs(z, draws)
-    codec: dict[str, Tensor] = {}
-    if len(kept):
-        image = image[kept]
-        with torch.no_grad():
-            z = z[kept] if options.renoised else teacher.encode(image)
-        x_hat, fake = generator.decode_and_denoise(z, inputs, draws.s, labels)
-        of_codec = len(kept) / count
-        codec["decoding"] = of_codec * reconstruction_error(x_hat, image, objective.reconstruction)
-        codec["encoding"] = of_codec * (generator.encode(image) - z).square().mean()
-    else:
-        fake = generator.denoise(inputs, draws.s, labels)
-    slope = critic.gradient(teacher, fake.detach(), labels, draws, options)
-    total = span.share * (slope * fake).mean()
-    if codec:
-        total = total + options.codec_weight * (codec["decoding"] + codec["encoding"])
-    parts = {"slope": span.share * slope.square().mean().sqrt(), **codec}
-    return Losses(total, {name: part.detach() for name, part in parts.items()})
+        z = teacher.encode(image)
+    learned = _learn(critic, teacher, z, _samples(generator, z, labels, draws), labels, draws, options)
+    kept = draws.span.spread(_count(options.upkeep_share, draws.span), x.device)
+    if not len(kept) or not options.upkeep:
+        return learned
+    of_batch = len(kept) / _count(options.upkeep_share, draws.span)
+    of_kept = image[kept], z[kept], None if labels is None else labels[kept], draws.kept.t[kept], draws.kept.eps[kept]
+    terms = _upkeep(generator, teacher, *of_kept, objective)
+    errors = {name: of_batch * error for name, error in terms.items()}
+    told = {name: error.detach() for name, error in errors.items()}
+    return learned._replace(parts=learned.parts | told, balanced={"upkeep": torch.stack([*errors.values()]).sum()})
+
+
+def _samples(
+    generator: Network, z: Float[Tensor, "B N D"], labels: Int64[Tensor, " B"] | None, draws: OneStepDraws
+) -> Float[Tensor, "B N D"]:
+    """Samples from noise or, where draws say so, from noised data z."""
+    source = torch.where(per_token(draws.renoised), z, 0.0)
+    return generator.generate(noised(Linear(), source, draws.eps, per_token(draws.s)), draws.s, labels)
+
+
+def _learn(
+    critic: Critic,
+    teacher: Network,
+    z: Float[Tensor, "B N D"],
+    fake: Float[Tensor, "B N D"],
+    labels: Int64[Tensor, " B"] | None,
+    draws: OneStepDraws,
+    options: OneStep,
+) -> Losses:
+    """The critic's loss on data z and samples, which receive the gradient of the generator's if they require one."""
+    total, parts, teaches = torch.zeros((), device=z.device), dict[str, Tensor](), fake.requires_grad
+    if critic.ratio is not None:
+        ratio, span = options.ratio, draws.span
+        penalised = _count(ratio.penalty_share * bool(ratio.penalty), span)
+        weight = 1.0 if critic.student is None else options.score.adversarial
+        loss, parts = ratio_loss(
+            critic.ratio.logit,
+            z,
+            _with_gradient(fake, weight),
+            labels,
+            draws.ratio,
+            ratio,
+            scale=critic.ratio.scale if ratio.calibrated else None,
+            levels=critic.levels,
+            penalised=span.spread(penalised, z.device),
+            share=penalised / span.batch,
+        )
+        total = total + loss
+    if critic.student is not None:
+        denoise = with_guidance(teacher.denoise, options.score.guidance, teacher.config.classes)
+        normalised = options.method == "dmd"
+        error, gradient = distillation(
+            denoise, critic.student.denoise, fake, labels, draws.score, normalised=normalised
+        )
+        total, parts = total + error, {**parts, "student": error.detach()}
+        if teaches:
+            total = total + (gradient * fake).mean()
+    share = draws.span.share
+    return Losses(share * total, {name: share * part for name, part in parts.items()})
+
+
+def _with_gradient(x: Tensor, factor: float) -> Tensor:
+    """x, with `factor` times its gradient."""
+    return x if factor == 1 else factor * x + (1 - factor) * x.detach()
+
+
+def _upkeep(
+    generator: Network,
+    teacher: Network,
+    image: Float[Tensor, "K C H W"],
+    z: Float[Tensor, "K N D"],
+    labels: Int64[Tensor, " K"] | None,
+    t: Float[Tensor, " K"],
+    eps: Float[Tensor, "K N D"],
+    objective: SelfDistillation,
+) -> dict[str, Float[Tensor, ""]]:
+    """Errors of what the network does besides generating, by name; without a codec in it, of denoising alone."""
+    z_t = noised(Linear(), z, eps, per_token(t))
+    with torch.no_grad():
+        wanted = teacher.denoise(z_t, t, labels)
+    if not generator.shares_codec:
+        return {"denoising": (generator.denoise(z_t, t, labels) - wanted).square().mean()}
+    x_hat, z_hat = generator.decode_and_denoise(z, z_t, t, labels)
+    return {
+        "decoding": reconstruction_error(x_hat, image, objective.reconstruction),
+        "encoding": (generator.encode(image) - z).square().mean(),
+        "denoising": (z_hat - wanted).square().mean(),
+    }
+
+
+def _count(share: float, span: Span) -> int:
+    """Images in a share of the batch: at least one unless the share is 0."""
+    return max(1, round(share * span.batch)) if share else 0
 
 
 def _labels(generator: Network, y: Tensor, draws: OneStepDraws) -> Int64[Tensor, " B"] | None:

@@ -25,7 +25,7 @@ from onefold import settings
 from onefold.objectives.density_ratio import NoiseDraws
 from onefold.paths import Linear, TimeDistribution, noised
 
-__all__ = ["ScoreDistillation", "score_gradient", "student_loss"]
+__all__ = ["ScoreDistillation", "distillation", "score_gradient"]
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B, …), t (B,), y (B,) or None) → clean prediction (B, …)."""
@@ -39,28 +39,20 @@ class ScoreDistillation:
     """Noise levels of both losses …"""
     t_max: float = 0.98
     """… times this."""
+    guidance: float = 1.0
+    """Guidance of the teacher (Ho & Salimans, 2022): the generator learns to sample as the teacher would under it."""
     adversarial: float = 0.0
     """Weight of a discriminator's gradient added to that of the scores, with method dmd."""
 
     def __post_init__(self) -> None:
-        settings.check("score", self, not_negative=("adversarial",), shares=("t_max",))
+        settings.check("score", self, not_negative=("adversarial", "guidance"), shares=("t_max",))
 
 
 def _at(t: Tensor, x: Tensor) -> Tensor:
     return t.view(-1, *(1,) * (x.ndim - 1))
 
 
-def student_loss(
-    student: Denoiser, fake: Float[Tensor, "B ..."], y: Int64[Tensor, " B"] | None, draws: NoiseDraws
-) -> Float[Tensor, ""]:
-    """Mean squared error of the student's clean prediction on noised samples of the generator."""
-    x = fake.detach()
-    x_t = noised(Linear(), x, draws.eps, _at(draws.t, x))
-    return (student(x_t, draws.t, y).float() - x).square().mean()
-
-
-@torch.no_grad()
-def score_gradient(
+def distillation(
     teacher: Denoiser,
     student: Denoiser,
     fake: Float[Tensor, "B ..."],
@@ -68,12 +60,25 @@ def score_gradient(
     draws: NoiseDraws,
     *,
     normalised: bool,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "B ..."]]:
+    """(loss of the student, gradient of the generator's loss at its samples), from one evaluation of each denoiser.
+
+    The student's loss is the mean squared error of its clean predictions on noised samples. Neither result has a
+    gradient in samples or teacher.
+    """
+    x = fake.detach()
+    x_t = noised(Linear(), x, draws.eps, _at(draws.t, x))
+    own = student(x_t, draws.t, y).float()
+    with torch.no_grad():
+        wanted = teacher(x_t, draws.t, y).float()
+    return (own - x).square().mean(), score_gradient(own.detach(), wanted, x, normalised=normalised)
+
+
+def score_gradient(
+    own: Float[Tensor, "B ..."], wanted: Float[Tensor, "B ..."], x: Float[Tensor, "B ..."], *, normalised: bool
 ) -> Float[Tensor, "B ..."]:
-    """Gradient at the generator's samples; `normalised` as in DMD."""
-    x_t = noised(Linear(), fake, draws.eps, _at(draws.t, fake))
-    wanted = teacher(x_t, draws.t, y).float()
-    difference = student(x_t, draws.t, y).float() - wanted
+    """Gradient of each sample's own loss at samples x, from the predictions of both; `normalised` as in DMD."""
+    difference = own - wanted
     if not normalised:
         return difference
-    distance = (fake - wanted).abs().flatten(1).mean(1)
-    return difference / _at(distance, fake).clamp(min=1e-3)
+    return difference / _at((x - wanted).abs().flatten(1).mean(1), x).clamp(min=1e-3)

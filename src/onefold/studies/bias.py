@@ -17,7 +17,7 @@ training. Then
 
 with w(t) = 1 and w(t) = (1−t)²/t, the two weightings of `objectives.density_ratio`, and for bands of noise levels.
 
-A third arm is the ratio with the library's default penalty and centring, which needs twice as many evaluations. The
+A third arm is the ratio with the library's default penalty, which needs twice as many evaluations. The
 denoisers' loss is weighted (`studies.ensemble`): scores need more accuracy near t = 1 than an unweighted loss gives.
 """
 
@@ -43,7 +43,7 @@ from onefold import __version__
 from onefold.errors import UserError, writing
 from onefold.files import write_whole
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, Ratio, ratio_gradient, ratio_loss
-from onefold.objectives.score_distillation import Denoiser, score_gradient
+from onefold.objectives.score_distillation import Denoiser, distillation
 from onefold.pictures.style import BLUE, GREEN, ORANGE, STYLE, log_axis
 from onefold.studies.ensemble import RATE, Ensemble, select, train
 from onefold.studies.mixture import Mixture
@@ -72,8 +72,8 @@ POINTS = 8192
 """Samples of the generator at which estimated and exact gradients are compared, the same for all."""
 BANDS = 7
 
-PLAIN = DensityRatio("reverse_kl", t_max=LATEST, penalty=0, centring=0)
-ARMS = {"scores": "two scores", "ratio": "ratio", "penalised": "ratio, default penalty and centring"}
+PLAIN = DensityRatio("reverse_kl", t_max=LATEST, penalty=0)
+ARMS = {"scores": "two scores", "ratio": "ratio", "penalised": "ratio, default penalty"}
 COLOURS = {"scores": ORANGE, "ratio": BLUE, "penalised": GREEN}
 LINES = {"bias": "-", "spread": "--"}
 WEIGHTINGS = {"uniform": "w(t) = 1", "noise": "w(t) = (1−t)²/t"}
@@ -134,7 +134,7 @@ class EvaluationPoints(NamedTuple):
 def score_pull(teacher: Denoiser, student: Denoiser, at: EvaluationPoints, seeds: int = 1) -> Float[Tensor, "M S d"]:
     """(s_q − s_p) · t from the denoisers of S seeds."""
     x, draws = at.repeat(seeds)
-    difference = score_gradient(teacher, student, x, None, draws, normalised=False)
+    _, difference = distillation(teacher, student, x, None, draws, normalised=False)
     return ((draws.t / (1 - draws.t)).square()[:, None] * difference).unflatten(0, (-1, seeds))
 
 
@@ -269,7 +269,7 @@ def _protocol(p: Mixture, q: Mixture, seeds: int, steps: int) -> dict[str, Any]:
         "optimizer": f"Adam, {RATE} to 0 along a cosine",
         "networks": "two hidden SiLU layers; inputs x_t, t, log(1−t)/2",
         "denoisers": "preconditioned, loss weighted, for unit variance (Karras et al., 2022)",
-        "penalised": {"penalty": default.penalty, "penalty_step": default.penalty_step, "centring": default.centring},
+        "penalised": {"penalty": default.penalty, "penalty_step": default.penalty_step},
         "evaluation points": POINTS,
         "bias": "norm of the mean error over seeds, over the norm of the exact gradient",
         "variance": "sum over parameters of the variance over seeds (divisor n − 1), over the squared norm",

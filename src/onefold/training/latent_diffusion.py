@@ -24,7 +24,7 @@ from onefold.pixels import to_float
 from onefold.schedule import Schedule
 from onefold.training.config import Config
 from onefold.training.health import HealthMonitor
-from onefold.training.phases import Part, Phase, Say, names_of_phases, register
+from onefold.training.phases import Part, Phase, Say, Trained, names_of_phases, register
 from onefold.training.run import Run
 
 __all__ = ["Autoencoder", "Diffusion", "SelfDistillationPhase"]
@@ -39,8 +39,8 @@ class SelfDistillationPhase(Phase):
 
     @cached_property
     def parts(self) -> Sequence[Part]:
-        modules, schedule = ("network", "average-0"), self.schedule
-        return (Part(modules, self.draw, self.loss, self.optimizers, schedule, schedule.ema_half_lives),)
+        network = Trained("network", self.optimizers, self.schedule, self.schedule.ema_half_lives)
+        return (Part((network,), ("average-0",), self.draw, self.loss),)
 
     def draw(self, batch: int, rng: torch.Generator) -> DenoisingDraws:
         network = self.config.network

@@ -18,12 +18,13 @@ from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.networks import Network, RatioNet, build
 from onefold.objectives.losses import Losses
-from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, generator_loss
+from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, one_step_loss
+from onefold.sampling import Sampler
 from onefold.schedule import Schedule
 from onefold.training import ema
 from onefold.training.config import Config
 from onefold.training.one_step_monitor import OneStepMonitor
-from onefold.training.phases import Part, Phase, Say, averaged, register
+from onefold.training.phases import Part, Phase, Say, Trained, averaged, register
 from onefold.training.run import Run
 
 __all__ = ["OneStepPhase", "freeze_matrices", "fresh_critic", "start_from"]
@@ -58,20 +59,22 @@ class OneStepPhase(Phase):
     @cached_property
     def parts(self) -> Sequence[Part]:
         options, schedule = self.config.onestep, self.schedule
-        modules = ("critic", "teacher", "network")
-        critic = Part(modules, self.draw, self.critic_loss, self.critic_optimizers, schedule, norm="critic_norm")
-        generator = Part(
-            ("network", "teacher", "critic"),
+        of_generator = replace(schedule, images=max(1, schedule.images - options.critic_warmup))
+        critic = Trained("critic", self.critic_optimizers, schedule, norm="critic_norm")
+        generator = Trained(
+            "network", self.optimizers, of_generator, schedule.ema_half_lives, start=options.critic_warmup
+        )
+        both = Part(
+            (critic, generator),
+            ("teacher",),
             self.draw,
-            self.generator_loss,
-            self.optimizers,
-            replace(schedule, images=max(1, schedule.images - options.critic_warmup)),  # its rates begin when it starts
-            schedule.ema_half_lives,
+            self.loss,
             start=options.critic_warmup,
             every=options.critic_updates,
+            balance={"upkeep": options.upkeep},
             finish=move_levels,
         )
-        return critic, generator
+        return Part((critic,), ("network", "teacher"), self.draw, self.critic_loss, unless=both), both
 
     def draw(self, batch: int, rng: torch.Generator) -> OneStepDraws:
         network = self.config.network
@@ -79,19 +82,22 @@ class OneStepPhase(Phase):
         return draw(self.config.onestep, self.config.objective, batch, latent_shape, rng)
 
     def critic_loss(
-        self, critic: Critic, teacher: Network, generator: Network, x: Tensor, y: Tensor, draws: OneStepDraws
+        self, critic: Critic, generator: Network, teacher: Network, x: Tensor, y: Tensor, draws: OneStepDraws
     ) -> Losses:
-        return critic_loss(critic, teacher, generator, x, y, draws, self.config.onestep, self.config.objective)
+        return critic_loss(critic, generator, teacher, x, y, draws, self.config.onestep, self.config.objective)
 
-    def generator_loss(
-        self, generator: Network, teacher: Network, critic: Critic, x: Tensor, y: Tensor, draws: OneStepDraws
+    def loss(
+        self, critic: Critic, generator: Network, teacher: Network, x: Tensor, y: Tensor, draws: OneStepDraws
     ) -> Losses:
-        return generator_loss(generator, teacher, critic, x, y, draws, self.config.onestep, self.config.objective)
+        return one_step_loss(critic, generator, teacher, x, y, draws, self.config.onestep, self.config.objective)
 
     def critic_optimizers(self, critic: nn.Module) -> list[Optimizer]:
-        trained = [p for p in critic.parameters() if p.requires_grad]
-        rate = self.config.onestep.critic_rate
-        return [AdamW(trained, lr=rate, betas=CRITIC_BETAS, weight_decay=0.0, fused=True)]
+        assert isinstance(critic, Critic)
+        options, scale = self.config.onestep, [] if critic.ratio is None else [*critic.ratio.scale.parameters()]
+        of_scale = {id(p) for p in scale}
+        rest = [p for p in critic.parameters() if p.requires_grad and id(p) not in of_scale]
+        groups = [(rest, options.critic_rate), (scale, options.scale_rate)]
+        return [AdamW(ps, lr=rate, betas=CRITIC_BETAS, weight_decay=0.0, fused=True) for ps, rate in groups if ps]
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
         """Teacher, generator with averages, critic; and `best`, on the CPU, if a monitor selects it."""
@@ -104,7 +110,7 @@ class OneStepPhase(Phase):
         for name, trains in (("network", options.generator_trains), ("critic", options.critic_trains)):
             if trains == "norms":
                 freeze_matrices(found[name])
-        if options.selection:
+        if options.selects:
             found["best"] = ema.average_of(teacher).cpu()
         return found
 
@@ -128,22 +134,31 @@ class OneStepPhase(Phase):
             fresh_ratio(self.config.onestep, source)
         return source
 
+    @property
+    def sampler(self) -> Sampler:
+        """One step, or as many as configured for a one-step generator, from the time that it is trained for."""
+        own = self.config.sampler
+        return replace(own if own.jumps else Sampler(1, "renoise"), start=self.config.onestep.start)
+
     def monitor(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> OneStepMonitor:
         warmup = self.start + self.config.onestep.critic_warmup
         return OneStepMonitor(run, data, test, device, say, warmup=warmup)
 
     def flops(self) -> float:
-        """Of a critic update and a generator update, the latter weighted by its share of the steps."""
+        """Of a critic update and a generator update, the latter weighted by its share of the steps.
+
+        A pass with its gradient in weights and inputs counts three times a pass without.
+        """
         options, network = self.config.onestep, self.config.network
         role = network.kind.role_flops(network)
         ratio = role.denoise * (options.critic_blocks or network.depth) / network.depth * options.has_ratio
-        student = role.denoise * (options.method != "ratio")
-        # Samples and data and, with a penalty, both again at shifted points; three times with the backward pass.
-        critic = role.encode + role.denoise + (12 if options.ratio.penalty else 6) * ratio + 3 * student
-        slope = 2 * ratio + 2 * student
-        codec = options.codec_share * 3 * (role.encode + role.decode)
-        generator = 3 * role.denoise + slope + codec + role.encode * (options.codec_share > 0 or options.renoised > 0)
-        return critic + generator / options.critic_updates
+        penalised = options.ratio.penalty_share * bool(options.ratio.penalty)
+        scores = role.denoise * (options.method != "ratio")
+        guided = 1 if options.score.guidance == 1 else 2
+        critic = role.encode + role.denoise + 6 * (1 + penalised) * ratio + (3 + guided) * scores
+        codec = 3 * (role.encode + role.decode) * network.kind.learns_codec
+        upkeep = options.upkeep_share * bool(options.upkeep) * (4 * role.denoise + codec)
+        return critic + (2 * role.denoise + upkeep) / options.critic_updates
 
 
 def move_levels(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> None:

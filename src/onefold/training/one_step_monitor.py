@@ -2,7 +2,7 @@
 
 Measured on the published average, on samples with seeds that no evaluation uses, and on held-out images:
 
-    frechet             distance of `selection` samples to the training images; the smallest selects the checkpoint
+    frechet             distance of `measured` samples to the training images
     class_accuracy      of the samples, where there are classes
     mean_shift          difference of the mean pixel from the data's, in standard deviations of the data's pixels
     contrast            standard deviation of pixels within an image, over the data's
@@ -10,6 +10,7 @@ Measured on the published average, on samples with seeds that no evaluation uses
     diversity           standard deviation of latents over images, over the data's; needs two held-out images or more
     auc                 how well the ratio tells held-out data from samples, at each of the noise levels `LEVELS`: ½ is
                         chance
+    auc_seen            the same for training images: well above `auc`, the ratio network knows them by heart
     calibration         mean distance between σ(ℓ) and the fraction of data among inputs with that σ(ℓ), at each level:
                         0 is exact
     logit_real, _fake   mean ℓ at each level
@@ -46,6 +47,8 @@ REFERENCE = 10_000
 PROBE = 256
 """Maximum number of held-out images, and of samples, that the critic is evaluated on."""
 BINS = 10
+SELECTION = 5
+"""One in so many training images is the reference that an average is selected by."""
 
 
 class OneStepMonitor(Monitor):
@@ -62,16 +65,20 @@ class OneStepMonitor(Monitor):
         super().__init__(run)
         options = run.config.onestep
         self.device, self.warmup = device, warmup
-        self.chooses = options.selection > 0
-        self.count = min(options.selection or PROBE, len(data))
+        self.selects = options.selects
+        self.count = min(options.measured, len(data))
         self.extractor = metrics.from_file(options.features) if options.features else extractor_for(data, say)
         chosen = np.linspace(0, len(data) - 1, min(len(data), REFERENCE)).round().astype(np.int64)
         real, labels = read_all(data, chosen)
-        self.reference = metrics.Moments.from_features(self.extractor.features(real), self.extractor.sha256)
+        features = self.extractor.features(real)
+        self.reference = metrics.Moments.from_features(features, self.extractor.sha256)
+        self.selection = metrics.Moments.from_features(features[::SELECTION], self.extractor.sha256)
         self.pixels = _pixel_statistics(real)
         self.labels = labels[np.linspace(0, len(labels) - 1, self.count).round().astype(np.int64)]
         held_out, self.held_out_labels = read_all(test, np.arange(min(len(test), PROBE)))
         self.held_out = to_float(held_out)
+        seen = torch.linspace(0, len(real) - 1, min(len(real), PROBE)).round().long()
+        self.seen, self.seen_labels = to_float(real[seen]), labels[seen]
 
     def measure(self, state: TrainingState, before: Values | None) -> Values:
         """All quantities in the module's docstring; keeps the average with the least distance, if one is selected."""
@@ -83,18 +90,25 @@ class OneStepMonitor(Monitor):
             with autocast(self.run.config.training, self.device):  # only the networks; the metrics run in float32
                 z = self._sample(network)
                 made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])
-                real = torch.cat([teacher.encode(part.to(self.device)) for part in self.held_out.split(256)])
-                told = self._critic(critic.ratio, real, z) if critic.ratio is not None else {}
-            values: Values = {"frechet": self._distance(made)}
+                real, seen = (self._encoded(teacher, images) for images in (self.held_out, self.seen))
+                told: Values = {}
+                if critic.ratio is not None:
+                    told = self._critic(critic.ratio, (real, self.held_out_labels), z)
+                    of_seen = self._critic(critic.ratio, (seen, self.seen_labels), z)
+                    told["auc_seen"] = of_seen["auc"]
+            made_moments = metrics.Moments.from_features(self.extractor.features(made), self.extractor.sha256)
+            values: Values = {"frechet": metrics.frechet_from_moments(self.reference, made_moments)}
             if self.extractor.classes == network.config.classes > 0:
                 values["class_accuracy"] = metrics.class_accuracy(self.extractor, made, self.labels)
             values |= _compared(_pixel_statistics(made), self.pixels)
             if len(real) > 1 and (spread := real.std(0).mean()) > 0:
                 values["diversity"] = (z.std(0).mean() / spread).item()
             values |= told
-        if self.chooses and (counters.best is None or values["frechet"] < counters.best):
-            counters.best, counters.best_images = values["frechet"], counters.images
-            state.modules["best"].load_state_dict(network.state_dict())
+        if self.selects:
+            distance = metrics.frechet_from_moments(self.selection, made_moments)
+            if counters.best is None or distance < counters.best:
+                counters.best, counters.best_images = distance, counters.images
+                state.modules["best"].load_state_dict(network.state_dict())
         return values
 
     def judge(self, log: Sequence[Line]) -> str | None:
@@ -102,15 +116,16 @@ class OneStepMonitor(Monitor):
 
     def _sample(self, network: Network) -> Float[Tensor, "n N D"]:
         labels = self.labels.tolist() if network.config.classes else None
-        sampler = self.run.config.sampler
-        return torch.cat(list(network.sample_latents(range(SEED, SEED + self.count), labels, sampler)))
+        return torch.cat(list(network.sample_latents(range(SEED, SEED + self.count), labels, network.sampler)))
 
-    def _distance(self, made: UInt8[Tensor, "n C H W"]) -> float:
-        moments = metrics.Moments.from_features(self.extractor.features(made), self.extractor.sha256)
-        return metrics.frechet_from_moments(self.reference, moments)
+    def _encoded(self, teacher: Network, images: Float[Tensor, "n C H W"]) -> Float[Tensor, "n N D"]:
+        return torch.cat([teacher.encode(part.to(self.device)) for part in images.split(256)])
 
-    def _critic(self, ratio: RatioNet, real: Float[Tensor, "m N D"], fake: Float[Tensor, "n N D"]) -> Values:
-        """AUC, calibration and mean logits at each level, over equally many samples and held-out images."""
+    def _critic(
+        self, ratio: RatioNet, data: tuple[Float[Tensor, "m N D"], Tensor], fake: Float[Tensor, "n N D"]
+    ) -> Values:
+        """AUC, calibration and mean logits at each level, over equally many samples and (latents, labels) of data."""
+        real, real_labels = data
         count = min(len(real), len(fake))
         pick = torch.linspace(0, len(fake) - 1, count).round().long()
         labelled = bool(self.run.config.network.classes)
@@ -123,7 +138,7 @@ class OneStepMonitor(Monitor):
             def logits(z: Tensor, y: Tensor, t: Tensor = t) -> Float[Tensor, " n"]:
                 return ratio(noised(Linear(), z, noise, per_token(t)), t, y.to(t.device) if labelled else None).cpu()
 
-            on_real = logits(real[:count], self.held_out_labels[:count])
+            on_real = logits(real[:count], real_labels[:count])
             on_fake = logits(fake[pick], self.labels[pick])
             found = auc(on_real, on_fake), calibration(on_real, on_fake), on_real.mean().item(), on_fake.mean().item()
             for name, value in zip(names, found, strict=True):

@@ -11,7 +11,7 @@ at any image is bit-identical. A custom phase is a subclass that registers itsel
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -39,6 +39,7 @@ __all__ = [
     "Part",
     "Phase",
     "Say",
+    "Trained",
     "averaged",
     "length",
     "names_of_phases",
@@ -53,41 +54,59 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Part:
-    """One module that a step trains, and how. Images are counted from the beginning of the phase."""
+class Trained:
+    """A module that a part of a step trains, and how."""
 
-    modules: tuple[str, ...]
-    """Names in the state: the module that is trained, then the others that its loss reads."""
+    name: str
+    """Its name in the state."""
+    optimizers: Callable[[nn.Module], list[Optimizer]]
+    """Its optimizers, at their peak rates (see `optimizer.set_rates`)."""
+    schedule: Schedule
+    """Rates, clipping and averages, from `start` on."""
+    half_lives: tuple[int, ...] = ()
+    """Half-lives of its averages, which are called average-0, average-1, …"""
+    start: int = 0
+    """Images of the phase at which its schedule begins."""
+    norm: str = "gradient_norm"
+    """Name of its gradient's norm in the log."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One loss of a step, and the modules that it trains. Images are counted from the beginning of the phase."""
+
+    trains: tuple[Trained, ...]
+    reads: tuple[str, ...]
+    """Names of the other modules that the loss reads."""
     draw: Callable[[int, torch.Generator], Draws]
     """(B, rng) → the randomness of a batch of B images."""
     loss: Callable[..., Losses]
-    """(*modules, x, y, draws) → losses."""
-    optimizers: Callable[[nn.Module], list[Optimizer]]
-    """The optimizers of the trained module, at their peak rates (see `optimizer.set_rates`)."""
-    schedule: Schedule
-    """Schedule of rates, clipping and averages; it begins at `start`."""
-    half_lives: tuple[int, ...] = ()
-    """Half-lives of the module's averages, which are called average-0, average-1, …"""
+    """(*trained modules, *those it reads, x, y, draws) → losses."""
     start: int = 0
     """Images before its first turn."""
     every: int = 1
-    """It takes part in one step out of this many."""
-    norm: str = "gradient_norm"
-    """Name of its gradient norm in the log."""
+    """It takes part in one step out of this many …"""
+    unless: "Part | None" = None
+    """… but not where this part does."""
+    balance: Mapping[str, float] = field(default_factory=dict)
+    """Norms of the gradients of the loss's `balanced` terms, as multiples of that of its total in the same weights."""
     finish: Callable[[Mapping[str, nn.Module], Bool[Tensor, ""]], None] | None = None
     """Called with (modules, skipped) after its update, for anything updated once per step."""
 
     @property
-    def name(self) -> str:
-        """Name of the module that is trained."""
-        return self.modules[0]
+    def modules(self) -> tuple[str, ...]:
+        """Names of the loss's modules, in order."""
+        return (*(trained.name for trained in self.trains), *self.reads)
 
     def has_turn(self, images: int, batch: int) -> bool:
         """Whether it takes part in the step that begins after `images` images."""
+        if self.unless is not None and self.unless.has_turn(images, batch):
+            return False
         return images >= self.start and (images // batch + 1) % self.every == 0
 
     def updates(self, images: int, batch: int) -> int:
         """Its turns up to and including the step that begins after `images` images."""
+        assert self.unless is None, "turns of a part that makes way for another are not counted"
         return max(0, (images // batch + 1) // self.every - -(-self.start // batch) // self.every)
 
 
@@ -232,10 +251,10 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
 def _check_parts(phase: Phase) -> None:
     """Refuse parts that train the same module with different optimizers: the state has one list for each module."""
     optimizers: dict[str, Callable[[nn.Module], list[Optimizer]]] = {}
-    for part in phase.parts:
-        if optimizers.setdefault(part.name, part.optimizers) != part.optimizers:
+    for trained in (trained for part in phase.parts for trained in part.trains):
+        if optimizers.setdefault(trained.name, trained.optimizers) != trained.optimizers:
             raise UserError(
-                f"phase {phase.name!r}: two parts train {part.name!r} with different optimizers; "
+                f"phase {phase.name!r}: two parts train {trained.name!r} with different optimizers; "
                 "give both the same function"
             )
 

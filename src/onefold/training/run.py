@@ -48,9 +48,7 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """The published average, ready for use. Raises UserError before the first checkpoint."""
-        network = Network.from_pretrained(self.model)
-        network.sampler = self.config.sampler
-        return network
+        return Network.from_pretrained(self.model)
 
     @property
     def model_sha256(self) -> str:

@@ -103,7 +103,8 @@ class TrainingState:
         for module in self.modules.values():
             if isinstance(module, Network):
                 module.sampler = phase.sampler
-        self.optimizers = {part.name: part.optimizers(self.modules[part.name]) for part in phase.parts}
+        trained = {trained.name: trained for part in phase.parts for trained in part.trains}
+        self.optimizers = {name: each.optimizers(self.modules[name]) for name, each in trained.items()}
         self.counters.phase, self.counters.best, self.counters.best_images = phase.index, None, 0
 
     @property

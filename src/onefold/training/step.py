@@ -1,17 +1,18 @@
 """The training step: everything that changes weights, for every objective.
 
-A step is a list of parts. Each trains one module with one loss, when it is its turn:
+A step is a list of parts. Each has one loss for one or several modules, when it is its turn:
 
-    draw → accumulate the gradient over micro-batches → clip → finite? → optimizers → averages
+    draw → accumulate the gradient over micro-batches → balance → clip → finite? → optimizers → averages
 
 A step does not make the host wait for the device: the host can prepare the next steps meanwhile, and learns of skipped
 steps when it reads their count.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onefold.objectives.losses import Draws
 from onefold.training import ema
@@ -23,11 +24,13 @@ from onefold.training.state import TrainingState
 
 __all__ = ["accumulate", "training_step"]
 
+Gradients = list[Tensor | None]
+
 
 def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
     """One step on images x (B, C, H, W) in [−1, 1] with labels y (B,), by the parts of the current phase.
 
-    A part whose gradient is not finite is skipped, and so are the parts after it in the step: neither weights nor
+    A module whose gradient is not finite is skipped, and so are the modules after it in the step: neither weights nor
     optimizer state change, and the averages continue towards the unchanged weights. This is decided on the device only.
     Returns the logged terms of the losses and the gradient norms before clipping, still on the device.
     """
@@ -39,18 +42,24 @@ def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) ->
     values: dict[str, Tensor] = {}
     skipped = torch.zeros((), dtype=torch.bool, device=x.device)
     for part in turn:
-        module, optimizers = state.modules[part.name], state.optimizers[part.name]
-        set_rates(optimizers, part.schedule.rate_factor(images - part.start, batch))
         values |= accumulate(state, part, x, y, part.draw(batch, rng), config.training)
-        values[part.norm], skipped = guarded_step(module, optimizers, part.schedule.clip, skip=skipped)
+        for trained in part.trains:
+            module, optimizers = state.modules[trained.name], state.optimizers[trained.name]
+            set_rates(optimizers, trained.schedule.rate_factor(images - trained.start, batch))
+            values[trained.norm], skipped = guarded_step(module, optimizers, trained.schedule.clip, skip=skipped)
+            for average, half_life in zip(state.averages, trained.half_lives, strict=bool(trained.half_lives)):
+                seen = batch * part.updates(images, batch)
+                ema.update(average, module, trained.schedule.survival(half_life, seen, batch))
         if part.finish is not None:
             part.finish(state.modules, skipped)
-        seen = batch * part.updates(images, batch)
-        for average, half_life in zip(state.averages, part.half_lives, strict=bool(part.half_lives)):
-            ema.update(average, module, part.schedule.survival(half_life, seen, batch))
-    state.skips.count(skipped, whole=len(turn) == len(begun))
+    state.skips.count(skipped, whole=_trained(turn) == _trained(begun))
     state.counters.images += batch
     return values
+
+
+def _trained(parts: Sequence[Part]) -> set[str]:
+    """Names of the modules that parts train."""
+    return {trained.name for part in parts for trained in part.trains}
 
 
 def accumulate(
@@ -58,17 +67,51 @@ def accumulate(
 ) -> dict[str, Tensor]:
     """Accumulate the gradient of a part's loss over micro-batches; returns the loss's logged terms.
 
-    Only the module that the part trains receives it: left in another, it would be added to that one's own.
+    Only the modules that the part trains receive it: left in another, it would be added to that one's own. Gradients of
+    balanced losses are kept apart until the whole batch has been seen.
     """
     modules = [state.modules[name] for name in part.modules]
-    trained = [p for p in modules[0].parameters() if p.requires_grad]
+    trained = [p for module in modules[: len(part.trains)] for p in module.parameters() if p.requires_grad]
     size = training.micro_batch or len(x)
     told: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
+    balanced: dict[str, Gradients] = {}
     for start in range(0, len(x), size):
         stop = min(start + size, len(x))
         with autocast(training, x.device):
             losses = part.loss(*modules, x[start:stop], y[start:stop], draws.part(start, stop))
+        for name, loss in losses.balanced.items():
+            found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            balanced[name] = [*map(_sum, balanced.get(name, [None] * len(trained)), found)]
         losses.total.backward(inputs=trained)
         for name, value in losses.parts.items():
             told[name] = told[name] + value
-    return dict(told)
+    return {**told, **_add_balanced(trained, balanced, part.balance)}
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+@torch.no_grad()
+def _add_balanced(
+    trained: Sequence[nn.Parameter], balanced: Mapping[str, Gradients], balance: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Add each balanced loss's gradient, scaled to its multiple of the norm that the total's has in the same weights.
+
+    Returns the norm of each before scaling, `<name>_norm`, and its weight, `<name>_weight`.
+    """
+    told: dict[str, Tensor] = {}
+    for name, gradients in balanced.items():
+        own = _norm(gradients)
+        total = _norm([p.grad for p, gradient in zip(trained, gradients, strict=True) if gradient is not None])
+        told |= {f"{name}_norm": own, f"{name}_weight": balance[name] * total / own.clamp(min=1e-12)}
+    for name, gradients in balanced.items():
+        for p, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                scaled = told[f"{name}_weight"] * gradient
+                p.grad = scaled if p.grad is None else p.grad + scaled
+    return told
+
+
+def _norm(tensors: Gradients) -> Tensor:
+    return nn.utils.get_total_norm([tensor for tensor in tensors if tensor is not None])
