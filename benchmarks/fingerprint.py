@@ -88,7 +88,7 @@ def main() -> None:
         for case, arguments in TRAININGS.items():
             found[case] = trained(folder / case, ["train", "digits", *SMALL, *arguments])
         for case, (teacher, arguments) in ONE_STEP.items():
-            length = ["--images", str(LENGTH), "--onestep.selection", "40", "--training.health-every", "192"]
+            length = ["--images", str(LENGTH), "--onestep.measured", "40", "--training.health-every", "192"]
             found[case] = trained(folder / case, ["onestep", str(folder / teacher), *length, *arguments])
     for case, both in found.items():
         resumed = "resumed alike" if both["whole"] == both["resumed"] else "RESUMED OTHERWISE"

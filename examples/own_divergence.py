@@ -1,4 +1,9 @@
-"""A custom divergence for the one-step generator: the χ² divergence D(p‖q) = E_q (r − 1)², with r = p/q."""
+"""A custom divergence for the one-step generator: the χ² divergence D(p‖q) = E_q (r − 1)², with r = p/q.
+
+On the command line:
+
+    onefold --import examples/own_divergence.py onestep runs/digits --onestep.ratio.divergence chi_squared
+"""
 
 import torch
 

@@ -7,12 +7,13 @@ is called, so that the overview appears at once.
 
 import contextlib
 import difflib
-import importlib
+import importlib.util
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -118,6 +119,9 @@ def _dispatch(arguments: list[str]) -> None:
         return None
     if arguments[0] == "--print-completion":
         return _print_completion(arguments[1:])
+    if arguments[0] == "--import":
+        _import(arguments[1:2])
+        return _dispatch(arguments[2:])
     for words in (2, 1):
         name, rest = " ".join(arguments[:words]), arguments[words:]
         if name in COMMANDS:
@@ -131,6 +135,19 @@ def _dispatch(arguments: list[str]) -> None:
     close = difflib.get_close_matches(word, group or COMMANDS, 1)
     choice = f"perhaps {close[0]}?" if close else f"choose one of {', '.join(group or COMMANDS)}"
     raise UserError(f"{word}: no such command; {choice}")
+
+
+def _import(given: list[str]) -> None:
+    """Run a Python file, whose divergence, solver, network or phase the command then knows by the name it registers."""
+    path = Path(given[0]) if given else None
+    if path is None or path.suffix != ".py" or not path.is_file():
+        found = "nothing" if path is None else f"{path}, which is no Python file"
+        raise UserError(f"--import: is followed by {found}; give the .py file that registers what is your own")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
 def _call(name: str, arguments: list[str]) -> None:
@@ -170,7 +187,8 @@ def _show(commands: dict[str, str]) -> None:
     width = max(map(len, commands))
     for name, line in commands.items():
         print(f"  {name:<{width}} {line}")
-    print("\n`onefold COMMAND --help` shows a command's options and an example.")
+    print("\n`onefold COMMAND --help` shows a command's options and an example; `onefold --import FILE.py COMMAND …`")
+    print("first runs a file of your own, such as one that registers a divergence.")
 
 
 def _fail(error: object, code: int) -> int:

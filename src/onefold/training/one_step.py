@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from onefold.data import Dataset
 from onefold.errors import UserError
@@ -24,13 +24,14 @@ from onefold.schedule import Schedule
 from onefold.training import ema
 from onefold.training.config import Config
 from onefold.training.one_step_monitor import OneStepMonitor
+from onefold.training.optimizer import RMSPropW
 from onefold.training.phases import Part, Phase, Say, Trained, averaged, register
 from onefold.training.run import Run
 
 __all__ = ["OneStepPhase", "freeze_matrices", "fresh_critic", "start_from"]
 
-CRITIC_BETAS = (0.0, 0.99)
-"""Adam without momentum: the critic's target changes with every update of the generator."""
+CRITIC_BETA = 0.99
+"""Of the second moment; there is no first: the critic's target changes with every update of the generator."""
 
 
 @register("one_step")
@@ -97,7 +98,7 @@ class OneStepPhase(Phase):
         of_scale = {id(p) for p in scale}
         rest = [p for p in critic.parameters() if p.requires_grad and id(p) not in of_scale]
         groups = [(rest, options.critic_rate), (scale, options.scale_rate)]
-        return [AdamW(ps, lr=rate, betas=CRITIC_BETAS, weight_decay=0.0, fused=True) for ps, rate in groups if ps]
+        return [RMSPropW(ps, lr=rate, beta=CRITIC_BETA, weight_decay=0.0) for ps, rate in groups if ps]
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
         """Teacher, generator with averages, critic; and `best`, on the CPU, if a monitor selects it."""

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW and Muon, and a step that is skipped if the gradient is not finite.
+"""Optimizers: AdamW, the same without momentum, and Muon; and a step that is skipped if the gradient is not finite.
 
 AdamW updates every parameter or, with `optimizer="muon"`, all except the matrices inside the trunk's blocks. Muon
 (Jordan et al., 2024) moves each such matrix along the nearest orthogonal matrix to its momentum, computed by five
@@ -8,8 +8,8 @@ the iterations tolerate bf16, which is used where the run's matrix products are 
 
 Whether a gradient is finite is known only on the device: asking from the host would make it wait for all pending work,
 at every step. `guarded_step` therefore passes the answer to the optimizers as torch's gradient scaler does, in their
-attribute `found_inf`, which AdamW(fused=True) and Muon read on the device. Other optimizers do not: for them the host
-waits for the answer.
+attribute `found_inf`, which AdamW(fused=True), RMSPropW and Muon read on the device. Other optimizers do not: for them
+the host waits for the answer.
 """
 
 from collections import defaultdict
@@ -20,12 +20,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.adamw import adamw
 
 from onefold.networks import Network
 from onefold.schedule import Schedule
 
 __all__ = [
     "Muon",
+    "RMSPropW",
     "block_matrices",
     "build_optimizers",
     "guarded_step",
@@ -66,7 +68,51 @@ def _reads_found_inf(optimizer: Optimizer, device: torch.device) -> bool:
     if device.type in BLIND:
         return False
     fused = type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
-    return fused or type(optimizer) is Muon
+    return fused or type(optimizer) in (Muon, RMSPropW)
+
+
+class RMSPropW(Optimizer):
+    """AdamW with β₁ = 0, to the bit, without the first moment: bias-corrected RMSProp with decoupled weight decay.
+
+    For adversarial training, whose target moves with every step. Half of AdamW's state.
+    """
+
+    found_inf: Tensor | None = None
+    """As in torch's fused optimizers: if it is 1 (a scalar on the device), a step changes nothing."""
+
+    def __init__(
+        self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, beta: float, weight_decay: float
+    ) -> None:
+        """`beta` is Adam's β₂. Groups of parameters may have a `weight_decay` of their own."""
+        super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            for p in trained:
+                if "step" not in self.state[p]:
+                    self.state[p]["step"] = torch.zeros((), device=p.device)
+                    self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+            gradients = [p.grad for p in trained if p.grad is not None]
+            adamw(
+                trained,  # type: ignore[arg-type]
+                gradients,
+                gradients,  # what a first moment with β₁ = 0 would be, in the memory that already holds it
+                [self.state[p]["exp_avg_sq"] for p in trained],
+                [],
+                [self.state[p]["step"] for p in trained],
+                foreach=False,
+                fused=True,
+                found_inf=self.found_inf,
+                amsgrad=False,
+                beta1=0.0,
+                beta2=group["beta"],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=1e-8,
+                maximize=False,
+            )
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -156,7 +202,9 @@ def build_optimizers(network: Network, schedule: Schedule, dtype: torch.dtype = 
         {"params": [p for name, p in rest if decays(name, p)], "weight_decay": schedule.weight_decay},
         {"params": [p for name, p in rest if not decays(name, p)], "weight_decay": 0.0},
     ]
-    optimizers: list[Optimizer] = [AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, fused=True)]
+    rate, (momentum, beta) = schedule.learning_rate, schedule.betas
+    adam = AdamW(groups, lr=rate, betas=(momentum, beta), fused=True) if momentum else None
+    optimizers: list[Optimizer] = [adam or RMSPropW(groups, lr=rate, beta=beta, weight_decay=0.0)]
     if by_muon:
         optimizers.append(Muon(matrices, lr=schedule.muon_rate, weight_decay=schedule.weight_decay, dtype=dtype))
     return optimizers
