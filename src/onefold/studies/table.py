@@ -159,8 +159,8 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
             f"latents: test images. onefold {p['version']}, `{study.command}`."
         )
         differing = {name for record in records for name in protocol_differences(records[0], record)}
-        if begun:
-            differing -= {"ema", "sampler", "steps"}  # a diffusion model and a one-step generator differ in these
+        if begun:  # a diffusion model and a one-step generator differ in these
+            differing -= {"ema", "sampler", "selection", "steps"}
         if differing := sorted(differing):
             yield f"**The records differ in {', '.join(differing)}: their numbers are not comparable.**"
 
