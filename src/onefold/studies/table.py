@@ -2,7 +2,7 @@
 
 `table.json` holds every number of every trial with its protocol, and mean and standard deviation (divisor n − 1);
 `table.csv` has one line per arm and seed; `table.md` is the human-readable table. All numbers come from the trials'
-records, except for two kinds from their logs: `training.images_per_second` is the median, and `health.…` the last health
+records, except for two kinds from their logs: `training.images_per_second` is the median, `health.…` the last health
 that was measured (see `training.health`), such as `health.prediction_rank` and the rank of its target,
 `health.effective_rank`, with `health.images`, when that was.
 """
