@@ -27,12 +27,12 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from onefold import __version__, sampling
 from onefold.compute import sampling_context
-from onefold.data import read_all
+from onefold.data import Dataset, read_all
 from onefold.data.messages import count_text
 from onefold.errors import UserError, quoted
 from onefold.extractor import extractor_for
@@ -62,7 +62,7 @@ from onefold.training.checkpoint import checkpoints
 from onefold.training.run import Run, _git_commit, load_run
 from onefold.verifier import Verifier
 
-__all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "SPLITS", "Metric", "evaluate"]
+__all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "SPLITS", "Metric", "drawn", "evaluate"]
 
 KEYS = (
     "frechet_distance",
@@ -163,10 +163,9 @@ def evaluate(
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
-    rng = np.random.Generator(np.random.PCG64(seed))
     say(f"reading {count:,} training and up to {images:,} test images")
-    real, labels = read_all(train, rng.permutation(len(train))[:count])
-    held_out, held_out_labels = read_all(test, rng.permutation(len(test))[:images])  # files are often sorted by class
+    real, labels = read_all(train, drawn(train, count, seed))
+    held_out, held_out_labels = read_all(test, drawn(test, images, seed))
 
     say(f"sampling {count:,} images in {sampler.steps} steps")
     wanted = labels.tolist() if network.config.classes else None
@@ -244,6 +243,11 @@ def evaluate(
         version=__version__,
     )
     return Record.of(protocol, subject, **numbers)
+
+
+def drawn(data: Dataset, count: int, seed: int) -> Int64[np.ndarray, " n"]:
+    """Indices of up to `count` images, drawn at random, since files are often sorted by class."""
+    return np.random.Generator(np.random.PCG64(seed)).permutation(len(data))[:count]
 
 
 def _number(name: str, value: object) -> float:
