@@ -2,6 +2,7 @@ import functools
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -317,18 +318,27 @@ def test_the_distance_of_two_sets_of_one_gaussian_falls_with_their_numbers(width
     assert np.mean(found) == pytest.approx(c * (1 / n + 1 / m), rel=0.08)
 
 
-def test_half_the_distance_of_two_halves_is_that_of_fresh_images():
-    """Not only of Gaussians: here, squares of their coordinates."""
+def squares(count: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(count, 5, generator=rng, dtype=torch.float64).square()
+
+
+def like_digits(count: int, rng: torch.Generator) -> Tensor:
+    """A Gaussian with the covariance of the digits' 64 features."""
+    features = metrics.digits_classifier().features(read_all(open_dataset("digits"))[0]).double()
+    values, vectors = torch.linalg.eigh(torch.cov(features.T))
+    return torch.randn(count, 64, generator=rng, dtype=torch.float64) @ (vectors * values.clamp(min=0).sqrt()).T
+
+
+@pytest.mark.parametrize(("features", "n", "times"), [(squares, 300, 60), (like_digits, 128, 12)])
+def test_half_the_distance_of_two_halves_is_that_of_fresh_images(
+    features: Callable[[int, torch.Generator], Tensor], n: int, times: int
+):
     rng = torch.Generator().manual_seed(0)
-
-    def features(count: int) -> Tensor:
-        return torch.randn(count, 5, generator=rng, dtype=torch.float64).square()
-
     floors, fresh = [], []
-    for seed in range(60):
-        real = features(300)
+    for seed in range(times):
+        real = features(n, rng)
         floors.append(evaluation._yardsticks(real, real, seed)[0] / 2)
-        fresh.append(metrics.frechet_distance(real, features(300)))
+        fresh.append(metrics.frechet_distance(real, features(n, rng)))
     assert np.mean(floors) == pytest.approx(np.mean(fresh), rel=0.1)
 
 
