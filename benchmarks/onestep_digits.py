@@ -6,12 +6,15 @@
 Every number is the mean of three records, from samples with different seeds: a single evaluation of so few images has a
 spread of a tenth of the distance. The evaluation is that of `onefold evaluate`, with the same reference images,
 labels and seeds in all rows. A finished conversion is not repeated; an interrupted one is continued.
+
+The file has for each row the mean, standard deviation and values over runs of every number, and under "records" the
+protocol and the subject of each run; the protocol's seed is that of the first of its three evaluations.
 """
 
 import json
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 from tyro.conf import Positional
@@ -26,33 +29,46 @@ from onefold.verifier import Verifier
 
 COLUMNS = {
     "frechet_distance": "Fréchet distance",
+    "frechet.floor": "of fresh images",
     "frechet.ratio": "÷ real halves",
+    "test.frechet_distance": "to test images",
+    "test.floor": "of training images",
     "class_accuracy": "class accuracy",
     "precision": "precision",
     "recall": "recall",
+    "test.kid": "KID to test images",
+    "test.precision": "precision, test",
+    "test.recall": "recall, test",
     "memorisation.share": "near copies",
     "reconstruction.psnr": "PSNR, dB",
     "images_per_second": "images/s",
 }
 
-
 SEEDS = (0, 10_000, 20_000)
 """Seed of the first sample of each evaluation."""
 
 
-def rows_of(teacher: Run, fast: Run) -> dict[str, dict[str, float]]:
-    """The numbers of one run and its one-step generator, by row."""
+class Measured(NamedTuple):
+    """A row of one run."""
+
+    numbers: dict[str, float]
+    """Mean over evaluations of each of `COLUMNS`."""
+    about: dict[str, Any]
+    """Protocol of the first evaluation, and subject."""
+
+
+def rows_of(teacher: Run, fast: Run) -> dict[str, Measured]:
+    """What is measured of one run and its one-step generator, by row."""
     ratio = RatioNet.from_pretrained(fast.folder / "ratio")
 
-    def measured(
-        run: Run, sampler: Sampler | None = None, candidates: int = 0, choice: Any = "best"
-    ) -> dict[str, float]:
+    def measured(run: Run, sampler: Sampler | None = None, candidates: int = 0, choice: Any = "best") -> Measured:
         def chooser(network: Network) -> Verifier:
             return Verifier(network, ratio, candidates, choice)
 
         verifier = chooser if candidates else None
-        found = [evaluate(run, sampler=sampler, seed=seed, verifier=verifier).numbers() for seed in SEEDS]
-        return {key: mean(numbers[key] for numbers in found) for key in COLUMNS}
+        records = [evaluate(run, sampler=sampler, seed=seed, verifier=verifier) for seed in SEEDS]
+        numbers = {key: mean(record.numbers()[key] for record in records) for key in COLUMNS}
+        return Measured(numbers, {name: records[0][name] for name in ("protocol", "subject")})
 
     return {
         "50 steps, before": measured(teacher),
@@ -68,7 +84,7 @@ def rows_of(teacher: Run, fast: Run) -> dict[str, dict[str, float]]:
 
 def main(runs: Positional[tuple[Path, ...]], /, json_file: Path | None = None) -> None:
     """Convert, evaluate and summarise."""
-    found: list[dict[str, dict[str, float]]] = []
+    found: list[dict[str, Measured]] = []
     minutes: list[float] = []
     for folder in runs:
         out = folder.with_name(f"{folder.name}-onestep")
@@ -80,14 +96,15 @@ def main(runs: Positional[tuple[Path, ...]], /, json_file: Path | None = None) -
     print(f"| {len(runs)} seeds | {' | '.join(COLUMNS.values())} |\n|---|{'---:|' * len(COLUMNS)}")
     summary: dict[str, dict[str, Any]] = {}
     for row in found[0]:
-        values = {key: [numbers[row][key] for numbers in found] for key in COLUMNS}
+        values = {key: [rows[row].numbers[key] for rows in found] for key in COLUMNS}
         spread = {key: stdev(seen) if len(seen) > 1 else None for key, seen in values.items()}
         summary[row] = {key: {"mean": mean(values[key]), "std": spread[key], "values": values[key]} for key in COLUMNS}
+        summary[row]["records"] = [rows[row].about for rows in found]
         cells = [f"{mean(seen):.3g}" + (f" ± {spread[key]:.2g}" if spread[key] else "") for key, seen in values.items()]
         print(f"| {row} | {' | '.join(cells)} |")
     print("\nminutes:", ", ".join(f"{m:.1f}" for m in minutes))
     if json_file is not None:
-        about = {"onefold": onefold.__version__, "minutes": minutes, "rows": summary}
+        about = {"onefold": onefold.__version__, "minutes": minutes, "seeds of samples": SEEDS, "rows": summary}
         json_file.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 

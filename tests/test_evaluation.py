@@ -1,6 +1,8 @@
 import functools
 import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 
 import onefold
 from data_images import noise
+from helpers_one_step import one_step_from
 from helpers_runs import tiny
 from onefold import evaluation, extractor, metrics
 from onefold.cli import run as command
@@ -21,6 +24,7 @@ from onefold.evaluation import evaluate
 from onefold.extractor import extractor_for
 from onefold.networks.base import Network
 from onefold.sampling import Sampler
+from onefold.training.checkpoint import checkpoints
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run, open_data
 
@@ -82,13 +86,14 @@ def test_its_numbers_are_within_their_ranges(record: metrics.Record):
     assert record["class_accuracy_real"] > 0.9, "the classifier knows real digits"
     assert record["frechet_distance"] > record["frechet"]["halves"] > 0
     assert record["frechet"]["ratio"] == record["frechet"]["matched"] / record["frechet"]["halves"]
+    assert record["frechet"]["floor"] == record["frechet"]["halves"] / 2
     assert 5 < record["reconstruction"]["psnr"] < 60
     assert 1 <= record["latent"]["effective_rank"] <= 4
     assert record["latent"]["numbers_per_pixel_value"] == 1
 
 
 def test_its_protocol_is_complete(run: Run, record: metrics.Record):
-    training, _ = open_data(run.config.data)
+    training, test = open_data(run.config.data)
     protocol = record["protocol"]
     assert all(value is not None and value != "" for value in protocol.values())
     expected = {
@@ -99,10 +104,13 @@ def test_its_protocol_is_complete(run: Run, record: metrics.Record):
         "real_images": 100,
         "generated_images": 100,
         "few_images": True,
+        "test_images": 100,
+        "test_data_sha256": test.digest(),
         "sampler": "euler",
         "steps": 2,
         "guidance": 1.0,
         "ema": 64,
+        "selection": "none: the last average",
         "precision": "float32",
         "label_mode": "of the reference images",
         "seed": 0,
@@ -111,6 +119,46 @@ def test_its_protocol_is_complete(run: Run, record: metrics.Record):
     assert {name: protocol[name] for name in expected} == expected
     assert "train" in protocol["split"]
     assert "test" in protocol["split"]
+
+
+def test_its_subject_says_which_model_it_is_of(run: Run, record: metrics.Record):
+    commit = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))["commit"]
+    assert record["subject"] == {
+        "model_sha256": run.model_sha256,
+        "training_seed": 0,
+        "images_seen": 160,
+        "checkpoint": 160,
+        "training_commit": commit,
+        "commit": commit,
+    }
+
+
+def test_it_says_which_checkpoint_a_run_chose_and_how(run: Run, tmp_path: Path):
+    """A one-step run publishes the average of its least distance."""
+    config = one_step_from(run.folder, training__health_every=64, training__seed=3, training__on_collapse="ignore")
+    fast = train(config, tmp_path / "fast", quiet=True)
+    measured = {line["images"]: line["onestep"]["frechet"] for line in fast.history if line.get("onestep")}
+    record = evaluate(fast, images=20)
+    assert record["subject"]["checkpoint"] == min(measured, key=measured.__getitem__)
+    path = checkpoints(fast.folder)[-1] / "state.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    described["counters"]["best_images"] = 64  # as if the first had been the best
+    path.write_text(json.dumps(described), encoding="utf-8")
+    path.with_name("COMPLETE").write_text(json.dumps({path.name: path.stat().st_size}), encoding="utf-8")
+    record = evaluate(fast, images=20)
+    sizes = {name: record["subject"][name] for name in ("training_seed", "images_seen", "checkpoint")}
+    assert sizes == {"training_seed": 3, "images_seen": 160, "checkpoint": 64}
+    selection = "least Fréchet distance of 40 samples of other seeds to the training images"
+    assert record["protocol"]["selection"] == selection
+
+
+def test_without_checkpoints_it_does_not_pretend_to_know(run: Run, tmp_path: Path):
+    folder = tmp_path / "published"
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    record = evaluate(folder, images=20)
+    assert record["subject"]["images_seen"] == 160
+    assert record["subject"]["checkpoint"] is None
+    assert record["protocol"]["selection"].startswith("unknown")
 
 
 def test_the_protocol_names_everything_that_changes_the_numbers(run: Run):
@@ -183,6 +231,20 @@ def test_the_reference_is_training_data_and_reconstructions_are_of_the_test_imag
     assert len(contents(real)) == len(contents(held_out)) == 50
 
 
+def test_of_many_test_images_those_measured_are_drawn_at_random(run: Run):
+    """Files are often sorted by class: the first ones are of one."""
+    training, test = open_data(run.config.data)
+    images, labels = read_all(test)
+    order = labels.argsort(stable=True)
+    ordered = onefold.data.as_dataset((images[order].permute(0, 2, 3, 1).numpy(), labels[order].numpy()))
+    record = evaluate(Run(run.folder, run.config, (training, ordered)), images=30, extractor=(seen := Seeing()))
+    found = {image.numpy().tobytes() for image in seen.shown[2]}
+    kinds = {int(y) for image, y in zip(images, labels, strict=True) if image.numpy().tobytes() in found}
+    assert len(found) == 30
+    assert len(kinds) > 5
+    assert record["class_accuracy_real"] > 0.9, "images and their classes belong together"
+
+
 # --- what the numbers mean --------------------------------------------------------------------------------------------
 
 
@@ -211,6 +273,73 @@ def test_new_images_are_no_copies(run: Run, monkeypatch: pytest.MonkeyPatch):
     fresh = evaluate(run, images=300)
     assert fresh["memorisation"]["share"] < 0.1
     assert 0.9 < fresh["memorisation"]["ratio"] < 1.1
+
+
+def test_copies_of_test_images_are_near_them_and_copies_of_training_images_are_at_the_floor(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    generated_by(monkeypatch, read_all(open_dataset("digits:test"), range(360))[0])
+    copied = evaluate(run, images=360)["test"]
+    assert copied["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert (copied["precision"], copied["recall"]) == (1, 1)
+    assert copied["floor"] > 0.1
+    generated_by(monkeypatch, reference(run, 360))
+    real = evaluate(run, images=360)["test"]
+    assert real["frechet_distance"] == pytest.approx(real["floor"])
+    assert real["floor"] == pytest.approx(copied["floor"])
+
+
+def test_the_numbers_against_the_test_images_are_those_of_the_metrics(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """400 generated images and all 360 of the test; precision and recall of as many."""
+    made = reference(run, 400, seed=9)
+    generated_by(monkeypatch, made)
+    found = evaluate(run, images=400, extractor=(seeing := Seeing()))["test"]
+    tested, made = (metrics.digits_classifier().features(images) for images in (seeing.shown[2], made))
+    assert len(tested) == 360
+    assert found["frechet_distance"] == pytest.approx(metrics.frechet_distance(tested, made))
+    kid, kid_error = metrics.kernel_distance(tested, made)
+    assert (found["kid"], found["kid_error"]) == pytest.approx((kid, kid_error))
+    assert (found["precision"], found["recall"]) == metrics.precision_recall(tested, made[:360])
+
+
+@pytest.mark.parametrize("width", [2, 6])
+@pytest.mark.parametrize(("n", "m"), [(100, 100), (300, 100), (50, 200)])
+def test_the_distance_of_two_sets_of_one_gaussian_falls_with_their_numbers(width: int, n: int, m: int):
+    """The closed form of the floor: E d² ≈ c·(1/n + 1/m)."""
+    rng = np.random.default_rng(0)
+    values = np.geomspace(1, 0.1, width)  # eigenvalues of the covariance
+    pairs = np.outer(values, values) / np.add.outer(values, values)
+    c = values.sum() + 0.5 * (pairs * (1 + np.eye(width))).sum()
+
+    def features(count: int) -> np.ndarray:
+        return rng.standard_normal((count, width)) * values**0.5
+
+    found = [metrics.frechet_distance(features(n), features(m)) for _ in range(600)]
+    assert np.mean(found) == pytest.approx(c * (1 / n + 1 / m), rel=0.08)
+
+
+def squares(count: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(count, 5, generator=rng, dtype=torch.float64).square()
+
+
+def like_digits(count: int, rng: torch.Generator) -> Tensor:
+    """A Gaussian with the covariance of the digits' 64 features."""
+    features = metrics.digits_classifier().features(read_all(open_dataset("digits"))[0]).double()
+    values, vectors = torch.linalg.eigh(torch.cov(features.T))
+    return torch.randn(count, 64, generator=rng, dtype=torch.float64) @ (vectors * values.clamp(min=0).sqrt()).T
+
+
+@pytest.mark.parametrize(("features", "n", "times"), [(squares, 300, 60), (like_digits, 128, 12)])
+def test_half_the_distance_of_two_halves_is_that_of_fresh_images(
+    features: Callable[[int, torch.Generator], Tensor], n: int, times: int
+):
+    rng = torch.Generator().manual_seed(0)
+    floors, fresh = [], []
+    for seed in range(times):
+        real = features(n, rng)
+        floors.append(evaluation._yardsticks(real, real, seed)[0] / 2)
+        fresh.append(metrics.frechet_distance(real, features(n, rng)))
+    assert np.mean(floors) == pytest.approx(np.mean(fresh), rel=0.1)
 
 
 def test_noise_is_far_from_everything(run: Run, monkeypatch: pytest.MonkeyPatch, record: metrics.Record):
@@ -395,7 +524,10 @@ def test_few_images_are_measured_or_refused_with_a_cure(tmp_path: Path, count: i
     config = tiny(data__source=str(tmp_path / "images.npz"), data__test=None, training__images=16)
     finished = train(config, tmp_path / "run", quiet=True)
     if count >= 4:
-        assert all(np.isfinite(value) for value in evaluate(finished).numbers().values())
+        record = evaluate(finished)
+        assert all(np.isfinite(value) for value in record.numbers().values())
+        assert ("test" in record) == (count == 30), "of 3 test images there is no region, and of none nothing"
+        assert any(name.startswith("test.") for name in record["few"]) == (count == 30)
         return
     with pytest.raises(UserError, match=r"too few to measure anything; .*onefold sample") as caught:
         evaluate(finished)
@@ -450,3 +582,15 @@ def test_images_that_are_all_alike_have_no_yardstick(tmp_path: Path, monkeypatch
     tables.show_record(console, record)
     assert "all alike" in console.file.getvalue()
     assert "20 images, below twice the 64 features: too large" in console.file.getvalue()
+
+
+def test_the_table_shows_the_test_images_and_what_real_ones_would_have(run: Run):
+    record = evaluate(run, images=400)
+    console = Console(file=io.StringIO(), width=200)
+    tables.show_record(console, record)
+    shown = [" ".join(row.split()) for row in console.file.getvalue().splitlines()]
+    test, frechet = record["test"], record["frechet"]
+    distances = f"{test['frechet_distance']:.2f} {test['floor']:.2f}"
+    assert f"against test images: Fréchet {distances} of 400 to 360; real: training images" in shown
+    assert f"{record['frechet_distance']:.2f} {frechet['floor']:.2f} of 400 to all; real: fresh images" in shown
+    assert f"recall {test['recall']:.3f} of 360 to as many" in shown

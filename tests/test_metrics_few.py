@@ -65,11 +65,16 @@ def test_each_number_is_named_below_its_threshold_and_not_above():
     assert many == {}
     few = few_images(generated=57, held_out=5, tested=5, width=64)
     expected = {"frechet_distance", "kid", "precision", "recall", "class_accuracy", "class_accuracy_real"}
-    assert few.keys() == expected | {"memorisation", "reconstruction", "latent", "reconstruction.frechet_distance"}
+    expected |= {"memorisation", "reconstruction", "latent", "reconstruction.frechet_distance"}
+    against_test = {"test.frechet_distance", "test.kid", "test.precision", "test.recall"}
+    assert few.keys() == expected | against_test
     assert all("57 images" in few[name] for name in ("frechet_distance", "kid", "precision", "recall"))
     assert all("5 images" in few[name] for name in ("reconstruction", "class_accuracy_real", "memorisation"))
+    assert all(few[name].startswith("5 images") for name in against_test)
     only = few_images(generated=10_000, held_out=10_000, tested=100, width=64)
-    assert only.keys() == {"reconstruction.frechet_distance"}
+    assert only.keys() == {"reconstruction.frechet_distance", *against_test}
+    enough = few_images(generated=10_000, held_out=10_000, tested=LEAST_REGION, width=64)
+    assert enough == {}
 
 
 @pytest.fixture(scope="module")

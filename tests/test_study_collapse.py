@@ -21,7 +21,7 @@ from onefold.files import locked
 from onefold.metrics import Record
 from onefold.networks.base import NetworkConfig
 from onefold.pictures.style import STYLE
-from onefold.studies import Study, collapse, figures, run_study, trials
+from onefold.studies import Study, collapse, figures, run_study, table, trials
 from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
 from onefold.studies.study import Trial, begin, check
 from onefold.training import loop
@@ -124,6 +124,7 @@ def test_numbers_of_the_tables_are_those_of_the_records(done: Done):
         for seed, (record, found) in enumerate(zip(records, arms[name]["seeds"], strict=True)):
             assert found["seed"] == seed
             assert found["protocol"] == record["protocol"]
+            assert found["subject"] == record["subject"]
             numbers = record.numbers()
             assert {key: found["numbers"][key] for key in numbers} == numbers
             assert {key: float(rows[name, seed][key]) for key in numbers} == numbers
@@ -141,6 +142,25 @@ def test_numbers_of_the_tables_are_those_of_the_records(done: Done):
         "onefold study collapse --recipe digits --data digits --budget 128 --draws 1 --seeds 2 --arms naive ema"
         in markdown
     )
+
+
+def test_the_last_health_of_every_run_is_in_the_table(done: Done):
+    """Whose ranks tell a collapse, so that their ratio can be computed from the record alone."""
+    arms = {arm["name"]: arm for arm in json.loads((done.out / "table.json").read_text())["arms"]}
+    for trial in done.trials:
+        log = [json.loads(line) for line in (trial.folder / "log.jsonl").read_text().splitlines()]
+        last = [line for line in log if line.get("health")][-1]
+        numbers = arms[trial.arm.name]["seeds"][trial.seed]["numbers"]
+        assert numbers["health.images"] == last["images"] == 128
+        for name in ("prediction_rank", "effective_rank", "velocity_rank", "velocity_target_rank"):
+            assert numbers[f"health.{name}"] == last["health"][name]
+        assert not any(isinstance(value, list) for value in numbers.values())
+
+
+def test_an_unmeasured_health_is_no_number():
+    assert table._last_health([{"images": 64, "health": None}, {"images": 128}]) == {}
+    history = [{"images": 64, "health": {"psnr": 9.0}}, {"images": 96, "health": {"psnr": None, "drift": 0.5}}]
+    assert table._last_health([*history, {"images": 128}]) == {"health.images": 96, "health.drift": 0.5}
 
 
 def test_arms_differ_from_the_configuration_in_what_they_name_alone():

@@ -1,14 +1,23 @@
 """Evaluation of a run: samples, reconstructions and latents against real images, as one record.
 
-The reference of the generated images is the training split (as is usual for the Fréchet distance); reconstructions
-and latents are those of the test split, which training never saw. Generated image k has the label of the k-th
-reference image and the seed `seed + k`, so a record does not depend on the batch size.
+The reference of the generated images is the training split (as is usual for the Fréchet distance), which favours a
+network that remembers it; the group `test` compares them with the test split, which training never saw. Reconstructions
+and latents are those of the test split. Generated image k has the label of the k-th reference image and the seed
+`seed + k`, so a record does not depend on the batch size.
 
-Two yardsticks come with the distances, under the same features and with the same numbers of images: `halves` is the
-mean Fréchet distance between two random halves of the reference, what a perfect generator would have; `matched` is
-that between one half and as many generated images.
+Yardsticks come with the distances, under the same features. `halves` is the mean Fréchet distance between two random
+halves of the reference; `matched` is that between one half and as many generated images. Two *floors* say what real
+images in place of the generated ones would have: `test.floor` is the distance between the reference and the test
+images; `frechet.floor` is what n fresh images would have against the n of the reference. Of the latter there are none,
+but for two sets of n and m images of one distribution, with covariance of eigenvalues λ,
+
+    E d²  ≈  c·(1/n + 1/m),      c = Σ_i λ_i + ½ Σ_ij (1 + δ_ij) λ_i λ_j / (λ_i + λ_j)   for Gaussian features
+
+(the means differ by Σ/n + Σ/m, and to second order in the error Δ of the covariances the rest is
+½ Σ_ij Δ_ij² / (λ_i + λ_j)). Halves have c·4/n, n against n have c·2/n: the floor is half of `halves`, whatever c is.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,12 +27,12 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from onefold import __version__, sampling
 from onefold.compute import sampling_context
-from onefold.data import read_all
+from onefold.data import Dataset, read_all
 from onefold.data.messages import count_text
 from onefold.errors import UserError, quoted
 from onefold.extractor import extractor_for
@@ -32,6 +41,7 @@ from onefold.metrics import (
     Moments,
     Protocol,
     Record,
+    Subject,
     class_accuracy,
     effective_rank,
     frechet_distance,
@@ -48,10 +58,11 @@ from onefold.pictures.grids import encode_decode
 from onefold.pixels import to_float
 from onefold.sampling import Sampler
 from onefold.settings import Precision
-from onefold.training.run import Run, load_run
+from onefold.training.checkpoint import checkpoints
+from onefold.training.run import Run, _git_commit, load_run
 from onefold.verifier import Verifier
 
-__all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "SPLITS", "Metric", "evaluate"]
+__all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "SPLITS", "Metric", "drawn", "evaluate"]
 
 KEYS = (
     "frechet_distance",
@@ -60,6 +71,7 @@ KEYS = (
     "kid_error",
     "precision",
     "recall",
+    "test",
     "memorisation",
     "reconstruction",
     "latent",
@@ -71,6 +83,7 @@ KEYS = (
     "few",
     "frechet_to_reference",
     "protocol",
+    "subject",
 )
 """All that a record may hold, but for metrics of one's own."""
 
@@ -79,7 +92,7 @@ LEAST_IMAGES, LEAST_TEST_IMAGES = 4, 2
 SPLITS = 10
 """Random halvings that the yardsticks are averaged over."""
 NEIGHBOURS = 3
-SPLIT = "train (samples), test (reconstructions, latents)"
+SPLIT = "train (samples), test (the group `test`, reconstructions, latents)"
 REDUCED = 64
 """Height and width that larger images are reduced to before they are compared pixel by pixel."""
 
@@ -150,10 +163,9 @@ def evaluate(
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
-    indices = np.random.Generator(np.random.PCG64(seed)).permutation(len(train))[:count]
     say(f"reading {count:,} training and up to {images:,} test images")
-    real, labels = read_all(train, indices)
-    held_out, _ = read_all(test, np.arange(min(images, len(test))))
+    real, labels = read_all(train, drawn(train, count, seed))
+    held_out, held_out_labels = read_all(test, drawn(test, images, seed))
 
     say(f"sampling {count:,} images in {sampler.steps} steps")
     wanted = labels.tolist() if network.config.classes else None
@@ -165,25 +177,34 @@ def evaluate(
         seconds = time.perf_counter() - start
 
     say("measuring")
-    real_features, generated_features = extractor.features(real, batch), extractor.features(generated, batch)
+    real_features, generated_features, test_features = (
+        extractor.features(each, batch) for each in (real, generated, held_out)
+    )
     kid, kid_error = kernel_distance(real_features, generated_features, subset=min(1000, count // 2), seed=seed)
     precision_, recall = precision_recall(real_features, generated_features, NEIGHBOURS)
     halves, matched = _yardsticks(real_features, generated_features, seed)
     numbers: dict[str, object] = {
         "frechet_distance": frechet_distance(real_features, generated_features),
-        "frechet": {"halves": halves, "matched": matched, "ratio": matched / halves if halves else None},
+        "frechet": {
+            "halves": halves,
+            "matched": matched,
+            "ratio": matched / halves if halves else None,
+            "floor": halves / 2,
+        },
         "kid": kid,
         "kid_error": kid_error,
         "precision": precision_,
         "recall": recall,
         "memorisation": _memorisation(generated, real, None if test is train else held_out, say),
-        "reconstruction": _reconstruction(network, held_out, extractor, batch),
+        "reconstruction": _reconstruction(network, held_out, test_features, extractor, batch),
         "latent": _latent(network, held_out, batch),
         "images_per_second": count / seconds,
     }
+    if test is not train and len(held_out) >= LEAST_IMAGES:
+        numbers["test"] = _against_test(real_features, generated_features, test_features, seed)
     if wanted is not None and extractor.classes == network.config.classes:
         numbers["class_accuracy"] = class_accuracy(extractor, generated, labels, batch)
-        numbers["class_accuracy_real"] = class_accuracy(extractor, *read_all(test, np.arange(len(held_out))))
+        numbers["class_accuracy_real"] = class_accuracy(extractor, held_out, held_out_labels)
         for name, seen in (("class_accuracy", count), ("class_accuracy_real", len(held_out))):
             numbers[f"{name}_interval"] = list(wilson_interval(float(numbers[name]), seen))  # type: ignore[arg-type]
     if reference is not None:
@@ -195,6 +216,7 @@ def evaluate(
     if numbers["memorisation"] is None:
         few.pop("memorisation", None)
     numbers["few"] = {name: why for name, why in few.items() if name.partition(".")[0] in numbers}
+    subject, selection = _subject(run, len(train))
     protocol = Protocol(
         data=train.source,
         data_sha256=train.digest(),
@@ -205,19 +227,27 @@ def evaluate(
         real_images=count,
         generated_images=count,
         few_images=count < 2 * extractor.width,
+        test_images=len(held_out),
+        test_data_sha256=test.digest(),
         kid_subset=min(1000, count // 2),
         neighbours=NEIGHBOURS,
         sampler=_sampler_text(sampler) + (f", {source}" if verifier else ""),
         steps=sampler.steps,
         guidance=sampler.guidance,
         ema=run.config.training.ema_half_lives[-1],
+        selection=selection,
         precision=computed,
         compiled=compiled,
         label_mode="of the reference images" if wanted is not None else "none",
         seed=seed,
         version=__version__,
     )
-    return Record.of(protocol, **numbers)
+    return Record.of(protocol, subject, **numbers)
+
+
+def drawn(data: Dataset, count: int, seed: int) -> Int64[np.ndarray, " n"]:
+    """Indices of up to `count` images, drawn at random, since files are often sorted by class."""
+    return np.random.Generator(np.random.PCG64(seed)).permutation(len(data))[:count]
 
 
 def _number(name: str, value: object) -> float:
@@ -234,6 +264,29 @@ def _number(name: str, value: object) -> float:
         found = " ".join(repr(value).split())
         raise UserError(f"metrics: {name!r} gave {found[:60]}, not one finite number; return a float")
     return number
+
+
+def _subject(run: Run, train_images: int) -> tuple[Subject, str]:
+    """Which weights are published, and how they were chosen: by the counters of the newest checkpoint."""
+    described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    found = checkpoints(run.folder)
+    seen, checkpoint, selection = run.images, None, "unknown: the run has no checkpoints"
+    if found:
+        counters = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))["counters"]
+        seen = checkpoint = counters["images"]
+        selection = "none: the last average"
+        if counters["best"] is not None:
+            checkpoint, samples = counters["best_images"], min(run.config.onestep.selection, train_images)
+            selection = f"least Fréchet distance of {samples:,} samples of other seeds to the training images"
+    subject = Subject(
+        model_sha256=run.model_sha256,
+        training_seed=run.config.training.seed,
+        images_seen=seen,
+        checkpoint=checkpoint,
+        training_commit=described.get("commit"),
+        commit=_git_commit(),
+    )
+    return subject, selection
 
 
 def _sampler_text(sampler: Sampler) -> str:
@@ -279,11 +332,33 @@ def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: in
     return float(np.mean(between)), float(np.mean(against))
 
 
-def _reconstruction(
-    network: Network, x: UInt8[Tensor, "n C H W"], extractor: FeatureExtractor, batch: int
+def _against_test(
+    real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], test: Float[Tensor, "m d"], seed: int
 ) -> dict[str, float]:
+    """Generated images against the test images; precision and recall, which need it, of as many as these."""
+    fewer = min(len(made), len(test))
+    kid, kid_error = kernel_distance(test, made, seed=seed)
+    precision, recall = precision_recall(test[:fewer], made[:fewer], NEIGHBOURS)
+    return {
+        "frechet_distance": frechet_distance(test, made),
+        "floor": frechet_distance(test, real),
+        "kid": kid,
+        "kid_error": kid_error,
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def _reconstruction(
+    network: Network,
+    x: UInt8[Tensor, "n C H W"],
+    features: Float[Tensor, "n d"],
+    extractor: FeatureExtractor,
+    batch: int,
+) -> dict[str, float]:
+    """`features` are those of x."""
     x_hat = torch.from_numpy(encode_decode(network, x, batch=batch)).permute(0, 3, 1, 2)
-    distance = frechet_distance(extractor.features(x, batch), extractor.features(x_hat, batch))
+    distance = frechet_distance(features, extractor.features(x_hat, batch))
     return {"psnr": psnr(x_hat, x), "ssim": ssim(x_hat, x), "frechet_distance": distance}
 
 

@@ -1,6 +1,6 @@
 """Tables and lines for people at a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -92,13 +92,16 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
     matched, halves = f"{frechet['matched']:.2f}", f"{frechet['halves']:.2f}"
     row("Fréchet distance", matched, halves, f"of {protocol['real_images'] // 2:,} to as many; see below")
     whole = f"of {protocol['generated_images']:,} to all"
-    row("", f"{record['frechet_distance']:.2f}", note=whole, of="frechet_distance")
+    floor = f"{frechet['floor']:.2f}"
+    row("", f"{record['frechet_distance']:.2f}", floor, f"{whole}; real: fresh images", of="frechet_distance")
     row("kernel distance (KID)", f"{record['kid']:.4f}", "0", f"± {record['kid_error']:.4f}", of="kid")
     if "class_accuracy" in record:
         accuracy = record["class_accuracy"], record["class_accuracy_real"]
         row("class accuracy", f"{accuracy[0]:.3f}", f"{accuracy[1]:.3f}", _intervals(record))
     row("precision", f"{record['precision']:.3f}", of="precision")
     row("recall", f"{record['recall']:.3f}", of="recall")
+    if "test" in record:
+        _test_rows(record["test"], protocol, row)
     if record["memorisation"] is not None:
         share = f"{record['memorisation']['share']:.3f}"
         row("copies of training images", share, "0.050", "share; 0.050 by chance", of="memorisation")
@@ -121,6 +124,17 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         )
     if few:
         console.print("Numbers with a count in their note rest on few images; see docs/metrics.md.")
+
+
+def _test_rows(test: Mapping[str, float], protocol: Mapping[str, Any], row: Callable[..., None]) -> None:
+    """Against the test images, with training images as the real ones."""
+    made, tested = protocol["generated_images"], protocol["test_images"]
+    note = f"of {made:,} to {tested:,}; real: training images"
+    distance, floor = f"{test['frechet_distance']:.2f}", f"{test['floor']:.2f}"
+    row("against test images: Fréchet", distance, floor, note, of="test.frechet_distance")
+    row("  kernel distance (KID)", f"{test['kid']:.4f}", "0", f"± {test['kid_error']:.4f}", of="test.kid")
+    for name in ("precision", "recall"):
+        row(f"  {name}", f"{test[name]:.3f}", note=f"of {min(made, tested):,} to as many", of=f"test.{name}")
 
 
 def _intervals(record: Mapping[str, Any]) -> str:

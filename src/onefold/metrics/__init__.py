@@ -12,7 +12,7 @@ from onefold.metrics.memorisation import Memorisation, memorisation, nearest_dis
 from onefold.metrics.precision_recall import precision_recall
 from onefold.metrics.rank import effective_rank, spectrum
 from onefold.metrics.reconstruction import image_psnr, image_ssim, psnr, ssim
-from onefold.metrics.record import Protocol, Record, protocol_differences
+from onefold.metrics.record import Protocol, Record, Subject, protocol_differences
 
 __all__ = [
     "Classifier",
@@ -21,6 +21,7 @@ __all__ = [
     "Moments",
     "Protocol",
     "Record",
+    "Subject",
     "class_accuracy",
     "digits_classifier",
     "effective_rank",

@@ -35,7 +35,7 @@ def few_images(*, generated: int, held_out: int, tested: int, width: int) -> dic
     Args:
         generated: Generated images, and as many real ones.
         held_out: Real images whose distances to the training images give the scale of copies.
-        tested: Test images that are reconstructed and classified.
+        tested: Test images that are reconstructed, classified, and compared with the generated ones.
         width: Number of features.
     """
     found: dict[str, str] = {}
@@ -57,4 +57,11 @@ def few_images(*, generated: int, held_out: int, tested: int, width: int) -> dic
         found["latent"] = f"{tested} images"
     if tested < 2 * width:
         found["reconstruction.frechet_distance"] = f"{tested} images, below twice the {width} features: too large"
+    fewer = min(generated, tested)
+    if fewer < 2 * width:
+        found["test.frechet_distance"] = f"{fewer} images, below twice the {width} features: compare it with its floor"
+    if fewer < LEAST_REGION:
+        found["test.kid"] = f"{fewer} images: see its error"
+        found["test.precision"] = f"{fewer} images: noise may pass, below {LEAST_REGION}"
+        found["test.recall"] = f"{fewer} images: compare equal numbers alone"
     return found

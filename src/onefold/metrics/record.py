@@ -1,12 +1,16 @@
-"""A record of measured numbers, with the protocol that they were measured by.
+"""A record of measured numbers, with the protocol that they were measured by and the model that they are of.
 
 A number without its protocol compares with nothing (Parmar et al. 2022, arXiv:2104.11222). A record is a
 nested dict of plain values, for example
 
     {"frechet_distance": 1.7, "kid": 0.002, "kid_error": 0.001, "precision": 0.8, "recall": 0.7,
+     "test": {"frechet_distance": 2.1, "floor": 0.9, ...},
      "class_accuracy": 0.97, "reconstruction": {"psnr": 31.2, "ssim": 0.98},
      "latent": {"effective_rank": 11.9, "std": 1.0}, "images_per_second": 210.0,
-     "protocol": {"data": "digits", "split": "test", ...}}
+     "protocol": {"data": "digits", "split": "test", ...},
+     "subject": {"model_sha256": "3f…", "training_seed": 0, ...}}
+
+Records of two models measured alike agree in "protocol" and differ in "subject".
 
 and a file of it is JSON, written in one piece: a reader finds the old one or the new one, never a half.
 """
@@ -38,6 +42,8 @@ class Protocol:
     generated_images: int
     few_images: bool
     """Whether one of both is below twice the number of features, too few for the Fréchet distance."""
+    test_images: int | None = None
+    test_data_sha256: str | None = None
     kid_subset: int | None = None
     neighbours: int | None = None
     """The k of precision and recall."""
@@ -45,6 +51,8 @@ class Protocol:
     steps: int | None = None
     guidance: float | None = None
     ema: float | None = None
+    selection: str | None = None
+    """How the published weights were chosen among those of the run."""
     precision: str = "float32"
     """Of the matrix products of sampling."""
     compiled: bool = False
@@ -56,17 +64,34 @@ class Protocol:
     """Of the package."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Which model the numbers of a record are of, and which code measured it; None is what is not known."""
+
+    model_sha256: str
+    """Of the published weights."""
+    training_seed: int
+    images_seen: int
+    """Images that the run had seen when these weights were published …"""
+    checkpoint: int | None
+    """… and that they had: fewer, where the run chose an earlier average."""
+    training_commit: str | None
+    """Git commit of the code that trained …"""
+    commit: str | None
+    """… and of the code that measured."""
+
+
 class Record(dict[str, Any]):
-    """Numbers by name, nested, and under "protocol" how they were measured."""
+    """Numbers by name, nested; under "protocol" how they were measured and under "subject" of which model."""
 
     @classmethod
-    def of(cls, protocol: Protocol, **numbers: Any) -> "Record":
-        """A record of numbers (or dicts of numbers) measured by this protocol."""
-        return cls(numbers, protocol=asdict(protocol))
+    def of(cls, protocol: Protocol, subject: Subject, **numbers: Any) -> "Record":
+        """A record of numbers (or dicts of numbers) of this subject, measured by this protocol."""
+        return cls(numbers, protocol=asdict(protocol), subject=asdict(subject))
 
     def numbers(self) -> dict[str, float]:
-        """Every number by its dotted name, such as "reconstruction.psnr", without the protocol."""
-        return dict(_numbers({key: value for key, value in self.items() if key != "protocol"}))
+        """Every number by its dotted name, such as "reconstruction.psnr", without protocol and subject."""
+        return dict(_numbers({key: value for key, value in self.items() if key not in ("protocol", "subject")}))
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all; makes the folder.
@@ -101,7 +126,7 @@ def protocol_differences(a: Mapping[str, Any], b: Mapping[str, Any], *, free: Co
     """Names of the protocol fields in which two records differ: empty if their numbers may be compared.
 
     `free` names the fields that the comparison is about, such as "steps". A field that only one record has
-    differs.
+    differs. What differs in their subjects is the models, which is what records are compared for.
     """
     p, q = a["protocol"], b["protocol"]
     return [name for name in {**p, **q} if name not in free and p.get(name, ...) != q.get(name, ...)]

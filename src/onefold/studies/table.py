@@ -2,7 +2,9 @@
 
 `table.json` holds every number of every trial with its protocol, and mean and standard deviation (divisor n − 1);
 `table.csv` has one line per arm and seed; `table.md` is the human-readable table. All numbers come from the trials'
-records, except `training.images_per_second`, which is the median of the log's.
+records, except for two kinds from their logs: `training.images_per_second` is the median, `health.…` the last health
+that was measured (see `training.health`), such as `health.prediction_rank` and the rank of its target,
+`health.effective_rank`, with `health.images`, when that was.
 """
 
 import csv
@@ -41,9 +43,19 @@ def trial_numbers(trial: Trial) -> dict[str, float]:
     record = trial.record
     if record is None:
         return {}
-    speeds = [entry["images_per_second"] for entry in Run(trial.folder, trial.config).history]
-    speeds = [speed for speed in speeds if speed]
-    return {**record.numbers(), **({"training.images_per_second": statistics.median(speeds)} if speeds else {})}
+    history = Run(trial.folder, trial.config).history
+    speeds = [speed for entry in history if (speed := entry["images_per_second"])]
+    trained = {"training.images_per_second": statistics.median(speeds)} if speeds else {}
+    return {**record.numbers(), **trained, **_last_health(history)}
+
+
+def _last_health(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The scalars of the last health in a log, without those that were not finite."""
+    measured = [entry for entry in history if entry.get("health")]
+    if not measured:
+        return {}
+    found = {"images": measured[-1]["images"], **measured[-1]["health"]}
+    return {f"health.{name}": value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def arm_settings(study: Study) -> dict[str, dict[str, Any]]:
@@ -82,7 +94,8 @@ def _as_json(study: Study, trials: Sequence[Trial], out: Path) -> dict[str, Any]
         for trial in _arm_trials(arm, trials):
             found: dict[str, Any] = {"seed": trial.seed, "run": trial.folder.relative_to(out).as_posix()}
             if (record := trial.record) is not None:
-                found |= {"numbers": trial_numbers(trial), "protocol": record["protocol"]}
+                told = {"protocol": record["protocol"], "subject": record.get("subject")}  # older ones have none
+                found |= {"numbers": trial_numbers(trial), **told}
             seeds.append(found if record else {**found, "failed": trial.failure})
         summary = list(_statistics([found["numbers"] for found in seeds if "numbers" in found]))
         arms.append(
@@ -159,8 +172,8 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
             f"latents: test images. onefold {p['version']}, `{study.command}`."
         )
         differing = {name for record in records for name in protocol_differences(records[0], record)}
-        if begun:
-            differing -= {"ema", "sampler", "steps"}  # a diffusion model and a one-step generator differ in these
+        if begun:  # a diffusion model and a one-step generator differ in these
+            differing -= {"ema", "sampler", "selection", "steps"}
         if differing := sorted(differing):
             yield f"**The records differ in {', '.join(differing)}: their numbers are not comparable.**"
 

@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-import numpy as np
 import torch
 
 from onefold import settings
 from onefold.compute import resolve_device
 from onefold.data import read_all
 from onefold.errors import Interrupted, TrainingAborted, UserError
-from onefold.evaluation import evaluate
+from onefold.evaluation import drawn, evaluate
 from onefold.files import write_whole
 from onefold.metrics import spectrum
 from onefold.pixels import to_float
@@ -83,9 +82,9 @@ def run_trial(trial: Trial, images: int, *, quiet: bool) -> None:
 
 @torch.no_grad()
 def _spectra(run: Run, images: int, device: torch.device) -> dict[str, list[float]]:
-    """Standard deviations of the test images' latents along their principal directions, descending."""
+    """Standard deviations along principal directions, descending, of the latents of the record's test images."""
     _, test = open_data(run.config.data)
-    x, _ = read_all(test, np.arange(min(images, len(test))))
+    x, _ = read_all(test, drawn(test, images, seed=0))
     network = run.network.to(device)
     z = torch.cat([network.encode(to_float(part.to(device))).cpu() for part in x.split(BATCH)])
     return {"token": spectrum(z.flatten(0, 1)).tolist(), "whole": spectrum(z.flatten(1)).tolist()}
