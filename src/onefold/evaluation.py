@@ -59,7 +59,7 @@ from onefold.pixels import to_float
 from onefold.sampling import Sampler
 from onefold.settings import Precision
 from onefold.training.checkpoint import checkpoints
-from onefold.training.run import Run, _git_commit, load_run
+from onefold.training.run import Run, git_commit, load_run
 from onefold.verifier import Verifier
 
 __all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "SPLITS", "Metric", "drawn", "evaluate"]
@@ -276,15 +276,15 @@ def _subject(run: Run, train_images: int) -> tuple[Subject, str]:
         seen = checkpoint = counters["images"]
         selection = "none: the last average"
         if counters["best"] is not None:
-            checkpoint, samples = counters["best_images"], min(run.config.onestep.selection, train_images)
-            selection = f"least Fréchet distance of {samples:,} samples of other seeds to the training images"
+            checkpoint, samples = counters["best_images"], min(run.config.onestep.measured, train_images)
+            selection = f"least Fréchet distance of {samples:,} samples of other seeds to every fifth training image"
     subject = Subject(
         model_sha256=run.model_sha256,
         training_seed=run.config.training.seed,
         images_seen=seen,
         checkpoint=checkpoint,
         training_commit=described.get("commit"),
-        commit=_git_commit(),
+        commit=git_commit(),
     )
     return subject, selection
 

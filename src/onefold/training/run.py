@@ -20,7 +20,7 @@ from onefold.training.datasets import DataRecord, check_there, check_unchanged, 
 from onefold.training.log import read_log
 from onefold.training.phases import length
 
-__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "load_run", "move_data"]
+__all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "git_commit", "load_run", "move_data"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def write_config(folder: Path, config: Config, extensions: Sequence[Mapping[str,
     """Write `config.json`: version, commit, configuration, and by how much the run was made longer, and when."""
     described = {
         "onefold": __version__,
-        "commit": _git_commit(),
+        "commit": git_commit(),
         "config": json.loads(settings.to_json(config)),
         "extensions": list(extensions),
     }
@@ -224,17 +224,18 @@ def data_notes(run: Run) -> list[str]:
     return list(map(printable, lines))
 
 
-def _git_commit() -> str | None:
-    """The commit of the working tree that onefold is run from, if it is one."""
-    try:
+def git_commit() -> str | None:
+    """The commit of the clone that onefold runs from, with "-dirty" if its files have changed; None if it is no clone."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
+            ["git", *arguments], cwd=here.parent, capture_output=True, text=True, timeout=5, check=True
         )
+        return answer.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # an environment inside another project's clone is none of it
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
