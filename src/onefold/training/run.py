@@ -225,7 +225,7 @@ def data_notes(run: Run) -> list[str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the clone that onefold runs from, with "-dirty" if its files have changed; None if it is no clone."""
+    """The commit of the clone that onefold runs from, "-dirty" if files have changed; None if it is no clone."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
