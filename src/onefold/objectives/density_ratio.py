@@ -138,7 +138,7 @@ class DensityRatio:
     """Noise levels at which data and samples are compared …"""
     t_max: float = 0.98
     """… times this: near t = 1 the supports separate and the ratio is unbounded."""
-    penalty: float = 0.1
+    penalty: float = 0.02
     """Weight of E‖∇ℓ‖² over noised data and noised samples (R1 + R2): a sum over a sample's values, so that for a
     linear ℓ it acts like noise of one and the same variance in each value, however many there are …"""
     penalty_share: float = 0.125

@@ -4,8 +4,10 @@
     ratio              onefold's default: Jensen–Shannon divergence, a ratio network as deep as the teacher
     <divergence>       the others of the family
     half, norms        a ratio network with the first half of the blocks; one whose matrices stay the teacher's
-    no-penalty, uncalibrated, two-updates, renoised, level-normalised, from-noise
-                       one option changed each; the last starts from pure noise, t₀ = 0
+    no-penalty, strong-penalty, uncalibrated, two-updates, renoised, level-normalised
+                       one option changed each
+    start-0, start-0-1, …
+                       the generator starts at t₀ = 0, that is from noise, at 0.1, …
     score, dmd, dmd-adversarial
                        what the ratio replaces: distillation by the difference of two scores, on the same backbone
 
@@ -42,7 +44,7 @@ COLUMNS = (
 
 def _arm(name: str, title: str, family: str, variant: str = "", **changes: Any) -> Arm:
     """A one-step generator with changes to `config.onestep`, with `__` for a dot."""
-    named = {f"onestep.{key.replace('__', '.')}": value for key, value in changes.items()}
+    named = {"onestep.method": "ratio"} | {f"onestep.{key.replace('__', '.')}": value for key, value in changes.items()}
     return Arm(name, title, named, family, variant, teacher="diffusion")
 
 
@@ -57,11 +59,15 @@ ARMS = (
     _arm("half", "ratio of half the depth", "network", critic_blocks=2),
     _arm("norms", "ratio with frozen matrices", "network", "1", critic_trains="norms"),
     _arm("no-penalty", "no penalty", "options", ratio__penalty=0.0),
+    _arm("strong-penalty", "penalty 0.1", "options", "6", ratio__penalty=0.1),
     _arm("uncalibrated", "ratio not calibrated", "options", "1", ratio__calibrated=False),
     _arm("two-updates", "two ratio updates", "options", "2", critic_updates=2),
     _arm("renoised", "a quarter of inputs renoised", "options", "3", renoised=0.25),
     _arm("level-normalised", "weights normalised by level", "options", "4", ratio__level_normalised=True),
-    _arm("from-noise", "from pure noise, t₀ = 0", "options", "5", start=0.0),
+    *(
+        _arm(f"start-{start:g}".replace(".", "-"), f"from t₀ = {start:g}", "start", str(k), start=start)
+        for k, start in enumerate((0.0, 0.1, 0.2, 0.4, 0.5))
+    ),
     _arm("score", "scores (Diff-Instruct)", "scores", method="score"),
     _arm("dmd", "scores, normalised (DMD)", "scores", "1", method="dmd"),
     _arm("dmd-adversarial", "DMD, adversarial", "scores", "2", method="dmd", score__adversarial=0.1),
