@@ -32,6 +32,7 @@ __all__ = [
     "Heun",
     "Jump",
     "Labels",
+    "Refine",
     "Renoise",
     "Sampler",
     "Solver",
@@ -147,6 +148,36 @@ class Renoise:
         return denoise(z, times[-2], 1.0)
 
 
+@dataclass(frozen=True)
+class Refine:
+    """One jump to t = 1 and, if there are more steps, a part of the way again: noised anew to `turn`, then Euler steps.
+
+    The one-step generator drafts, the denoiser refines. Unlike `Renoise`, it needs no generator that is trained for
+    more than its start, and more steps do not narrow the distribution (`docs/onestep.md`).
+    """
+
+    jumps = True
+    turn: float = 0.7
+
+    def evaluation_times(self, times: Sequence[float]) -> list[float]:
+        return [times[0], *self._grid(times)[:-1]]
+
+    def integrate(
+        self, denoise: DenoiserAtTime, z: Tensor, times: Sequence[float], path: Path, noise: Iterator[Tensor] | None
+    ) -> Tensor:
+        assert noise is not None, "refine needs noise"
+        draft, grid = denoise(z, times[0], 1.0), self._grid(times)
+        if len(grid) == 1:
+            return draft
+        z = noised(path, draft, next(noise).to(z), per_token(_at(grid[0], z)))
+        return Euler().integrate(denoise, z, grid, path, None)
+
+    def _grid(self, times: Sequence[float]) -> list[float]:
+        """Times of the steps after the first, from `turn` to 1; spaced as those given."""
+        rest, turn = times[1:], self.turn
+        return [1 + (1 - turn) * (t - 1) / max(1 - rest[0], 1e-9) for t in rest]
+
+
 def _velocity(denoise: DenoiserAtTime, z: Tensor, t: float, path: Path) -> Tensor:
     return velocity(path, denoise(z, t), z, per_token(_at(t, z)))
 
@@ -155,7 +186,7 @@ def _at(t: float, z: Tensor) -> Float[Tensor, " B"]:
     return torch.full((len(z),), t, device=z.device)
 
 
-SOLVERS: dict[str, Solver] = {"euler": Euler(), "heun": Heun(), "renoise": Renoise()}
+SOLVERS: dict[str, Solver] = {"euler": Euler(), "heun": Heun(), "renoise": Renoise(), "refine": Refine()}
 """By the name that `Sampler.solver`, the command line and `sampler.json` use."""
 
 

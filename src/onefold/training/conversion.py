@@ -107,7 +107,7 @@ def one_step_config(config: Config, *, images: int | None = None, batch: int | N
         ema_ramp=1.0,
         health_every=50 * batch,
     )
-    sampler = Sampler(steps=1, solver="renoise", start=options.start)
+    sampler = Sampler(steps=1, solver="refine", start=options.start)
     return replace(config, phases=("one_step",), training=training, onestep=options, sampler=sampler)
 
 

@@ -139,7 +139,7 @@ class OneStepPhase(Phase):
     def sampler(self) -> Sampler:
         """One step, or as many as configured for a one-step generator, from the time that it is trained for."""
         own = self.config.sampler
-        return replace(own if own.jumps else Sampler(1, "renoise"), start=self.config.onestep.start)
+        return replace(own if own.jumps else Sampler(1, "refine"), start=self.config.onestep.start)
 
     def monitor(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> OneStepMonitor:
         warmup = self.start + self.config.onestep.critic_warmup
