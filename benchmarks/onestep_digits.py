@@ -1,7 +1,7 @@
 """One-step generators of trained runs of `digits`: one step, few steps and the verifier, compared with many steps.
 
-    onefold demo --out runs/demo0 --seed 0      # and so on for seeds 1 and 2
-    python benchmarks/onestep_digits.py runs/demo0 runs/demo1 runs/demo2 --json-file docs/results/onestep-digits.json
+    onefold train digits --out runs/digits0 --training.seed 0      # and so on for seeds 1 and 2
+    python benchmarks/onestep_digits.py runs/digits0 runs/digits1 runs/digits2 --method ratio
 
 Every number is the mean of three records, from samples with different seeds: a single evaluation of so few images has a
 spread of a tenth of the distance. The evaluation is that of `onefold evaluate`, with the same reference images,
@@ -14,7 +14,7 @@ protocol and the subject of each run; the protocol's seed is that of the first o
 import json
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tyro
 from tyro.conf import Positional
@@ -24,6 +24,7 @@ from onefold.evaluation import evaluate
 from onefold.networks import Network, RatioNet
 from onefold.sampling import Sampler
 from onefold.training.conversion import converted
+from onefold.training.phases import phases_of
 from onefold.training.run import Run
 from onefold.verifier import Verifier
 
@@ -59,39 +60,55 @@ class Measured(NamedTuple):
 
 def rows_of(teacher: Run, fast: Run) -> dict[str, Measured]:
     """What is measured of one run and its one-step generator, by row."""
-    ratio = RatioNet.from_pretrained(fast.folder / "ratio")
+    one = fast.network.sampler
 
     def measured(run: Run, sampler: Sampler | None = None, candidates: int = 0, choice: Any = "best") -> Measured:
         def chooser(network: Network) -> Verifier:
-            return Verifier(network, ratio, candidates, choice)
+            return Verifier(network, RatioNet.from_pretrained(fast.folder / "ratio"), candidates, choice)
 
         verifier = chooser if candidates else None
         records = [evaluate(run, sampler=sampler, seed=seed, verifier=verifier) for seed in SEEDS]
         numbers = {key: mean(record.numbers()[key] for record in records) for key in COLUMNS}
         return Measured(numbers, {name: records[0][name] for name in ("protocol", "subject")})
 
-    return {
+    rows = {
         "50 steps, before": measured(teacher),
-        "1 step, before": measured(teacher, Sampler(1)),
+        "50 steps, after": measured(fast, Sampler(50)),
+        "1 step, before": measured(teacher, one),
         "1 step": measured(fast),
-        "2 steps by renoising": measured(fast, Sampler(2, "renoise")),
-        "4 steps by renoising": measured(fast, Sampler(4, "renoise")),
-        "best of 4": measured(fast, candidates=4),
-        "best of 16": measured(fast, candidates=16),
-        "resampled from 4": measured(fast, candidates=4, choice="resample"),
+        **{f"{steps} steps": measured(fast, one.with_options(steps=steps)) for steps in (2, 4, 8, 16)},
     }
+    if (fast.folder / "ratio").exists():
+        rows |= {"best of 4": measured(fast, candidates=4)}
+        rows |= {"resampled from 4": measured(fast, candidates=4, choice="resample")}
+    return rows
 
 
-def main(runs: Positional[tuple[Path, ...]], /, json_file: Path | None = None) -> None:
-    """Convert, evaluate and summarise."""
+def updates_of(run: Run) -> int:
+    """Updates of the generator in a whole run."""
+    both = phases_of(run.config)[-1].parts[-1]
+    return both.updates(run.length - 1, run.config.training.batch)
+
+
+def main(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    method: Literal["ratio", "score", "dmd"] = "ratio",
+    images: int | None = None,
+    json_file: Path | None = None,
+) -> None:
+    """Convert by a method on so many images (default: three quarters of the run's), evaluate and summarise."""
     found: list[dict[str, Measured]] = []
     minutes: list[float] = []
+    updates = 0
     for folder in runs:
-        out = folder.with_name(f"{folder.name}-onestep")
+        out = folder.with_name(f"{folder.name}-{method}" + (f"-{images}" if images else ""))
         begun = (out / "config.json").exists()
-        fast = onefold.train(None, out, resume=True) if begun else onefold.train(converted(folder), out)
+        config = converted(folder, images=images).with_changes({"onestep.method": method})
+        fast = onefold.train(None, out, resume=True) if begun else onefold.train(config, out)
         written = (out / "curves.png").stat().st_mtime
         minutes.append((written - (out / "config.json").stat().st_mtime) / 60)
+        updates = updates_of(fast)
         found.append(rows_of(onefold.load_run(folder), fast))
     print(f"| {len(runs)} seeds | {' | '.join(COLUMNS.values())} |\n|---|{'---:|' * len(COLUMNS)}")
     summary: dict[str, dict[str, Any]] = {}
@@ -104,7 +121,8 @@ def main(runs: Positional[tuple[Path, ...]], /, json_file: Path | None = None) -
         print(f"| {row} | {' | '.join(cells)} |")
     print("\nminutes:", ", ".join(f"{m:.1f}" for m in minutes))
     if json_file is not None:
-        about = {"onefold": onefold.__version__, "minutes": minutes, "seeds of samples": SEEDS, "rows": summary}
+        about = {"onefold": onefold.__version__, "method": method, "minutes": minutes, "seeds of samples": SEEDS}
+        about |= {"generator updates": updates, "rows": summary}
         json_file.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
