@@ -13,6 +13,7 @@ from onefold.metrics import Record
 from onefold.pictures import panels
 from onefold.pictures.grids import sample_grid
 from onefold.recipes import recipe
+from onefold.sampling import resolve_labels
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.conversion import converted
@@ -50,7 +51,7 @@ def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
     console.print(f"samples, a column per class: {picture}")
     console.print(f"test images above their reconstructions: {newest}\n")
 
-    console.print("The same weights become a one-step generator, taught by the data through a learned density ratio.")
+    console.print("The same weights become a one-step generator, taught by their own score.")
     fast = _train(converted(out), out.with_name(f"{out.name}-onestep"), quiet=quiet)
     fast_record = _evaluate(fast)
     both = fast.folder / "one-step.png"
@@ -115,7 +116,9 @@ def _show(path: Path, run: Run, fast: Run, record: Record, fast_record: Record) 
         return f"{text}: accuracy {numbers['class_accuracy']:.3f}, Fréchet {numbers['frechet_distance']:.2f}"
 
     many = run.network.sample(SHOWN)
-    before, after = run.network.sample(SHOWN, steps=1), fast.network.sample(SHOWN)
+    labels = resolve_labels(SHOWN, None, 0, run.network.config.classes)
+    start = run.network.sample_latents(range(SHOWN), labels, fast.network.sampler)
+    before, after = run.network.pictures(start), fast.network.sample(SHOWN)
     panels.write(
         path,
         [

@@ -33,7 +33,7 @@ def onestep(arguments: list[str]) -> None:
     default = one_step_config(recipe("digits")) if resumes else converted(teacher, unfinished=begun)
 
     def onestep_run(
-        method: Literal["ratio", "score", "dmd"] = "ratio",
+        method: Literal["score", "ratio", "dmd"] = "score",
         data: str | None = None,
         test_data: str | None = None,
         out: Path | None = None,
@@ -47,15 +47,16 @@ def onestep(arguments: list[str]) -> None:
     ) -> None:
         """Make a one-step generator of a trained run, RUN, which comes first and stays as it is.
 
-        The same network is taught by data through a learned density ratio, or by one of the methods that it replaces.
+        The same network is taught by its own score, or by data alone through a learned density ratio.
 
         Example: onefold onestep runs/digits --out runs/digits-onestep
 
         Args:
-            method: What teaches it: a density ratio, or the difference of two scores (score: Diff-Instruct; dmd).
+            method: What teaches it: the difference of two scores (score: Diff-Instruct; dmd), or a density ratio, which
+                needs no score, takes longer, and can then choose among samples (`onefold sample --best-of`).
             data: Where the images that RUN was trained on are now. Default: where they were.
             test_data: Likewise its test images.
-            out: Folder of the new run. Default: RUN-onestep (RUN-score, RUN-dmd).
+            out: Folder of the new run. Default: RUN-onestep (RUN-ratio, RUN-dmd).
             images: Length of the training; the same as training.images. With --resume, make the run longer.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             unfinished: Also begin from a run that has not reached its end.
@@ -65,7 +66,7 @@ def onestep(arguments: list[str]) -> None:
             training: Settings of the new run; the defaults shown follow from RUN.
         """
         beside = teacher if teacher.name not in ("", "..") else teacher.resolve()
-        name = f"{teacher.resolve().name}-{'onestep' if method == 'ratio' else method}"
+        name = f"{teacher.resolve().name}-{'onestep' if method == 'score' else method}"
         folder = out or beside.with_name(name)
         if resume:
             check_resume_options(given, "--method")  # which names the folder

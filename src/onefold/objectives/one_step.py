@@ -49,7 +49,7 @@ class OneStep:
     that the teacher was trained with.
     """
 
-    method: Annotated[Literal["ratio", "score", "dmd"], Suppress] = "ratio"  # --method on the command line
+    method: Annotated[Literal["score", "ratio", "dmd"], Suppress] = "score"  # --method on the command line
     ratio: DensityRatio = field(default_factory=DensityRatio)
     score: ScoreDistillation = field(default_factory=ScoreDistillation)
     start: float = 0.3
@@ -63,7 +63,7 @@ class OneStep:
     """Depth of the ratio network: the teacher's first blocks. None: all."""
     critic_rate: float = 3e-4
     """Learning rate of the critic; the generator's is set by the schedule."""
-    scale_rate: float = 2e-2
+    scale_rate: float = 5e-2
     """Learning rate of the ratio's scale (`ratio.calibrated`)."""
     critic_updates: int = 1
     """Critic updates per generator update, each on a batch of its own."""

@@ -27,7 +27,7 @@ def onestep(
     run: Run | str | Path,
     out: str | Path | None = None,
     *,
-    method: Literal["ratio", "score", "dmd"] = "ratio",
+    method: Literal["score", "ratio", "dmd"] = "score",
     images: int | None = None,
     unfinished: bool = False,
     changes: dict[str, Any] | None = None,
@@ -39,7 +39,7 @@ def onestep(
     Args:
         run: The trained run, or its folder.
         out: The new run's folder; default: the run's, with "-onestep" (or the method) appended.
-        method: What it learns from: a density ratio, or the difference of two scores (`score`: Diff-Instruct; `dmd`).
+        method: What it learns from: the difference of two scores (`score`: Diff-Instruct; `dmd`), or a density ratio.
         images: Length of the training; default: three quarters of the run's.
         unfinished: Also start from a run that has not reached its end.
         changes: Further settings, such as {"onestep.critic_updates": 2, "training.seed": 1}.
@@ -53,7 +53,7 @@ def onestep(
     run = run if isinstance(run, Run) else load_run(run)
     config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"), unfinished=unfinished)
     config = config.with_changes({"onestep.method": method, **(changes or {})})
-    folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'ratio' else method}")
+    folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'score' else method}")
     run.check_data()
     data, test_data = unsplit(*run.datasets) if run.datasets else (None, None)
     return train(config, folder, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
