@@ -36,13 +36,14 @@ TRAININGS: dict[str, list[str]] = {
     "three_networks": ["--architecture", "three-networks"],
     "pixels": PIXELS,
 }
+RATIO = ["--method", "ratio"]
 ONE_STEP: dict[str, tuple[str, list[str]]] = {
-    "ratio": ("self_distillation", []),
+    "ratio": ("self_distillation", RATIO),
     "score": ("self_distillation", ["--method", "score"]),
     "dmd": ("self_distillation", ["--method", "dmd"]),
-    "ratio-micro": ("self_distillation", ["--training.micro-batch", "5"]),
-    "ratio-two_updates": ("self_distillation", ["--onestep.critic-updates", "2"]),
-    "ratio-pixels": ("pixels", []),
+    "ratio-micro": ("self_distillation", [*RATIO, "--training.micro-batch", "5"]),
+    "ratio-two_updates": ("self_distillation", [*RATIO, "--onestep.critic-updates", "2"]),
+    "ratio-pixels": ("pixels", RATIO),
     "score-three_networks": ("three_networks", ["--method", "score"]),
 }
 

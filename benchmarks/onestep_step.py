@@ -29,11 +29,14 @@ from onefold.training.prepare import decide
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step
 
+RATIO = {"onestep.method": "ratio"}
+
 METHODS: dict[str, dict[str, Any]] = {
-    "ratio": {},
-    "ratio, no penalty": {"onestep.ratio.penalty": 0.0},
-    "ratio, half the depth, no penalty": {"onestep.critic_blocks": "half", "onestep.ratio.penalty": 0.0},
-    "ratio, half the depth": {"onestep.critic_blocks": "half"},
+    "ratio": RATIO,
+    "ratio, no penalty": {**RATIO, "onestep.ratio.penalty": 0.0},
+    "ratio, half the depth, no penalty": {**RATIO, "onestep.critic_blocks": "half", "onestep.ratio.penalty": 0.0},
+    "ratio, half the depth": {**RATIO, "onestep.critic_blocks": "half"},
+    "ratio, no upkeep": {**RATIO, "onestep.upkeep": 0.0},
     "score, 1 student update": {"onestep.method": "score"},
     "dmd, 5 student updates": {"onestep.method": "dmd", "onestep.critic_updates": 5},
     "dmd, 5, adversarial": {"onestep.method": "dmd", "onestep.critic_updates": 5, "onestep.score.adversarial": 0.1},
@@ -58,9 +61,12 @@ def update(state: TrainingState, config: Config, x: torch.Tensor, y: torch.Tenso
 
 
 def state_bytes(state: TrainingState) -> int:
-    """Weights, gradients and moments of what is trained, the average, and the teacher; 4 bytes each."""
+    """Weights, gradients and moments of what is trained, the upkeep's gradient, average and teacher; 4 bytes each."""
     trained = [p for name in state.optimizers for p in state.modules[name].parameters()]
-    numbers = sum(4 * p.numel() for p in trained) + sum(p.numel() for p in state.averages[0].parameters())
+    optimizers = [optimizer for several in state.optimizers.values() for optimizer in several]
+    numbers = sum(2 * p.numel() for p in trained) + sum(p.numel() for p in state.averages[0].parameters())
+    numbers += sum(p.numel() for p in state.network.parameters())  # the gradient of the upkeep, which is kept apart
+    numbers += sum(v.numel() for each in optimizers for values in each.state.values() for v in values.values())
     # The ratio needs the teacher only for encoding, if there are latents; scores need it in every update.
     return 4 * (numbers + sum(p.numel() for p in state.modules["teacher"].parameters()))
 

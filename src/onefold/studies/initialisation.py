@@ -5,14 +5,13 @@ All arms learn only by the density ratio; they differ in the initial weights of 
     teacher            both from a diffusion model
     random-ratio, random-generator, random
                        one of them, or both, from random weights
-    one-level          both from a teacher trained at a single noise level: it maps noised data to data, but knows no
-                       other level
+    one-level          both from a teacher trained at a single noise level, which is also the one that the generator
+                       starts from: it maps noised data to data there, but knows no other level
     trunk, ends        the trunk (and its modulation) from the teacher and entrances and exits random, or the opposite
     norms              both from the teacher; the matrices of the trunk are frozen in both
 
 The teachers are pixel diffusion models, as in the paper: if encoder, denoiser and decoder were one network, random
-weights would
-lose the decoder too, and the arms would differ in more than they should.
+weights would lose the decoder too, and the arms would differ in more than they should.
 
 Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005).
 """
@@ -26,13 +25,13 @@ from onefold.studies.study import Arm, Study
 __all__ = ["ARMS", "initialisation"]
 
 ONE_LEVEL = {"objective.time.kind": "logit_normal", "objective.time.mean": -0.85, "objective.time.std": 1e-3}
-"""All times at t = 0.3, a noise level from which one-step generators often start (σ/α = 2.3)."""
+"""All times at t = 0.3 (σ/α = 2.3), the generator's start in all arms."""
 
 
 def _arm(name: str, title: str, generator: str, critic: str, trains: str = "all", teacher: str = "diffusion") -> Arm:
     """A one-step generator with weights from an earlier arm."""
-    changes = {"onestep.generator": generator, "onestep.critic": critic}
-    changes |= {"onestep.generator_trains": trains, "onestep.critic_trains": trains}
+    changes = {"onestep.method": "ratio", "onestep.generator": generator, "onestep.critic": critic}
+    changes |= {"onestep.generator_trains": trains, "onestep.critic_trains": trains, "onestep.start": 0.3}
     return Arm(name, title, changes, family=name, teacher=teacher)
 
 
