@@ -4,8 +4,9 @@
     python benchmarks/onestep_digits.py runs/digits0 runs/digits1 runs/digits2 --method ratio
 
 Every number of up to four steps is the mean of three records, from samples with different seeds: a single evaluation of
-so few images has a spread of a tenth of the distance. More steps cost more, and have one record. The evaluation is that of `onefold evaluate`, with the same reference images,
-labels and seeds in all rows. A finished conversion is not repeated; an interrupted one is continued.
+so few images has a spread of a tenth of the distance. More steps cost more, and have one record. The evaluation is that
+of `onefold evaluate`, with the same reference images, labels and seeds in all rows. A finished conversion is not
+repeated; an interrupted one is continued.
 
 The file has for each row the mean, standard deviation and values over runs of every number, and under "records" the
 protocol and the subject of each run; the protocol's seed is that of the first of its three evaluations.
