@@ -335,9 +335,7 @@ def test_a_network_of_a_wrong_size_is_calibrated_at_each_level(factor: float, pe
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss, parts = ratio_loss(
-            lambda x_t, t, y: factor * exact(x_t, t), real, fake, None, draws, options, scale=scale
-        )
+        loss, _ = ratio_loss(lambda x_t, t, y: factor * exact(x_t, t), real, fake, None, draws, options, scale=scale)
         loss.backward()
         return loss.item()
 
