@@ -74,6 +74,13 @@ def parts_of(state: TrainingState, config: Config) -> tuple[Part, Part]:
     return critic, both
 
 
+def drawn(state: TrainingState, config: Config, seed: int = 0, count: int = 16) -> OneStepDraws:
+    """The randomness of a batch."""
+    draws = parts_of(state, config)[1].draw(count, torch.Generator().manual_seed(seed))
+    assert isinstance(draws, OneStepDraws)
+    return draws
+
+
 Gradient = Callable[[TrainingState, Tensor, Tensor, OneStepDraws, Config], dict[str, Tensor]]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import pytest
@@ -11,11 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from conftest import randomised
-from helpers_one_step import begun, both_gradients, critic_of, digits, one_step, parts_of, teacher_of
+from helpers_one_step import begun, both_gradients, critic_of, digits, drawn, one_step, teacher_of
 from helpers_runs import differing, tensors, tiny
 from onefold.networks import Network
 from onefold.objectives.losses import Losses, Span
-from onefold.objectives.one_step import OneStepDraws
 from onefold.schedule import Schedule
 from onefold.training.phases import Part, Trained, phases_of
 from onefold.training.state import Skips, TrainingState
@@ -49,8 +49,8 @@ class Two(nn.Module):
 
 def accumulated(
     total: tuple[list[float], list[float]],
-    balanced: dict[str, tuple[list[float], list[float] | None]],
-    balance: dict[str, float],
+    balanced: Mapping[str, tuple[list[float], list[float] | None]],
+    balance: Mapping[str, float],
     micro: int | None = None,
     begin: int = 0,
 ) -> tuple[Two, dict[str, Tensor]]:
@@ -74,7 +74,8 @@ def accumulated(
 
     part = Part((Trained("two", unused, Schedule()),), (), unused, loss, balance=balance)
     module = Two()
-    state = TrainingState({"two": module}, {}, Skips(torch.device("cpu")))
+    modules: dict[str, nn.Module] = {"two": module}
+    state = TrainingState(modules, {}, Skips(torch.device("cpu")))
     training = tiny(training__batch=6, training__micro_batch=micro).training
     told = accumulate(state, part, torch.zeros(6, 1), torch.zeros(6), Of(Span(0, 6, 6)), training)
     return module, told
@@ -159,7 +160,7 @@ def test_upkeep_weighs_alike_whatever_the_method_and_the_size_of_the_latents(cha
     changes = {"network__latent_channels": channels, "onestep__upkeep": 0.5, "onestep__ratio__penalty": 0.0}
     config = one_step(**METHODS[method], **changes)
     state, (x, y) = apart(config), digits()
-    draws = parts_of(state, config)[1].draw(16, torch.Generator().manual_seed(0))
+    draws = drawn(state, config)
     assert draws.eps[0].numel() == 16 * channels
     found: dict[str, dict[str, Tensor]] = {}
     for name, part in {"whole": config, "alone": config.with_changes({"onestep.upkeep": 0.0})}.items():
@@ -186,12 +187,17 @@ def test_the_guided_teacher_is_the_combination_of_its_predictions(method: str, w
     state, (x, y) = apart(config), digits()
     teacher, student = teacher_of(state), critic_of(state).student
     assert student is not None
-    draws = parts_of(state, config)[1].draw(16, torch.Generator().manual_seed(0))
+    draws = drawn(state, config)
     assert 0 < draws.unlabelled.sum() < 16
     sizes: list[int] = []
     honest = teacher.denoise
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "denoise", lambda z_t, t, y: sizes.append(len(z_t)) or honest(z_t, t, y))
+
+        def asked(z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            sizes.append(len(z_t))
+            return honest(z_t, t, y)
+
+        patch.setattr(teacher, "denoise", asked)
         both_gradients(state, x, y, draws, config)
     assert sizes == [16 if w == 1 else 32]
     found = gradient(state.network)
@@ -261,8 +267,7 @@ def test_turns_of_a_part_that_makes_way_are_not_counted():
 def test_draws_of_a_part_of_the_batch_are_those_of_the_whole():
     """Also in the tuples within."""
     config = one_step(onestep__renoised=0.5)
-    draws = phases_of(config)[0].parts[1].draw(16, torch.Generator().manual_seed(0))
-    assert isinstance(draws, OneStepDraws)
+    draws = drawn(begun(config), config)
     part = draws.part(3, 7)
     assert part.span == Span(3, 7, 16)
     for name in ("eps", "renoised", "s", "mirrored", "unlabelled", "offset"):

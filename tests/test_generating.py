@@ -49,7 +49,11 @@ def roles(net: Network, kind: str) -> dict[str, Tensor]:
     with torch.no_grad():
         together = net.decode_and_denoise(z_t, z_t, t, y)
         parts = {"denoise": net.denoise(z_t, t, y), "encode": net.encode(x), "decode": net.decode(z_t)}
-        return parts | dict(enumerate(net.features(x))) | {f"both {k}": value for k, value in enumerate(together)}
+        return (
+            parts
+            | {f"features {k}": h for k, h in enumerate(net.features(x))}
+            | {f"both {k}": value for k, value in enumerate(together)}
+        )
 
 
 # --- what it is -------------------------------------------------------------------------------------------------------
@@ -107,7 +111,12 @@ def test_it_is_conditioned_as_denoising_plus_that(kind: str, monkeypatch: pytest
     (modulation,) = [part for name, part in net.named_modules() if name.split(".")[-1] == "modulation"]
     seen: list[Tensor] = []
     honest = modulation.forward
-    monkeypatch.setattr(modulation, "forward", lambda condition: seen.append(condition) or honest(condition))
+
+    def forward(condition: Tensor) -> Tensor:
+        seen.append(condition)
+        return honest(condition)
+
+    monkeypatch.setattr(modulation, "forward", forward)
     r = torch.tensor([0.5, 0.6, 1.0])
     net.denoise(*given)
     net.generate(*given, r)

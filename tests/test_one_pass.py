@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from onefold.errors import UserError
 from onefold.networks.ratio import Scale
 from onefold.objectives.density_ratio import (
     DIVERGENCES,
@@ -85,7 +84,7 @@ def both(
 @every_divergence
 @pytest.mark.parametrize("weighting", ["uniform", "noise"])
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_samples_receive_the_gradient_of_the_divergence(name: str, weighting: str, calibrated: bool):
+def test_samples_receive_the_gradient_of_the_divergence(name: str, weighting: Any, calibrated: bool):
     """That of `ratio_gradient` with ℓ, of the mean over samples and values; those in the penalty exactly none."""
     net, scale, of = Net(), uneven() if calibrated else None, batch()
     options = DensityRatio(divergence=name, weighting=weighting)
@@ -367,24 +366,3 @@ def test_the_scale_s_gradient_is_that_of_the_unpenalised_loss_alone():
         torch.testing.assert_close(found[-1], expected)
         parts = ratio_loss(net, real, fake, y, draws, DensityRatio(penalty=penalty), scale=scale)[1]
         torch.testing.assert_close(parts["calibrated"], loss.detach())
-
-
-# --- faults that are known --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(strict=True, reason="a share of 1 is accepted, and leaves no sample that teaches the generator")
-def test_a_penalty_over_the_whole_batch_is_refused():
-    with pytest.raises(UserError, match=r"^ratio.penalty_share: 1"):
-        DensityRatio(penalty_share=1.0)
-
-
-@pytest.mark.xfail(strict=True, reason="below ℓ = −10, what comes back is no longer divided by all of its factor")
-def test_reverse_kl_teaches_samples_that_the_critic_is_very_sure_of():
-    """Its weight is 1 wherever they are; so far from the data it is the divergence with a gradient."""
-
-    class Sure(nn.Module):
-        def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-            return (x_t - x_t.detach()).flatten(1).sum(1) - 20
-
-    found, _ = both(Sure(), of := batch(), DensityRatio(divergence="reverse_kl", penalty=0.0))
-    torch.testing.assert_close(found, -(of[3].t / (B * NUMBERS))[:, None, None].expand_as(found), rtol=1e-3, atol=0)

@@ -15,6 +15,7 @@ from helpers_one_step import (
     critic_gradient,
     critic_of,
     digits,
+    drawn,
     one_step,
     parts_of,
     teacher_for,
@@ -55,10 +56,6 @@ def advanced(config: Config, steps: int = 1) -> TrainingState:
         training_step(state, *digits(start=100 * k), at_once)
     state.counters.images = 64
     return state
-
-
-def drawn(state: TrainingState, config: Config, seed: int = 0, count: int = 16) -> OneStepDraws:
-    return parts_of(state, config)[1].draw(count, torch.Generator().manual_seed(seed))
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
