@@ -15,7 +15,9 @@ from conftest import randomised
 from helpers_one_step import begun, both_gradients, critic_of, digits, drawn, one_step, teacher_of
 from helpers_runs import differing, tensors, tiny
 from onefold.networks import Network
+from onefold.objectives.density_ratio import ratio_gradient, ratio_loss
 from onefold.objectives.losses import Losses, Span
+from onefold.objectives.score_distillation import distillation
 from onefold.schedule import Schedule
 from onefold.training.phases import Part, Trained, phases_of
 from onefold.training.state import Skips, TrainingState
@@ -214,6 +216,39 @@ def test_the_guided_teacher_is_the_combination_of_its_predictions(method: str, w
     (pull * fake).mean().backward()
     expected = gradient(state.network)
     assert difference(found, expected).norm() <= 1e-4 * difference(expected, {}).norm()
+
+
+@pytest.mark.parametrize("weight", [0.25, 2.0])
+@pytest.mark.parametrize("method", ["score", "dmd"])
+def test_a_discriminator_s_gradient_is_added_with_its_weight(method: str, weight: float):
+    """To that of the scores; of the critic's own losses, each counts once."""
+    changes = {"onestep__score__adversarial": weight, "onestep__upkeep": 0.0, "onestep__ratio__penalty": 0.0}
+    config = one_step(**METHODS[method], **changes)
+    state, (x, y) = apart(config), digits()
+    critic, draws = critic_of(state), drawn(state, config)
+    told = both_gradients(state, x, y, draws, config)
+    assert told.keys() == {"ratio", "calibrated", "student"}
+    found, own = gradient(state.network), {n: p.grad for n, p in critic.named_parameters() if p.grad is not None}
+
+    ratio, student = critic.ratio, critic.student
+    assert ratio is not None
+    assert student is not None
+    labels = torch.where(draws.unlabelled, 10, y)
+    fake = state.network.generate(0.7 * draws.eps, torch.full((16,), 0.3), labels)
+    denoisers, normalised = (teacher_of(state).denoise, student.denoise), method == "dmd"
+    error, pull = distillation(*denoisers, fake, labels, draws.score, normalised=normalised)
+    pull = pull + weight * ratio_gradient(ratio, fake, labels, draws.ratio, config.onestep.ratio)
+    (pull.detach() * fake).mean().backward()
+    expected = gradient(state.network)
+    assert difference(found, expected).norm() <= 1e-4 * difference(expected, {}).norm()
+
+    z = teacher_of(state).encode(x)
+    losses, _ = ratio_loss(ratio.logit, z, fake.detach(), labels, draws.ratio, config.onestep.ratio, scale=ratio.scale)
+    critic.zero_grad()
+    (error + losses).backward()
+    for name, p in critic.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(own[name], p.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 # --- parts that make way ----------------------------------------------------------------------------------------------
