@@ -347,6 +347,29 @@ def test_the_generator_has_the_gradient_of_the_divergence_s_loss(divergence: str
     assert (flat(found) - flat(expected)).norm() < 1e-5 * flat(expected).norm()
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.125, [0, 8]), (0.5, [0, 2, 4, 6, 8, 10, 12, 14]), (0.01, [0])])
+@pytest.mark.parametrize("micro", [None, 5])
+def test_the_penalty_is_the_mean_over_its_share_of_the_batch(share: float, kept: list[int], micro: int | None):
+    """Of the squared slopes at data and at samples, of the network's own value; spread over the batch."""
+    config = one_step(onestep__ratio__penalty_share=share, training__micro_batch=micro)
+    state, (x, y) = advanced(config), digits()
+    draws, ratio = drawn(state, config), critic_of(state).ratio
+    assert ratio is not None
+    with torch.no_grad():
+        ratio.head.out.weight.mul_(10)
+        labels, z = torch.where(draws.unlabelled, 10, y)[kept], teacher_of(state).encode(x)[kept]
+        fake = state.network.generate(0.7 * draws.eps[kept], torch.full((len(kept),), 0.3), labels)
+        t, (_, eps, direction) = draws.ratio.t[kept], (part[kept] for part in draws.ratio)
+        slopes: list[Tensor] = []
+        for at in (z, fake):
+            x_t = t[:, None, None] * at + (1 - t[:, None, None]) * eps
+            slopes.append((ratio.logit(x_t + 0.05 * direction, t, labels) - ratio.logit(x_t, t, labels)) / 0.05)
+    expected = torch.stack(slopes).square().sum() / len(kept)
+    for compute in (critic_gradient, both_gradients):
+        told = compute(state, x, y, draws, config)
+        torch.testing.assert_close(told["ratio_penalty"], expected, rtol=1e-2, atol=1e-5)
+
+
 def upkeep_of(state: TrainingState, x: Tensor, y: Tensor, draws: OneStepDraws, kept: list[int]) -> dict[str, Tensor]:
     """Errors of the other roles by plain words, for chosen images."""
     image = torch.stack([x[k].flip(-1) if draws.mirrored[k] else x[k] for k in kept])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import onefold
 from conftest import randomised
-from helpers_one_step import begun, critic_of, digits, one_step, one_step_from, parts_of, teacher_of
+from helpers_one_step import begun, critic_of, digits, drawn, one_step, one_step_from, parts_of, teacher_of
 from helpers_runs import differing, newest, tiny
 from onefold.errors import UserError
 from onefold.objectives import DIVERGENCES
@@ -90,6 +90,31 @@ def test_the_losses_of_parts_add_up(method: str, cuts: set[int], share: float, r
         else:
             assert not any(losses.balanced for losses in each)
     assert all(p.grad is None for module in (teacher, critic, state.network) for p in module.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["one_network", "three_networks", "pixels"])
+def test_no_loss_has_a_way_to_the_teacher_nor_the_critic_s_to_the_generator(method: str, kind: str):
+    """Nor the upkeep's to the critic; though all could be trained."""
+    changes = {"network__architecture": kind, "network__depth": 3, "onestep__renoised": 0.5}
+    config = one_step(**METHODS[method], **changes, onestep__upkeep_share=1.0)
+    state, (x, y) = apart(config), digits()
+    teacher, critic, generator = teacher_of(state).requires_grad_(True), critic_of(state), state.network
+    alone, both = parts_of(state, config)
+
+    def reached(loss: Tensor, module: nn.Module) -> bool:
+        found = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
+        return any(part is not None for part in found)
+
+    draws = drawn(state, config)
+    losses = alone.loss(critic, generator, teacher, x, y, draws)
+    assert [reached(losses.total, module) for module in (critic, generator, teacher)] == [True, False, False]
+    assert not losses.balanced
+    losses = both.loss(critic, generator, teacher, x, y, draws)
+    assert [reached(losses.total, module) for module in (critic, generator, teacher)] == [True, True, False]
+    kept = losses.balanced["upkeep"]
+    assert [reached(kept, module) for module in (critic, generator, teacher)] == [False, True, False]
+    assert not any(part.requires_grad for part in losses.parts.values())
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
