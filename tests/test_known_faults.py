@@ -99,12 +99,20 @@ def test_an_earlier_ratio_network_is_read(tmp_path: Path):
 # --- of measurements and pictures -------------------------------------------------------------------------------------
 
 
+def flat(images: Tensor) -> Tensor:
+    return images.flatten(1).double()
+
+
 @fault("every fifth of so few images is one, which has no covariance; also where nothing is selected")
 def test_five_images_are_enough_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     np.savez(tmp_path / "images.npz", images=np.random.default_rng(0).integers(0, 255, (5, 8, 8, 1), dtype=np.uint8))
     data, config = open_dataset(str(tmp_path / "images.npz")), one_step(network__classes=0, onestep__selects=False)
-    extractor = SimpleNamespace(features=lambda images: images.flatten(1).double(), sha256="", classes=0)
-    monkeypatch.setattr(one_step_monitor, "extractor_for", lambda data, say: extractor)
+    extractor = SimpleNamespace(features=flat, sha256="", classes=0)
+
+    def extractor_for(*arguments: Any) -> SimpleNamespace:
+        return extractor
+
+    monkeypatch.setattr(one_step_monitor, "extractor_for", extractor_for)
     OneStepMonitor(Run(tmp_path, config), data, data, torch.device("cpu"), print, warmup=0)
 
 
