@@ -25,7 +25,8 @@ SMALL = {
     "training.ema_half_lives": (32, 64),
     "onestep.critic_warmup": 32,
     "onestep.critic_rate": 1e-3,
-    "onestep.selection": 40,
+    "onestep.measured": 40,
+    "onestep.selects": True,
 }
 
 
@@ -67,10 +68,17 @@ def critic_of(state: TrainingState) -> Critic:
 
 
 def parts_of(state: TrainingState, config: Config) -> tuple[Part, Part]:
-    """The critic's part of a step and the generator's."""
-    critic, generator = phases_of(config)[state.counters.phase].parts
-    assert (critic.name, generator.name) == ("critic", "network")
-    return critic, generator
+    """The critic's part of a step, and that of critic and generator together."""
+    critic, both = phases_of(config)[state.counters.phase].parts
+    assert [[trained.name for trained in part.trains] for part in (critic, both)] == [["critic"], ["critic", "network"]]
+    return critic, both
+
+
+def drawn(state: TrainingState, config: Config, seed: int = 0, count: int = 16) -> OneStepDraws:
+    """The randomness of a batch."""
+    draws = parts_of(state, config)[1].draw(count, torch.Generator().manual_seed(seed))
+    assert isinstance(draws, OneStepDraws)
+    return draws
 
 
 Gradient = Callable[[TrainingState, Tensor, Tensor, OneStepDraws, Config], dict[str, Tensor]]
@@ -83,10 +91,10 @@ def critic_gradient(
     return accumulate(state, parts_of(state, config)[0], x, y, draws, config.training)
 
 
-def generator_gradient(
+def both_gradients(
     state: TrainingState, x: Tensor, y: Tensor, draws: OneStepDraws, config: Config
 ) -> dict[str, Tensor]:
-    """The same for the generator."""
+    """The same for critic and generator together."""
     return accumulate(state, parts_of(state, config)[1], x, y, draws, config.training)
 
 

@@ -134,7 +134,7 @@ KINDS: dict[str, Config] = {
     "one network": tiny(training__ema_half_lives=(8, 16, 32)),
     "three networks": tiny(network__architecture="three_networks", network__depth=3),
     "one step": one_step_config(tiny()),
-    "one step, unchosen": one_step_config(tiny()).with_changes({"onestep.selection": 0}),
+    "one step, unchosen": one_step_config(tiny()).with_changes({"onestep.selects": False}),
 }
 
 
@@ -145,7 +145,7 @@ def test_a_checkpoint_has_a_file_for_each_module(kind: str, tmp_path: Path):
     path = save(state, config, tmp_path)
     modules = {"network", *(f"average-{k}" for k in range(len(config.training.ema_half_lives)))}
     if "one_step" in config.phases:
-        modules |= {"teacher", "critic"} | ({"best"} if config.onestep.selection else set())
+        modules |= {"teacher", "critic"} | ({"best"} if config.onestep.selects else set())
     assert state.modules.keys() == modules
     expected = {f"{name}.safetensors" for name in modules}
     assert {file.name for file in path.iterdir()} == expected | {"optimizer.safetensors", "state.json", "COMPLETE"}

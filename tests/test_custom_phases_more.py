@@ -22,7 +22,7 @@ from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.latent_diffusion import SelfDistillationPhase
 from onefold.training.optimizer import Muon, guarded_step
-from onefold.training.phases import Part, phases_of, register
+from onefold.training.phases import Part, Trained, phases_of, register
 from onefold.training.step import training_step
 
 pytestmark = pytest.mark.usefixtures("phases_as_before")
@@ -79,12 +79,12 @@ class Judged(SelfDistillationPhase):
 
     @cached_property
     def parts(self) -> Sequence[Part]:
-        judge = Part(("judge", "network"), self.draw, self.judge_loss, adamw, self.schedule, norm="judge_norm")
-        of_network = ("network", "average-0", "judge")
-        network = Part(
-            of_network, self.draw, self.network_loss, self.optimizers, self.schedule, self.schedule.ema_half_lives
+        judge = Trained("judge", adamw, self.schedule, norm="judge_norm")
+        network = Trained("network", self.optimizers, self.schedule, self.schedule.ema_half_lives)
+        return (
+            Part((judge,), ("network",), self.draw, self.judge_loss),
+            Part((network,), ("average-0", "judge"), self.draw, self.network_loss),
         )
-        return judge, network
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
         return super().modules(network) | {"judge": Judge()}
@@ -116,7 +116,7 @@ def test_parts_with_different_optimizers_for_one_module_are_refused():
         @cached_property
         def parts(self) -> Sequence[Part]:
             judge, network = super().parts
-            return judge, network, replace(network, optimizers=adamw)
+            return judge, network, replace(network, trains=(replace(network.trains[0], optimizers=adamw),))
 
     class Again(Judged):
         @cached_property

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers_one_step import begun, digits, one_step
 from helpers_runs import differing, fresh, tensors, tiny
 from onefold import estimate as estimates
 from onefold.commands import tables
@@ -19,7 +21,7 @@ from onefold.compute import can_compile
 from onefold.estimate import estimate
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config
-from onefold.training.phases import Phase
+from onefold.training.phases import Phase, phases_of
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step
 
@@ -66,6 +68,31 @@ def test_a_training_step_has_the_estimated_operations(config: Config):
     x, y = images(config, 8)
     found = counted(lambda: training_step(state, x, y, config)) / 8
     assert estimate(config, seconds=0).flops_per_image == pytest.approx(found, rel=0.05)
+
+
+ONE_STEP: dict[str, dict[str, Any]] = {
+    "ratio": {},
+    "no penalty": {"onestep__ratio__penalty": 0.0},
+    "half the depth": {"onestep__critic_blocks": 2},
+    "all kept": {"onestep__upkeep_share": 1.0},
+    "nothing kept": {"onestep__upkeep": 0.0},
+    "two updates": {"onestep__critic_updates": 2},
+    "score": {"onestep__method": "score"},
+    "guided": {"onestep__method": "score", "onestep__score__guidance": 2.0},
+    "adversarial": {"onestep__method": "dmd", "onestep__score__adversarial": 0.5},
+    "pixels": {"network__architecture": "pixels"},
+    "three networks": {"network__architecture": "three_networks", "network__depth": 9},
+}
+
+
+@pytest.mark.parametrize("kind", ONE_STEP)
+def test_a_step_of_one_step_training_has_the_estimated_operations(kind: str):
+    """To 5 %: of an update of the generator, with those of the critic."""
+    sizes = {"network__depth": 4, "network__width": 64, "onestep__critic_warmup": 0}
+    config = one_step(**{**sizes, **ONE_STEP[kind]})
+    state, updates = begun(config), config.onestep.critic_updates
+    found = counted(lambda: [training_step(state, *digits(), config) for _ in range(updates)]) / (16 * updates)
+    assert phases_of(config)[0].flops() == pytest.approx(found, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +142,7 @@ def test_the_state_takes_the_estimated_memory(optimizer: str, half_lives: tuple[
     values = [p for network in (state.network, *state.averages) for p in network.parameters()]
     values += state.network.parameters()  # the gradient has their size
     values += [value for each in state.optimizers["network"] for part in each.state.values() for value in part.values()]
+    values += [*state.network.jump.parameters()] * 2  # whose moments this phase never makes
     cost = estimate(config, seconds=0)
     assert cost.parameters == sum(p.numel() for p in state.network.parameters())
     assert cost.state_bytes == pytest.approx(sum(value.nbytes for value in values), rel=0.01)

@@ -102,7 +102,7 @@ def test_on_the_command_line(run: onefold.Run, capsys: pytest.CaptureFixture[str
 
 
 def test_a_one_step_run_is_made_longer(tmp_path: Path):
-    small = {"training.images": 96, "onestep.critic_warmup": 32, "onestep.selection": 0}
+    small = {"training.images": 96, "onestep.critic_warmup": 32, "onestep.selects": False}
     config = one_step_config(tiny()).with_changes(small)
     run = train(config, tmp_path / "run", network=onefold.OneFold(config.network), quiet=True)
     longer = train(None, run.folder, resume=True, images=160, quiet=True)
@@ -133,7 +133,7 @@ def test_several_phases_are_refused(tmp_path: Path):
 
 def test_a_phase_with_a_schedule_of_its_own_does_not_get_longer(tmp_path: Path):
     """`training.images` is not its length then."""
-    small = {"training.images": 96, "onestep.critic_warmup": 32, "onestep.selection": 0}
+    small = {"training.images": 96, "onestep.critic_warmup": 32, "onestep.selects": False}
     config = one_step_config(tiny()).with_changes(small)
     config = config.with_changes({"onestep.schedule": Schedule(images=96, warmup=0)})
     run = train(config, tmp_path / "run", network=onefold.OneFold(config.network), quiet=True)

@@ -310,7 +310,7 @@ def test_nearly_all_parameters_serve_all_roles(config: NetworkConfig, millions: 
     assert shares["share"] >= 0.95
     assert shares["share"] == shares["shared"] / shares["parameters"]
     assert shares["parameters"] == sum(p.numel() for p in net.parameters())
-    own = ("patches_in", "patches_out", "latents_in", "latents_out", "time", "labels", "roles", "norm.")
+    own = ("patches_in", "patches_out", "latents_in", "latents_out", "time", "labels", "roles", "jump", "norm.")
     assert shares["parameters"] - shares["shared"] == sum(
         p.numel() for name, p in net.named_parameters() if name.startswith(own)
     )

@@ -125,7 +125,7 @@ METHODS: Mapping[str, dict[str, Any]] = {
     "score": {"onestep__method": "score"},
     "dmd": {"onestep__method": "dmd"},
     "adversarial": {"onestep__method": "dmd", "onestep__score__adversarial": 0.5},
-    "renoised": {"onestep__renoised": 0.3, "objective__flip": True, "onestep__codec_share": 0.5},
+    "renoised": {"onestep__renoised": 0.3, "objective__flip": True, "onestep__upkeep_share": 0.5},
     "micro-batches": {"training__micro_batch": 5},
     "bfloat16": {"training__precision": "bfloat16"},
     "three networks": THREE,

@@ -18,7 +18,7 @@ from torch import Tensor
 import onefold
 from helpers_one_step import newest_of
 from helpers_runs import differing, log, tiny
-from onefold import cli
+from onefold import cli, metrics
 from onefold.errors import Interrupted
 from onefold.objectives import one_step
 from onefold.objectives.one_step import OneStep
@@ -48,7 +48,7 @@ def two_phases(**changes: Any) -> Config:
     """Six steps of the first phase and seven of the second, in two of which the critic learns alone."""
     intervals = {"training__health_every": 32, "training__checkpoint_every": 48, "training__keep_last": 99}
     config = tiny(training__images=FIRST, **{**intervals, **changes})
-    options = OneStep(critic_warmup=32, critic_rate=1e-3, selection=40, schedule=SCHEDULE)
+    options = OneStep(critic_warmup=32, critic_rate=1e-3, measured=40, selects=True, schedule=SCHEDULE)
     phases = ("self_distillation", "one_step")
     return replace(config, phases=phases, onestep=options, sampler=Sampler(steps=1, solver="renoise"))
 
@@ -64,10 +64,23 @@ def _set_up() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+SELECTING: list[float] = []
+"""Distances to a fifth of the training images, in the order of their measurement in the run that nothing stopped."""
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that nothing stopped."""
-    return onefold.train(two_phases(), tmp_path_factory.mktemp("whole") / "run", quiet=True)
+    honest = metrics.frechet_from_moments
+
+    def distance(reference: metrics.Moments, made: metrics.Moments) -> float:
+        found = honest(reference, made)
+        SELECTING.extend([found] if reference.n == 288 else [])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "frechet_from_moments", distance)
+        return onefold.train(two_phases(), tmp_path_factory.mktemp("whole") / "run", quiet=True)
 
 
 def saved(run: Run, images: int) -> dict[str, dict[str, Tensor]]:
@@ -116,8 +129,9 @@ def test_it_trains_one_after_the_other(whole: Run):
     assert list(lines) == [32, 64, 96, 128, 160, 192, 208]
     for images, line in lines.items():
         first = images <= FIRST
-        assert ({"health", "denoising", "decoding"} & line.keys()) == ({"health", "denoising"} if first else
-            ({"decoding"} if images > FIRST + 32 else set()))  # fmt: skip
+        kept = {"decoding", "encoding", "denoising", "upkeep_norm", "upkeep_weight"}
+        assert ({"health", "denoising", *kept} & line.keys()) == ({"health", "denoising"} if first else
+            (kept if images > FIRST + 32 else set()))  # fmt: skip
         assert ("onestep" in line) == ("ratio" in line) == ("critic_norm" in line) == (not first)
         assert line["skipped"] == 0
     # Each has its own schedule: that of the first falls to 0 over its last half, that of the second over its last 30 %.
@@ -139,7 +153,7 @@ def test_the_teacher_is_what_the_first_phase_published(whole: Run):
 
 
 def test_a_one_step_generator_is_published(whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    measured = {line["images"]: line["onestep"]["frechet"] for line in whole.history if "onestep" in line}
+    measured = dict(zip([line["images"] for line in whole.history if "onestep" in line], SELECTING, strict=True))
     state = json.loads((checkpoints(whole.folder)[-1] / "state.json").read_text())["counters"]
     assert state["phase"] == 1
     assert (state["best_images"], state["best"]) == min(measured.items(), key=lambda pair: pair[1])
@@ -147,7 +161,7 @@ def test_a_one_step_generator_is_published(whole: Run, tmp_path: Path, capsys: p
     assert differing(published, last["best"]) == []
     ratio = load_file(whole.folder / "ratio" / "model.safetensors")
     assert differing(ratio, {k.removeprefix("ratio."): v for k, v in last["critic"].items() if k[:6] == "ratio."}) == []
-    assert whole.network.sampler == Sampler(steps=1, solver="renoise")
+    assert whole.network.sampler == Sampler(steps=1, solver="renoise", start=whole.config.onestep.start)
     assert (
         cli.run(["sample", str(whole.folder), "--n", "4", "--best-of", "2", "--out", str(tmp_path / "grid.png")]) == 0
     )
@@ -209,9 +223,9 @@ def test_an_earlier_phase_may_be_gone_back_to(tmp_path: Path, monkeypatch: pytes
     config = two_phases(training__health_every=10_000).with_changes({"onestep.schedule": schedule})
     honest, calls = one_step.ratio_loss, list[Tensor]()
 
-    def loss(ratio: Any, real: Tensor, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(ratio: Any, real: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, dict[str, Tensor]]:
         calls.append(real.clone())
-        total, parts = honest(ratio, real, *rest)
+        total, parts = honest(ratio, real, *rest, **named)
         return (total * torch.nan if len(calls) <= 10 else total), parts
 
     monkeypatch.setattr(one_step, "ratio_loss", loss)

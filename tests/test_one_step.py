@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from helpers_one_step import (
     begun,
+    both_gradients,
     critic_gradient,
     critic_of,
     digits,
-    generator_gradient,
+    drawn,
     one_step,
     parts_of,
     teacher_for,
@@ -24,8 +25,9 @@ from helpers_runs import differing, on_towards, tensors
 from onefold.networks.pixel_network import PixelNetwork
 from onefold.networks.three_networks import ThreeNetworks
 from onefold.objectives import one_step as objective
-from onefold.objectives.density_ratio import DIVERGENCES, NoiseDraws
-from onefold.objectives.one_step import OneStepDraws, generator_inputs
+from onefold.objectives.density_ratio import DIVERGENCES, NoiseDraws, ratio_gradient
+from onefold.objectives.one_step import OneStepDraws
+from onefold.objectives.score_distillation import distillation
 from onefold.pixels import mirrored
 from onefold.training.config import Config
 from onefold.training.state import TrainingState
@@ -56,10 +58,6 @@ def advanced(config: Config, steps: int = 1) -> TrainingState:
     return state
 
 
-def drawn(state: TrainingState, config: Config, seed: int = 0, count: int = 16) -> OneStepDraws:
-    return parts_of(state, config)[1].draw(count, torch.Generator().manual_seed(seed))
-
-
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Those that there are."""
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
@@ -84,17 +82,23 @@ def test_each_gradient_reaches_its_own_network_alone(kind: str, method: str):
     critic, teacher, (x, y) = critic_of(state), teacher_of(state), digits()
     critic_gradient(state, x, y, drawn(state, config), config)
     assert gradients(state.network) == gradients(teacher) == {}
-    found = gradients(critic)
-    assert {name.split(".")[0] for name in found} == {
+    alone = gradients(critic)
+    assert {name.split(".")[0] for name in alone} == {
         *(["ratio"] if critic.ratio is not None else []),
         *(["student"] if critic.student is not None else []),
     }
-    assert all(value.abs().max() > 0 for name, value in found.items() if name.endswith("entrance.weight"))
+    assert all(value.abs().max() > 0 for name, value in alone.items() if name.endswith("entrance.weight"))
+    assert ("ratio.scale.logarithm" in alone) == (critic.ratio is not None)
     critic.zero_grad()
 
-    generator_gradient(state, x, y, drawn(state, config), config)
-    assert gradients(critic) == gradients(teacher) == {}
+    both_gradients(state, x, y, drawn(state, config), config)
+    assert gradients(teacher) == {}
+    together = gradients(critic)
+    assert together.keys() == alone.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-5, atol=1e-7, msg=name)
     assert flat(gradients(state.network)).abs().max() > 0
+    assert gradients(state.network)["jump.vector"].abs().max() > 0
     assert all(gradients(average) == {} for average in state.averages)
 
 
@@ -108,7 +112,7 @@ def test_while_the_critic_warms_up_the_generator_is_the_teacher(method: str):
         values = training_step(state, *digits(start=16 * k), config)
         moved = changed(before, state)
         assert {"critic", "optimizer of critic"} <= moved
-        assert ("slope" in values) == ("gradient_norm" in values) == (k >= 3)
+        assert ("upkeep_norm" in values) == ("gradient_norm" in values) == (k >= 3)
         if k < 3:
             assert moved == {"critic", "optimizer of critic"}
             for copy in (state.network, *state.averages):
@@ -169,11 +173,17 @@ def test_the_critic_s_rate_follows_the_run_and_the_generator_s_begins_when_it_mo
     changes = {"onestep__critic_warmup": 64, "training__decay": 0.5, "training__warmup": 32}
     config = one_step(**KINDS["pixels"], **changes)
     state = begun(config)
+    optimizers = [*state.optimizers["network"], *state.optimizers["critic"]]
+    assert [optimizer.defaults["lr"] for optimizer in optimizers] == [1e-3, 1e-3, 2e-2], "the last is the scale's"
+    ratio = critic_of(state).ratio
+    assert ratio is not None
+    assert [p is q for p, q in zip(optimizers[2].param_groups[0]["params"], ratio.scale.parameters(), strict=True)]
     rates: list[tuple[float, float]] = []
     for k in range(10):
         training_step(state, *digits(start=16 * k), config)
-        groups = [state.optimizers[name][0].param_groups for name in ("network", "critic")]
+        groups = [optimizer.param_groups for optimizer in optimizers]
         assert all(len({group["lr"] for group in group_list}) == 1 for group_list in groups)
+        assert groups[2][0]["lr"] / 2e-2 == pytest.approx(groups[1][0]["lr"] / 1e-3)
         rates.append((groups[0][0]["lr"] / 1e-3, groups[1][0]["lr"] / 1e-3))
     critic = [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
     generator = [0.5, 1, 1, 1, 2 / 3, 1 / 3]
@@ -194,20 +204,17 @@ def test_the_same_seed_and_images_make_the_same_step():
 # --- the inputs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_inputs_are_noised_data(share: float):
-    config = one_step(onestep__renoised=share)
+def test_a_share_of_the_inputs_are_noised_data_later_than_the_start(share: float, start: float):
+    config = one_step(onestep__renoised=share, onestep__start=start)
     draws = drawn(begun(config), config, count=800)
-    assert (draws.s > 0).float().mean().item() == pytest.approx(share, abs=0.06)
+    assert draws.renoised.float().mean().item() == pytest.approx(share, abs=0.06)
+    assert draws.s.min() >= start - 1e-6
     assert draws.s.max() <= 1
+    assert (draws.s[~draws.renoised] == torch.tensor(start)).all()
     if share:
-        assert draws.s[draws.s > 0].mean().item() == pytest.approx(0.5, abs=0.05)
-    z = torch.randn_like(draws.eps)
-    inputs = generator_inputs(z, draws)
-    none = draws.s == 0
-    assert torch.equal(inputs[none], draws.eps[none])
-    s = draws.s[:, None, None]
-    torch.testing.assert_close(inputs, s * z + (1 - s) * draws.eps)
+        assert draws.s[draws.renoised].mean().item() == pytest.approx((1 + start) / 2, abs=0.05)
 
 
 class Seen:
@@ -215,75 +222,76 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, state: TrainingState) -> None:
         self.generator: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.upkeep: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.encoded: list[Tensor] = []
-        self.critic: list[tuple[Tensor | None, Tensor, Tensor | None, NoiseDraws]] = []
-        critic, teacher, network = critic_of(state), teacher_of(state), state.network
-        denoise, encode, together = network.denoise, teacher.encode, network.decode_and_denoise
-        loss, gradient = objective.ratio_loss, critic.gradient
+        self.critic: list[tuple[Tensor, Tensor, Tensor | None, NoiseDraws]] = []
+        teacher, network = teacher_of(state), state.network
+        generate, encode, together = network.generate, teacher.encode, network.decode_and_denoise
+        loss = objective.ratio_loss
 
-        def ratio_loss(ratio: nn.Module, *a: Any) -> Any:
+        def ratio_loss(ratio: nn.Module, *a: Any, **options: Any) -> Any:
             self.critic.append(a[:4])
-            return loss(ratio, *a)
+            return loss(ratio, *a, **options)
 
-        def slope(teacher: nn.Module, fake: Tensor, y: Tensor | None, draws: OneStepDraws, *a: Any) -> Tensor:
-            self.critic.append((None, fake, y, draws.ratio))
-            return gradient(teacher, fake, y, draws, *a)
-
-        monkeypatch.setattr(network, "denoise", lambda *a: self.generator.append(a) or denoise(*a))
-        monkeypatch.setattr(network, "decode_and_denoise", lambda *a: self.generator.append(a[1:]) or together(*a))
+        monkeypatch.setattr(network, "generate", lambda *a: self.generator.append(a) or generate(*a))
+        monkeypatch.setattr(network, "decode_and_denoise", lambda *a: self.upkeep.append(a[1:]) or together(*a))
         monkeypatch.setattr(teacher, "encode", lambda x: self.encoded.append(x) or encode(x))
         monkeypatch.setattr(objective, "ratio_loss", ratio_loss)
-        monkeypatch.setattr(critic, "gradient", slope)
 
 
-@pytest.mark.parametrize("renoised", [0.0, 0.5])
+@pytest.mark.parametrize(("renoised", "start"), [(0.0, 0.3), (0.5, 0.3), (0.5, 0.0)])
 def test_data_and_samples_have_the_same_labels_and_the_draws_of_the_batch(
-    monkeypatch: pytest.MonkeyPatch, renoised: float
+    monkeypatch: pytest.MonkeyPatch, renoised: float, start: float
 ):
-    changes = {"onestep__renoised": renoised, "objective__flip": True, "objective__label_dropout": 0.3}
-    config = one_step(**changes)
+    changes = {"onestep__renoised": renoised, "onestep__start": start, "objective__label_dropout": 0.3}
+    config = one_step(**changes, objective__flip=True)
     state, (x, y) = advanced(config), digits()
     draws = drawn(state, config)
     assert 2 < draws.mirrored.sum() < 14
     assert 1 < draws.unlabelled.sum() < 12
-    assert (draws.s > 0).any() == (renoised > 0)
+    assert draws.renoised.any() == (renoised > 0)
     labels = torch.where(draws.unlabelled, 10, y)
     image = mirrored(x, draws.mirrored)
     z = teacher_of(state).encode(image)
     s = draws.s[:, None, None]
-    inputs = s * z + (1 - s) * draws.eps
-    fake = state.network.denoise(inputs, draws.s, labels).detach()
+    inputs = torch.where(draws.renoised[:, None, None], s * z, 0.0) + (1 - s) * draws.eps
+    fake = state.network.generate(inputs, draws.s, labels).detach()
     with monkeypatch.context() as patch:
         seen = Seen(patch, state)
         critic_gradient(state, x, y, draws, config)
-        generator_gradient(state, x, y, draws, config)
+        both_gradients(state, x, y, draws, config)
+    assert len(seen.generator) == len(seen.critic) == 2
     for given in seen.generator:
         for found, expected in zip(given, (inputs, draws.s, labels), strict=True):
             assert found is not None
             torch.testing.assert_close(found, expected)
-    all_or_kept = image if renoised else image[::4]  # a quarter keeps the codec
-    assert [torch.equal(a, b) for a, b in zip(seen.encoded, (image, all_or_kept), strict=True)] == [True] * 2
-    (real, _, _, _), (none, _, _, _) = seen.critic
-    assert real is not None
-    assert none is None
-    torch.testing.assert_close(real, z)
-    for _, made, told, noise in seen.critic:
+    assert [torch.equal(found, image) for found in seen.encoded] == [True] * 2, "once for each part"
+    for real, made, told, noise in seen.critic:
+        torch.testing.assert_close(real, z)
         torch.testing.assert_close(made, fake, rtol=1e-4, atol=1e-5)
         assert told is not None
         assert torch.equal(told, labels)
         assert noise is not draws.ratio  # cut into micro-batches, of which there is one
         assert all(torch.equal(a, b) for a, b in zip(noise, draws.ratio, strict=True))
+    kept, t = [0, 8], draws.kept.t[:, None, None]  # an eighth of the batch
+    ((z_t, level, told),) = seen.upkeep
+    torch.testing.assert_close(z_t, (t * z + (1 - t) * draws.kept.eps)[kept])
+    assert torch.equal(level, draws.kept.t[kept])
+    assert told is not None
+    assert torch.equal(told, labels[kept])
 
 
-def test_critic_and_generator_learn_from_draws_of_their_own(monkeypatch: pytest.MonkeyPatch):
-    config = one_step()
+def test_critic_and_generator_learn_at_the_same_points(monkeypatch: pytest.MonkeyPatch):
+    """From one evaluation of each; a step of the critic alone has draws of its own."""
+    config = one_step(onestep__critic_updates=2)
     state = advanced(config)
     seen = Seen(monkeypatch, state)
-    training_step(state, *digits(), config)
+    values = [training_step(state, *digits(), config) for _ in range(2)]
+    assert sorted("gradient_norm" in told for told in values) == [False, True]
     (first, *_), (second, *_) = seen.generator
     assert (first - second).abs().min() > 0
-    (*_, critic_noise), (*_, generator_noise) = seen.critic
-    assert (critic_noise.eps - generator_noise.eps).abs().min() > 0
+    (*_, noise), (*_, other) = seen.critic
+    assert (noise.eps - other.eps).abs().min() > 0
 
 
 def test_an_unconditional_generator_is_given_no_labels(monkeypatch: pytest.MonkeyPatch):
@@ -291,8 +299,7 @@ def test_an_unconditional_generator_is_given_no_labels(monkeypatch: pytest.Monke
     state = advanced(config)
     seen = Seen(monkeypatch, state)
     training_step(state, *digits(), config)
-    assert [given[2] for given in seen.generator] == [None] * 2
-    assert [given[2] for given in seen.critic] == [None] * 2
+    assert [given[2] for given in (*seen.generator, *seen.critic, *seen.upkeep)] == [None] * 3
 
 
 def test_labels_and_mirrors_follow_the_objective():
@@ -308,68 +315,134 @@ def test_labels_and_mirrors_follow_the_objective():
 # --- the gradient -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("penalised", [False, True])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_the_generator_has_the_gradient_of_the_divergence_s_loss(divergence: str):
-    """That of h(ℓ(x_t)) through ratio network and noise by plain automatic differentiation, per number of a latent."""
-    config = one_step(onestep__ratio__divergence=divergence, onestep__codec_share=0.0)
+def test_the_generator_has_the_gradient_of_the_divergence_s_loss(divergence: str, penalised: bool):
+    """That of h(ℓ(x_t)) through ratio network and noise by plain automatic differentiation, per number of a latent.
+
+    Samples in the penalty have none.
+    """
+    changes = {} if penalised else {"onestep__ratio__penalty": 0.0}
+    config = one_step(onestep__ratio__divergence=divergence, onestep__upkeep_share=0.0, **changes)
     state, (x, y) = advanced(config), digits()
     draws, ratio = drawn(state, config), critic_of(state).ratio
     assert ratio is not None
     with torch.no_grad():
         ratio.head.out.weight.mul_(10)  # logits that matter
-    parts = generator_gradient(state, x, y, draws, config)
-    assert parts.keys() == {"slope"}
+        ratio.scale.logarithm.uniform_(-0.7, 0.7)
+    parts = both_gradients(state, x, y, draws, config)
+    assert parts.keys() == {"ratio", "calibrated"} | ({"ratio_penalty"} if penalised else set())
     found = gradients(state.network)
     state.network.zero_grad()
 
     labels = torch.where(draws.unlabelled, 10, y)
-    fake = state.network.denoise(draws.eps, torch.zeros(16), labels)
+    fake = state.network.generate((1 - 0.3) * draws.eps, torch.full((16,), 0.3), labels)
     t = draws.ratio.t[:, None, None]
     logits = ratio(t * fake + (1 - t) * draws.ratio.eps, draws.ratio.t, labels)
     assert logits.std() > 0.05
-    (DIVERGENCES[divergence].generator_loss(logits).mean() / fake[0].numel()).backward()
+    taught = torch.tensor([0.0 if penalised and k % 8 == 0 else 1.0 for k in range(16)])
+    ((taught * DIVERGENCES[divergence].generator_loss(logits)).mean() / fake[0].numel()).backward()
     expected = gradients(state.network)
     assert found.keys() == expected.keys()
     assert (flat(found) - flat(expected)).norm() < 1e-5 * flat(expected).norm()
 
 
-def test_codec_terms_keep_what_decodes_and_encodes():
-    """For a quarter of the batch, spread over it: D(z) at the image and E(x) at the teacher's latents."""
-    config = one_step(onestep__codec_weight=3.0, objective__flip=True, objective__reconstruction="l1")
+@pytest.mark.parametrize(("share", "kept"), [(0.125, [0, 8]), (0.5, [0, 2, 4, 6, 8, 10, 12, 14]), (0.01, [0])])
+@pytest.mark.parametrize("micro", [None, 5])
+def test_the_penalty_is_the_mean_over_its_share_of_the_batch(share: float, kept: list[int], micro: int | None):
+    """Of the squared slopes at data and at samples, of the network's own value; spread over the batch."""
+    config = one_step(onestep__ratio__penalty_share=share, training__micro_batch=micro)
     state, (x, y) = advanced(config), digits()
+    draws, ratio = drawn(state, config), critic_of(state).ratio
+    assert ratio is not None
+    with torch.no_grad():
+        ratio.head.out.weight.mul_(10)
+        labels, z = torch.where(draws.unlabelled, 10, y)[kept], teacher_of(state).encode(x)[kept]
+        fake = state.network.generate(0.7 * draws.eps[kept], torch.full((len(kept),), 0.3), labels)
+        t, (_, eps, direction) = draws.ratio.t[kept], (part[kept] for part in draws.ratio)
+        slopes: list[Tensor] = []
+        for at in (z, fake):
+            x_t = t[:, None, None] * at + (1 - t[:, None, None]) * eps
+            slopes.append((ratio.logit(x_t + 0.05 * direction, t, labels) - ratio.logit(x_t, t, labels)) / 0.05)
+    expected = torch.stack(slopes).square().sum() / len(kept)
+    for compute in (critic_gradient, both_gradients):
+        told = compute(state, x, y, draws, config)
+        torch.testing.assert_close(told["ratio_penalty"], expected, rtol=1e-2, atol=1e-5)
+
+
+def upkeep_of(state: TrainingState, x: Tensor, y: Tensor, draws: OneStepDraws, kept: list[int]) -> dict[str, Tensor]:
+    """Errors of the other roles by plain words, for chosen images."""
+    image = torch.stack([x[k].flip(-1) if draws.mirrored[k] else x[k] for k in kept])
+    teacher, network, t = teacher_of(state), state.network, draws.kept.t[kept]
+    z, labels = teacher.encode(image), torch.where(draws.unlabelled, 10, y)[kept]
+    z_t = t[:, None, None] * z + (1 - t[:, None, None]) * draws.kept.eps[kept]
+    errors = {"denoising": (network.denoise(z_t, t, labels) - teacher.denoise(z_t, t, labels)).square().mean()}
+    if network.shares_codec:
+        errors["decoding"] = (network.decode(z) - image).abs().mean()
+        errors["encoding"] = (network.encode(image) - z).square().mean()
+    return errors
+
+
+@pytest.mark.parametrize("multiple", [0.25, 3.0])
+@pytest.mark.parametrize(("kind", "method"), [*PAIRS, ("one", "score"), ("one", "dmd"), ("pixels", "ratio")])
+def test_upkeep_has_a_stated_multiple_of_the_generator_s_gradient(kind: str, method: str, multiple: float):
+    """For a quarter of the batch, spread over it: D(z) at the image, E(x) and f(z_t, t) at the teacher's."""
+    changes = {"objective__flip": True, "objective__reconstruction": "l1", "onestep__upkeep_share": 0.25}
+    config = one_step(**METHODS[method], **KINDS[kind], **changes, onestep__upkeep=multiple)
+    state, (x, y) = advanced(config, 2), digits()  # in the first step, the student is the teacher
     draws = drawn(state, config)
     assert draws.mirrored[[0, 4, 8, 12]].any()
-    parts = generator_gradient(state, x, y, draws, config)
+    parts = both_gradients(state, x, y, draws, config)
     whole = gradients(state.network)
     state.network.zero_grad()
-    without = config.with_changes({"onestep.codec_share": 0.0})
-    generator_gradient(state, x, y, draws, without)
+    both_gradients(state, x, y, draws, config.with_changes({"onestep.upkeep_share": 0.0}))
     alone = gradients(state.network)
     state.network.zero_grad()
 
-    image = torch.stack([x[k].flip(-1) if draws.mirrored[k] else x[k] for k in (0, 4, 8, 12)])
-    z = teacher_of(state).encode(image)
-    decoding = (state.network.decode(z) - image).abs().mean()
-    encoding = (state.network.encode(image) - z).square().mean()
-    torch.testing.assert_close(parts["decoding"], decoding.detach())
-    torch.testing.assert_close(parts["encoding"], encoding.detach())
-    assert encoding > 0, "the generator has moved"
-    (3 * (decoding + encoding)).backward()
-    codec = gradients(state.network)
-    for name, value in whole.items():
-        expected = alone.get(name, torch.zeros_like(value)) + codec.get(name, torch.zeros_like(value))
-        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6, msg=name)
+    errors = upkeep_of(state, x, y, draws, [0, 4, 8, 12])
+    for name, error in errors.items():
+        assert error > 0, "the generator has moved"
+        torch.testing.assert_close(parts[name], error.detach(), rtol=1e-4, atol=1e-7)
+    assert errors.keys() <= parts.keys()
+    torch.stack([*errors.values()]).sum().backward()
+    own = gradients(state.network)
+    of_generator = flat({name: value for name, value in alone.items() if name in own}).norm()
+    weight = multiple * of_generator / flat(own).norm()
+    torch.testing.assert_close(parts["upkeep_norm"], flat(own).norm(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(parts["upkeep_weight"], weight, rtol=1e-4, atol=0)
+    zero = torch.zeros(())
+    added = {name: value - alone.get(name, zero) for name, value in whole.items()}
+    assert flat(added).norm().item() == pytest.approx(multiple * of_generator.item(), rel=1e-3)
+    for name, value in added.items():
+        expected = weight * own.get(name, torch.zeros_like(value))
+        assert (value - expected).norm() <= 1e-3 * flat(added).norm(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_upkeep_reaches_neither_teacher_nor_critic(kind: str):
+    """Even if they could be trained: what the critic learns is the same to the bit with and without it."""
+    config = one_step(**KINDS[kind], onestep__upkeep_share=1.0, onestep__upkeep=100.0)
+    state, (x, y) = advanced(config), digits()
+    draws, found = drawn(state, config), []
+    teacher_of(state).requires_grad_(True)
+    for each in (config, config.with_changes({"onestep.upkeep": 0.0})):
+        parts = both_gradients(state, x, y, draws, each)
+        assert ("upkeep_norm" in parts) == ("denoising" in parts) == (each is config)
+        assert gradients(teacher_of(state)) == {}
+        found.append(gradients(critic_of(state)))
+        critic_of(state).zero_grad()
+    assert differing(*found) == []
 
 
 @pytest.mark.parametrize("kind", ["three", "pixels"])
 def test_there_are_no_codec_terms_where_no_codec_is_shared(kind: str):
-    config = one_step(**KINDS[kind], onestep__codec_share=1.0)
+    config = one_step(**KINDS[kind], onestep__upkeep_share=1.0)
     state, (x, y) = advanced(config), digits()
-    parts = generator_gradient(state, x, y, drawn(state, config), config)
-    assert parts.keys() == {"slope"}
+    parts = both_gradients(state, x, y, drawn(state, config), config)
+    assert parts.keys() == {"ratio", "calibrated", "ratio_penalty", "denoising", "upkeep_norm", "upkeep_weight"}
     if isinstance(state.network, ThreeNetworks):
         found = {name.split(".")[0] for name in gradients(state.network)}
-        assert found == {"denoiser", "time", "labels", "modulation"}
+        assert found == {"denoiser", "time", "labels", "modulation", "jump"}
         for name, value in teacher_of(state).state_dict().items():
             if name.startswith(("encoder.", "decoder.", "latent_")):
                 for copy in (state.network, *state.averages):
@@ -383,17 +456,19 @@ def test_micro_batches_are_one_batch(micro: int, method: str, kind: str):
     changes = {"onestep__renoised": 0.3, "objective__flip": True, **METHODS[method], **KINDS[kind]}
     whole, cut = one_step(**changes), one_step(**changes, training__micro_batch=micro)
     state, (x, y) = advanced(whole), digits()
-    draws = drawn(state, whole)
-    for compute, of in ((critic_gradient, critic_of(state)), (generator_gradient, state.network)):
+    draws, critic = drawn(state, whole), critic_of(state)
+    for compute, modules in ((critic_gradient, [critic]), (both_gradients, [critic, state.network])):
         values = {}
         for config in (whole, cut):
             parts = compute(state, x, y, draws, config)
-            values[config] = parts, flat(gradients(of))
-            of.zero_grad()
-        (parts, one), (cut_parts, other) = values.values()
-        assert (one - other).norm() <= 1e-5 * one.norm()
+            values[config] = parts, [flat(gradients(module)) for module in modules]
+            for module in modules:
+                module.zero_grad()
+        (parts, ones), (cut_parts, others) = values.values()
+        for one, other in zip(ones, others, strict=True):
+            assert (one - other).norm() <= 1e-5 * one.norm()
         assert parts.keys() == cut_parts.keys()
-        for name in parts.keys() - {"slope"}:  # a norm, whose mean is told
+        for name in parts:
             torch.testing.assert_close(cut_parts[name], parts[name], rtol=1e-4, atol=1e-7)
 
 
@@ -427,6 +502,27 @@ def test_a_critic_s_gradient_that_is_not_finite_changes_neither_weights_nor_mome
     training_step(state, *digits(), config)
     assert (state.read_skips(), state.counters.skipped) == (0, 2)
     assert {"critic", "network"} <= changed(before, state)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("whose", "moved"), [("decoding", True), ("generating", True), ("ratio", False)])
+def test_no_step_is_taken_on_a_balanced_gradient_that_is_not_finite(whose: str, moved: bool, value: float):
+    """Whichever of the two is not: `patches_out` serves the upkeep alone, `jump` the generator alone."""
+    config = one_step()
+    state = advanced(config)
+    before = tensors(state)
+    names = {"decoding": "patches_out.bias", "generating": "jump.vector"}
+    of_ratio = critic_of(state).get_parameter("ratio.head.out.bias")
+    cure = poisoned(state.network.get_parameter(names[whose]) if whose in names else of_ratio, value)
+    values = training_step(state, *digits(), config)
+    assert values["gradient_norm"].isfinite() != moved
+    assert values["critic_norm"].isfinite() == moved
+    found = changed(before, state) - {"average-0", "average-1"}
+    assert found == ({"critic", "optimizer of critic"} if moved else set())
+    assert state.read_skips() == 1
+    cure()
+    training_step(state, *digits(), config)
+    assert "network" in changed(before, state)
 
 
 def test_good_steps_of_a_critic_alone_do_not_end_a_row_of_bad_ones():
@@ -538,10 +634,10 @@ def test_with_norms_alone_matrices_of_the_blocks_stay_as_they_are(who: str):
     other = {name: p.clone() for name, p in modules["critic" if who == "generator" else "generator"].named_parameters()}
     for k in range(5):
         training_step(state, *digits(start=16 * k), config)
-    after = dict(modules[who].named_parameters())
-    assert set(differing(before, after)) == set(before) - matrices
+    after, unused = dict(modules[who].named_parameters()), {"student.jump.vector", "student.jump.arrival"}
+    assert set(differing(before, after)) == set(before) - matrices - unused
     now = dict(modules["critic" if who == "generator" else "generator"].named_parameters())
-    assert set(differing(other, now)) == set(other), "the other is trained whole"
+    assert set(differing(other, now)) == set(other) - unused, "the other is trained whole"
     if who == "generator":
         for average in state.averages:
             assert matrices.isdisjoint(differing(before, dict(average.named_parameters())))
@@ -552,13 +648,27 @@ def test_with_norms_alone_matrices_of_the_blocks_stay_as_they_are(who: str):
 
 def fresh_samples(state: TrainingState, draws: OneStepDraws) -> Tensor:
     with torch.no_grad():
-        return state.network.denoise(draws.eps, torch.zeros(len(draws.eps)), torch.zeros(len(draws.eps)).long())
+        start = torch.full((len(draws.eps),), 0.3)
+        return state.network.generate(0.7 * draws.eps, start, torch.zeros(len(draws.eps)).long())
+
+
+def slope_at(state: TrainingState, fake: Tensor, y: Tensor, draws: OneStepDraws, config: Config) -> Tensor:
+    """The gradient of the generator's loss at its samples, by the functions that training has it from otherwise."""
+    critic, teacher, options = critic_of(state), teacher_of(state), config.onestep
+    slope = torch.zeros_like(fake)
+    if critic.ratio is not None:
+        weight = options.score.adversarial if critic.student is not None else 1.0
+        slope = weight * ratio_gradient(critic.ratio, fake, y, draws.ratio, options.ratio)
+    if critic.student is not None:
+        denoisers, normalised = (teacher.denoise, critic.student.denoise), options.method == "dmd"
+        slope = slope + distillation(*denoisers, fake, y, draws.score, normalised=normalised)[1]
+    return slope.detach()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_critic_learns_and_a_generator_follows_it(method: str):
     """The critic alone for 25 steps; then, with the critic held, the generator goes down the critic's gradient."""
-    changes = {**METHODS[method], "onestep__codec_share": 0.0, "training__clip": 1e6, "training__decay": 0.0}
+    changes = {**METHODS[method], "onestep__upkeep_share": 0.0, "training__clip": 1e6, "training__decay": 0.0}
     alone = one_step(**changes, training__images=9600, onestep__critic_warmup=9000, onestep__critic_rate=3e-3)
     state = begun(alone)
     values = [training_step(state, *digits(start=16 * k), alone) for k in range(25)]
@@ -566,13 +676,14 @@ def test_a_critic_learns_and_a_generator_follows_it(method: str):
         first, last = (torch.stack([value[name] for value in part]).mean() for part in (values[:3], values[-3:]))
         assert last < 0.9 * first, name
 
-    changes |= {"training__learning_rate": 1e-4, "onestep__critic_rate": 1e-12}
+    changes |= {"training__learning_rate": 1e-4, "onestep__critic_rate": 1e-12, "onestep__scale_rate": 1e-12}
     held = one_step(**changes, training__images=9600, onestep__critic_warmup=0)
-    state.optimizers = {part.name: part.optimizers(state.modules[part.name]) for part in parts_of(state, held)}
+    trained = parts_of(state, held)[1].trains
+    state.optimizers = {each.name: each.optimizers(state.modules[each.name]) for each in trained}
     critic, draws = critic_of(state), drawn(state, held, count=64)
     none = torch.zeros(64).long()
     before = fresh_samples(state, draws)
-    slope = critic.gradient(teacher_of(state), before, none, draws, held.onestep)
+    slope = slope_at(state, before, none, draws, held)
     for k in range(5):
         training_step(state, *digits(start=16 * k), held)
     moved = fresh_samples(state, draws) - before

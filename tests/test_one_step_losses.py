@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import onefold
 from conftest import randomised
-from helpers_one_step import begun, critic_of, digits, one_step, one_step_from, parts_of, teacher_of
+from helpers_one_step import begun, critic_of, digits, drawn, one_step, one_step_from, parts_of, teacher_of
 from helpers_runs import differing, newest, tiny
 from onefold.errors import UserError
 from onefold.objectives import DIVERGENCES
@@ -38,7 +38,7 @@ def apart(config: Config) -> TrainingState:
 
 
 def gradient_of(loss: Tensor, module: nn.Module) -> Tensor:
-    found = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+    found = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
     return torch.cat([part.flatten() for part in found if part is not None])
 
 
@@ -54,13 +54,13 @@ def gradient_of(loss: Tensor, module: nn.Module) -> Tensor:
 )
 def test_the_losses_of_parts_add_up(method: str, cuts: set[int], share: float, renoised: float):
     """Values and gradients; wherever the images that keep the codec lie, in one part, in all, or not in some."""
-    changes = {"onestep__codec_share": share, "onestep__renoised": renoised, "objective__flip": True}
-    config = one_step(**METHODS[method], **changes, onestep__codec_weight=0.7, objective__label_dropout=0.3)
+    changes = {"onestep__upkeep_share": share, "onestep__renoised": renoised, "objective__flip": True}
+    config = one_step(**METHODS[method], **changes, objective__label_dropout=0.3)
     state, (x, y) = apart(config), digits()
     teacher, critic = teacher_of(state), critic_of(state)
     ends = list(pairwise([0, *sorted(cuts), 16]))
-    for part, trained in zip(parts_of(state, config), (critic, state.network), strict=True):
-        draws = part.draw(16, torch.Generator().manual_seed(0))
+    for part in parts_of(state, config):
+        draws, together = part.draw(16, torch.Generator().manual_seed(0)), len(part.trains) > 1
         modules = [state.modules[name] for name in part.modules]
 
         def losses(start: int, stop: int, part=part, modules=modules, draws=draws) -> Losses:
@@ -69,18 +69,52 @@ def test_the_losses_of_parts_add_up(method: str, cuts: set[int], share: float, r
         whole, each = losses(0, 16), [losses(*span) for span in ends]
         total = torch.stack([losses.total for losses in each]).sum()
         torch.testing.assert_close(total, whole.total, rtol=1e-5, atol=1e-6)
-        one, other = gradient_of(whole.total, trained), gradient_of(total, trained)
-        assert (one - other).norm() <= 1e-4 * one.norm()
+        for module in (critic, state.network)[: len(part.trains)]:
+            one, other = gradient_of(whole.total, module), gradient_of(total, module)
+            assert (one - other).norm() <= 1e-4 * one.norm()
         told = {name for losses in each for name in losses.parts}
         assert told == whole.parts.keys()
-        for name in told - {"slope"}:  # a norm, of which the mean is told
+        for name in told:
             found = sum(losses.parts.get(name, torch.zeros(())) for losses in each)
             torch.testing.assert_close(found, whole.parts[name], rtol=1e-4, atol=1e-6)
-        if trained is state.network:
+        if together:
             kept = {k * 16 // max(1, round(16 * share)) for k in range(max(1, round(16 * share)))} if share else set()
             having = [any(start <= k < stop for k in kept) for start, stop in ends]
             assert ["decoding" in losses.parts for losses in each] == having
+            assert ["upkeep" in losses.balanced for losses in each] == having
+            if share:
+                upkeep = torch.stack([losses.balanced["upkeep"] for losses in each if losses.balanced]).sum()
+                torch.testing.assert_close(upkeep, whole.balanced["upkeep"], rtol=1e-4, atol=1e-6)
+                one, other = (gradient_of(loss, state.network) for loss in (whole.balanced["upkeep"], upkeep))
+                assert (one - other).norm() <= 1e-4 * one.norm()
+        else:
+            assert not any(losses.balanced for losses in each)
     assert all(p.grad is None for module in (teacher, critic, state.network) for p in module.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["one_network", "three_networks", "pixels"])
+def test_no_loss_has_a_way_to_the_teacher_nor_the_critic_s_to_the_generator(method: str, kind: str):
+    """Nor the upkeep's to the critic; though all could be trained."""
+    changes = {"network__architecture": kind, "network__depth": 3, "onestep__renoised": 0.5}
+    config = one_step(**METHODS[method], **changes, onestep__upkeep_share=1.0)
+    state, (x, y) = apart(config), digits()
+    teacher, critic, generator = teacher_of(state).requires_grad_(True), critic_of(state), state.network
+    alone, both = parts_of(state, config)
+
+    def reached(loss: Tensor, module: nn.Module) -> bool:
+        found = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
+        return any(part is not None for part in found)
+
+    draws = drawn(state, config)
+    losses = alone.loss(critic, generator, teacher, x, y, draws)
+    assert [reached(losses.total, module) for module in (critic, generator, teacher)] == [True, False, False]
+    assert not losses.balanced
+    losses = both.loss(critic, generator, teacher, x, y, draws)
+    assert [reached(losses.total, module) for module in (critic, generator, teacher)] == [True, True, False]
+    kept = losses.balanced["upkeep"]
+    assert [reached(kept, module) for module in (critic, generator, teacher)] == [False, True, False]
+    assert not any(part.requires_grad for part in losses.parts.values())
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
@@ -129,14 +163,14 @@ def own(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_divergence_of_one_s_own_trains(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of which the generator's gradient is twice the one that it doubles; its run is resumed as it was."""
     monkeypatch.setattr("onefold.training.loop.curves.write", lambda *arguments: None)
-    slopes: list[Tensor] = []
+    norms: list[Tensor] = []
     for divergence in ("jensen_shannon", own):
-        config = one_step(onestep__ratio__divergence=divergence, onestep__critic_warmup=0)
-        slopes.append(training_step(apart(config), *digits(), config)["slope"])
-    torch.testing.assert_close(slopes[1], 2 * slopes[0], rtol=1e-3, atol=0)
+        config = one_step(onestep__ratio__divergence=divergence, onestep__critic_warmup=0, onestep__upkeep=0.0)
+        norms.append(training_step(apart(config), *digits(), config)["gradient_norm"])
+    torch.testing.assert_close(norms[1], 2 * norms[0], rtol=1e-3, atol=0)
 
     teacher = onefold.train(tiny(training__images=16), tmp_path / "teacher", quiet=True)
-    short = {"training__images": 64, "onestep__selection": 0, "training__keep_last": 9}
+    short = {"training__images": 64, "training__keep_last": 9}
     config = one_step_from(teacher.folder, **short, onestep__ratio__divergence=own)
     run = onefold.train(config, tmp_path / "run", quiet=True)
     assert run.config.onestep.ratio.divergence == own

@@ -20,6 +20,7 @@ from onefold.data import open_dataset, read_all
 from onefold.errors import TrainingAborted
 from onefold.networks.base import Network
 from onefold.pixels import to_uint8
+from onefold.sampling import Sampler
 from onefold.training import loop, one_step_monitor
 from onefold.training.config import Config
 from onefold.training.one_step_monitor import LEVELS, PROBE, OneStepMonitor, auc, calibration
@@ -108,7 +109,7 @@ def looked(monitor: OneStepMonitor, state: TrainingState, images: int = 64) -> d
 
 
 def test_samples_are_compared_with_the_training_images(tmp_path: Path):
-    config = one_step(onestep__selection=50)
+    config = one_step(onestep__measured=50)
     monitor, state = watched(config, tmp_path)
     found = looked(monitor, state)
 
@@ -116,7 +117,9 @@ def test_samples_are_compared_with_the_training_images(tmp_path: Path):
     real, labels = read_all(data)
     chosen = np.linspace(0, len(data) - 1, 50).round().astype(int)
     seeds = range(2**40, 2**40 + 50)
-    z = torch.cat(list(state.averages[-1].sample_latents(seeds, labels[chosen].tolist(), config.sampler)))
+    z = torch.cat(
+        list(state.averages[-1].sample_latents(seeds, labels[chosen].tolist(), Sampler(1, "renoise", start=0.3)))
+    )
     with torch.no_grad():
         made = to_uint8(state.averages[-1].decode(z))
     extractor = metrics.digits_classifier()
@@ -152,7 +155,7 @@ def test_what_measures_is_float32_whatever_the_networks_compute_in(tmp_path: Pat
 
 def test_the_critic_is_asked_about_held_out_data_and_samples(tmp_path: Path):
     """With a ratio that knows both: its sign is that of what it is shown."""
-    config = one_step(onestep__selection=50)
+    config = one_step(onestep__measured=50)
     monitor, state = watched(config, tmp_path)
     _, labels = read_all(open_dataset("digits:test"))
     ratio = critic_of(state).ratio
@@ -167,17 +170,36 @@ def test_the_critic_is_asked_about_held_out_data_and_samples(tmp_path: Path):
 
     ratio.forward = asked  # type: ignore[method-assign]
     found = looked(monitor, state)
-    assert [count for count, _, _ in seen] == [50] * 10
-    assert [t for _, t, _ in seen] == [[pytest.approx(level)] for level in LEVELS for _ in range(2)]
+    assert [count for count, _, _ in seen] == [50] * 20
+    assert [t for _, t, _ in seen] == [[pytest.approx(level)] for level in LEVELS for _ in range(2)] * 2
+    of_training = read_all(open_dataset("digits"), np.linspace(0, 1436, PROBE).round().astype(int))[1]
     for k, (_, _, y) in enumerate(seen):
-        assert y.tolist() == (labels[:50] if k % 2 == 0 else monitor.labels).tolist()
-    assert found["auc"] == [1.0] * 5
+        held_out_or_seen = labels if k < 10 else of_training
+        assert y.tolist() == (held_out_or_seen[:50] if k % 2 == 0 else monitor.labels).tolist()
+    assert found["auc"] == found["auc_seen"] == [1.0] * 5
     assert found["calibration"] == [pytest.approx(1 - 1 / (1 + math.exp(-3)), rel=1e-4)] * 5
     assert (found["logit_real"], found["logit_fake"]) == ([3.0] * 5, [-3.0] * 5)
     # Data and samples have the same noise: at each level their difference is that of clean latents, times the level.
     differences = [(noises[2 * k] - noises[2 * k + 1]) / level for k, level in enumerate(LEVELS)]
     for difference in differences[1:]:
         torch.testing.assert_close(difference, differences[0], atol=1e-3, rtol=1e-3)
+
+
+def test_images_seen_are_told_from_those_held_out(tmp_path: Path):
+    """By a ratio that knows the training images by heart: of all others it says that they are samples."""
+    monitor, state = watched(one_step(onestep__measured=50), tmp_path)
+    ratio, calls = critic_of(state).ratio, list[int]()
+    assert ratio is not None
+
+    def asked(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        calls.append(len(x_t))
+        by_heart = len(calls) > 10 and len(calls) % 2  # after both calls at each of five levels
+        return torch.full((len(x_t),), 2.0 if by_heart else -2.0)
+
+    ratio.forward = asked  # type: ignore[method-assign]
+    found = looked(monitor, state)
+    assert (found["auc"], found["auc_seen"]) == ([0.5] * 5, [1.0] * 5)
+    assert found["logit_real"] == [-2.0] * 5, "all else is about data held out"
 
 
 @pytest.mark.parametrize("method", ["score", "dmd"])
@@ -191,7 +213,7 @@ def test_colours_have_a_saturation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     images = np.random.default_rng(0).integers(100, 120, (80, 4, 4, 3), dtype=np.uint8)
     images[..., 0] += 60
     np.savez(tmp_path / "images.npz", images=images)
-    changes = {"data__source": str(tmp_path / "images.npz"), "data__test": None, "onestep__selection": 20}
+    changes = {"data__source": str(tmp_path / "images.npz"), "data__test": None, "onestep__measured": 20}
     shape = {"network__image_size": (4, 4), "network__channels": 3, "network__classes": 0}
     extractor = metrics.train_classifier(torch.from_numpy(images).permute(0, 3, 1, 2), None, classes=0, epochs=1)
     monkeypatch.setattr(one_step_monitor, "extractor_for", lambda data, say: extractor)
@@ -224,12 +246,37 @@ def test_nothing_that_training_reads_is_touched(tmp_path: Path):
 def test_the_best_is_the_first_of_the_least_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monitor, state = watched(one_step(), tmp_path)
     distances = iter([4.0, 5.0, 3.0, 3.0])
-    monkeypatch.setattr(monitor, "_distance", lambda made: next(distances))
+    honest = metrics.frechet_from_moments
+
+    def distance(reference: metrics.Moments, made: metrics.Moments) -> float:
+        return next(distances) if reference is monitor.selection else honest(reference, made)
+
+    monkeypatch.setattr(metrics, "frechet_from_moments", distance)
     found = []
     for k in range(4):
         looked(monitor, state, 64 * (k + 1))
         found.append((state.counters.best, state.counters.best_images))
     assert found == [(4.0, 64), (4.0, 64), (3.0, 192), (3.0, 192)]
+
+
+@pytest.mark.parametrize("selects", [False, True])
+def test_an_average_is_selected_by_every_fifth_training_image(tmp_path: Path, selects: bool):
+    """On samples of seeds that no evaluation has; what is logged is the distance to all."""
+    config = one_step(onestep__measured=50, onestep__selects=selects)
+    monitor, state = watched(config, tmp_path)
+    found = looked(monitor, state)
+    real, labels = read_all(open_dataset("digits"))
+    chosen = labels[np.linspace(0, len(real) - 1, 50).round().astype(int)].tolist()
+    sampler, extractor = Sampler(1, "renoise", start=0.3), metrics.digits_classifier()
+    with torch.no_grad():
+        latents = state.averages[-1].sample_latents(range(2**40, 2**40 + 50), chosen, sampler)
+        made = extractor.features(torch.cat([to_uint8(state.averages[-1].decode(z)) for z in latents]))
+    everything, fifth = (metrics.frechet_distance(extractor.features(part), made) for part in (real, real[::5]))
+    assert everything != pytest.approx(fifth, rel=1e-3)
+    assert found["frechet"] == pytest.approx(everything, rel=1e-4)
+    assert state.counters.best == (pytest.approx(fifth, rel=1e-4) if selects else None)
+    assert state.published is (state.modules["best"] if selects else state.averages[-1])
+    assert ("best" in state.modules) == selects
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -37,7 +38,9 @@ from onefold.training.state import Counters, TrainingState
 from onefold.training.step import training_step
 
 DISTANCES = {32: 5.0, 64: 3.0, 96: 4.0, 128: 2.0, 160: 2.5}
-"""Made up, by the images seen: the best is measured between two checkpoints, twice."""
+"""Made up, by the images seen, to the images that select: the best is measured between two checkpoints, twice."""
+LONGEST = 10.0
+"""Less that distance, the one to all training images: selecting by it would find the others."""
 CHANGES = {
     "training__health_every": 32,
     "onestep__renoised": 0.2,
@@ -50,20 +53,28 @@ METHODS = {"ratio": {}, "adversarial": {"onestep__method": "dmd", "onestep__scor
 @pytest.fixture(scope="module", autouse=True)
 def _set_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Made-up distances on digits; classifiers of other data that are hardly trained, in a cache of their own."""
-    look, distance = OneStepMonitor.look, OneStepMonitor._distance
+    look, distance = OneStepMonitor.look, metrics.frechet_from_moments
+    looking: list[tuple[OneStepMonitor, int]] = []
 
     def looked(self: OneStepMonitor, state: TrainingState, *rest: Any) -> dict[str, Any]:
-        self.at = state.counters.images
-        return look(self, state, *rest)
+        looking.append((self, state.counters.images))
+        try:
+            return look(self, state, *rest)
+        finally:
+            looking.pop()
 
-    def measured(self: OneStepMonitor, made: Tensor) -> float:
-        honest = distance(self, made)
-        return DISTANCES.get(self.at, honest)
+    def measured(reference: metrics.Moments, made: metrics.Moments) -> float:
+        honest = distance(reference, made)
+        if not looking:
+            return honest
+        monitor, at = looking[-1]
+        found = DISTANCES.get(at, honest)
+        return found if reference is monitor.selection else LONGEST - found
 
     jaxtyping.config.update("jaxtyping_disable", True)  # a third of the time, and other tests check shapes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OneStepMonitor, "look", looked)
-        patch.setattr(OneStepMonitor, "_distance", measured)
+        patch.setattr(metrics, "frechet_from_moments", measured)
         patch.setattr(one_step_monitor, "PROBE", 48)
         patch.setattr(one_step_monitor, "LEVELS", (0.5,))
         patch.setattr(loop.curves, "write", lambda *arguments: None)
@@ -262,7 +273,7 @@ def test_the_teacher_stays_as_it_is(teacher: Run, whole: Run):
 def test_the_published_model_is_the_one_of_the_least_distance(whole: Run, given: Path, tmp_path: Path):
     """With a checkpoint at each measurement, to see them all; what is measured does not depend on them."""
     run = onefold.train(one_step_from(given, **CHANGES, training__checkpoint_every=32), tmp_path / "run", quiet=True)
-    assert [line["onestep"]["frechet"] for line in run.history] == list(DISTANCES.values())
+    assert [line["onestep"]["frechet"] for line in run.history] == [LONGEST - d for d in DISTANCES.values()]
     found = counters(run.folder)
     assert (found["best"], found["best_images"]) == (2.0, 128)
     kept = {int(path.name): path for path in checkpoints(run.folder)}
@@ -280,14 +291,14 @@ def test_the_published_model_is_the_one_of_the_least_distance(whole: Run, given:
 
 
 def test_without_a_selection_the_last_average_is_published(teacher: Run, tmp_path: Path):
-    changes = {**CHANGES, "onestep__selection": 0, "training__images": 64}
+    changes = {**CHANGES, "onestep__selects": False, "training__images": 64}
     run = onefold.train(one_step_from(teacher.folder, **changes), tmp_path / "run", quiet=True)
     assert (counters(run.folder)["best"], counters(run.folder)["best_images"]) == (None, 0)
     newest = checkpoints(run.folder)[-1]
     assert not (newest / "best.safetensors").exists()
     last = load_file(newest / "average-1.safetensors")
     assert differing(load_file(run.folder / "model" / "model.safetensors"), last) == []
-    assert [line["onestep"]["frechet"] for line in run.history] == [5.0, 3.0]
+    assert [line["onestep"]["frechet"] for line in run.history] == [LONGEST - 5.0, LONGEST - 3.0]
     last = load_file(newest / "critic.safetensors")
     ratio = load_file(run.folder / "ratio" / "model.safetensors")
     assert differing(ratio, {name.removeprefix("ratio."): last[name] for name in last if name[:6] == "ratio."}) == []
@@ -323,9 +334,9 @@ class Poison:
         self.calls: list[Tensor] = []
         honest = one_step.ratio_loss
 
-        def loss(ratio: RatioNet, real: Tensor, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(ratio: RatioNet, real: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, dict[str, Tensor]]:
             self.calls.append(real.clone())
-            total, parts = honest(ratio, real, *rest)
+            total, parts = honest(ratio, real, *rest, **named)
             return (total * torch.nan if when(len(self.calls)) else total), parts
 
         monkeypatch.setattr(one_step, "ratio_loss", loss)
@@ -365,7 +376,7 @@ def here(whole: Run, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return tmp_path
 
 
-SHORT = ["--images", "48", "--onestep.critic-warmup", "16", "--onestep.selection", "20"]
+SHORT = ["--images", "48", "--onestep.critic-warmup", "16", "--onestep.measured", "20", "--onestep.selects"]
 SHORT += ["--training.learning-rate", "0.001", "--quiet"]
 
 
@@ -421,7 +432,7 @@ def test_its_network_samples_reconstructs_and_is_measured(here: Path, whole: Run
 def test_the_command_is_the_library_s_conversion(here: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(["onestep", "given", *SHORT, "--training.precision", "float32"]) == 0
     assert capsys.readouterr().out == ""
-    changes = {"training__images": 48, "onestep__critic_warmup": 16, "onestep__selection": 20}
+    changes = {"training__images": 48, "onestep__critic_warmup": 16, "onestep__measured": 20, "onestep__selects": True}
     changes["training__ema_half_lives"] = load_run("given-onestep").config.training.ema_half_lives
     changes["onestep__critic_rate"] = 3e-4
     run = onefold.train(one_step_from(Path("given"), **changes), here / "library", quiet=True)
@@ -472,7 +483,7 @@ def test_the_length_may_be_given_either_way(here: Path, option: str, capsys: pyt
     assert cli.run(["onestep", "given", option, "32", *SHORT[2:-1]]) == 0
     assert load_run("given-onestep").config.training.images == 32
     shown = capsys.readouterr().out
-    assert "\n32 images; ratio " in shown
+    assert re.search(r"\n32 images; (denoising [\d.]+  )?ratio \d", shown)
     assert "run: given-onestep" in shown
 
 
@@ -503,7 +514,7 @@ def test_other_teachers_become_one_step_generators_too(
         np.savez(tmp_path / "images.npz", **images)
         changes = {**changes, "data__source": str(tmp_path / "images.npz"), "data__test": None}
     teacher = onefold.train(tiny(training__images=16, **changes), tmp_path / "teacher", quiet=True)
-    short = {"training__images": 48, "onestep__critic_warmup": 16, "onestep__selection": 20}
+    short = {"training__images": 48, "onestep__critic_warmup": 16, "onestep__measured": 20, "onestep__selects": True}
     run = onefold.train(one_step_from(teacher.folder, **short), tmp_path / "run", quiet=True)
     classes = run.config.network.classes
     assert run.config.network == teacher.config.network
@@ -576,9 +587,12 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("given --onestep.critic-blocks 2", nothing, "onestep.critic_blocks: 2 is not within 1 to 1"),
     ("given --onestep.critic-blocks 0", in_pixels, "onestep.critic_blocks: 0 is not within 1 to 1"),
     ("given --onestep.critic-warmup 48", nothing, "onestep.critic_warmup: 48 images leave none of 48 for"),
-    ("given --onestep.selection 1", nothing, "onestep.selection: 1 sample has no distance"),
-    ("given --onestep.selection -1", nothing, "onestep.selection: -1 is not 0 or more"),
-    ("given --onestep.codec-share 2", nothing, "onestep.codec_share: 2.0 is not between 0 and 1"),
+    ("given --onestep.measured 1", nothing, "onestep.measured: 1 sample has no distance"),
+    ("given --onestep.measured -1", nothing, "onestep.measured: -1 is not positive"),
+    ("given --onestep.upkeep-share 2", nothing, "onestep.upkeep_share: 2.0 is not between 0 and 1"),
+    ("given --onestep.upkeep -1", nothing, "onestep.upkeep: -1.0 is not 0 or more"),
+    ("given --onestep.start 1", nothing, "onestep.start: 1.0 is not a time from 0, noise, to below 1, data"),
+    ("given --onestep.scale-rate 0", nothing, "onestep.scale_rate: 0.0 is not positive"),
     ("given --onestep.ratio.divergence kl", nothing, "onestep given: ratio.divergence: 'kl' is not one of reverse_kl"),
     ("given --onestep.critic-updates 0", nothing, "onestep.critic_updates: 0 is not positive"),
     ("given --images 0", nothing, "training.images: 0 is not positive"),

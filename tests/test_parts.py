@@ -16,7 +16,7 @@ from helpers_runs import tiny
 from onefold.objectives.losses import Losses, Span
 from onefold.schedule import Schedule
 from onefold.training import step
-from onefold.training.phases import Part
+from onefold.training.phases import Part, Trained
 from onefold.training.state import Skips, TrainingState
 
 NAMES = ("a", "b", "c")
@@ -55,8 +55,9 @@ class Steps:
 
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
-        modules: dict[str, nn.Module] = {part.name: One() for part in parts}
-        optimizers = {part.name: part.optimizers(modules[part.name]) for part in parts}
+        trained = {trained.name: trained for part in parts for trained in part.trains}
+        modules: dict[str, nn.Module] = {name: One() for name in trained}
+        optimizers = {name: each.optimizers(modules[name]) for name, each in trained.items()}
         self.state = TrainingState(modules, optimizers, Skips(torch.device("cpu")))
         self.config = tiny(training__batch=4, training__micro_batch=3)
 
@@ -86,7 +87,8 @@ def steps(bad: set[str], finished: list[tuple[str, bool]], monkeypatch: pytest.M
             return [SGD(module.parameters(), lr=1.0, fused=True)]  # fused: it reads `found_inf`
 
         schedule = Schedule(warmup=0, decay=0.0, clip=10.0)
-        return Part((name,), draw, loss, optimizers, schedule, norm=f"{name}_norm", finish=finish, **options)
+        trained = Trained(name, optimizers, schedule, norm=f"{name}_norm")
+        return Part((trained,), (), draw, loss, finish=finish, **options)
 
     def begin(**options: dict[str, Any]) -> Steps:
         parts = [part(name, **options.get(name, {})) for name in NAMES]
@@ -152,7 +154,7 @@ def test_updates_are_those_of_a_simulated_loop(batch: int, start: int, every: in
     def unused(*arguments: Any) -> Any:
         raise AssertionError
 
-    part = Part(("a",), unused, unused, unused, Schedule(), start=start, every=every)
+    part = Part((Trained("a", unused, Schedule()),), (), unused, unused, start=start, every=every)
     made, images = 0, 0
     for number in range(1, steps + 1):
         turn = number % every == 0 and images >= start

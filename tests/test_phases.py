@@ -26,9 +26,9 @@ class Centred(SelfDistillationPhase):
     """Self-distillation, and the mean of the latents is drawn to 0."""
 
     def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
-        total, parts = super().loss(network, target, x, y, draws)
+        losses = super().loss(network, target, x, y, draws)
         centre = draws.span.share * network.encode(x).mean((1, 2)).square().mean()
-        return Losses(total + 0.5 * centre, {**parts, "centre": centre.detach()})
+        return Losses(losses.total + 0.5 * centre, {**losses.parts, "centre": centre.detach()})
 
 
 pytestmark = pytest.mark.usefixtures("phases_as_before")

@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -105,9 +107,15 @@ def test_network_is_called_as_often_as_said(solver: str, calls: int):
     assert set(times) == set(time_grid(Sampler(5))[:-1].tolist())
 
 
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
 @pytest.mark.parametrize(
-    "options", [{}, {"guidance": 3.0}, {"guidance": 3.0, "guidance_interval": (0.25, 0.5)}], ids=str
+    ("solver", "options"),
+    [
+        (solver, options)
+        for solver in sorted(SOLVERS)
+        for options in ({}, {"guidance": 3.0}, {"guidance": 3.0, "guidance_interval": (0.25, 0.5)})
+        if not (options and Sampler(solver=solver).jumps)  # a one-step generator is not guided
+    ],
+    ids=str,
 )
 def test_a_sampler_knows_how_often_it_evaluates_the_network(solver: str, options: dict):
     """At times 0, ¼, ½, ¾: two of them are exactly the ends of the interval."""
@@ -238,10 +246,10 @@ def test_renoising_calls_the_network_once_a_step(steps: int):
     assert calls == [3] * steps
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_renoised_image_does_not_depend_on_batch_order_or_number(guidance: float):
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_a_renoised_image_does_not_depend_on_batch_order_or_number(start: float):
     def latents(seeds: list[int], batch: int) -> Tensor:
-        sampler, labels = Sampler(4, "renoise", guidance), [seed % 3 for seed in seeds]
+        sampler, labels = Sampler(4, "renoise", start=start), [seed % 3 for seed in seeds]
         return torch.cat(list(generate(elementwise, SHAPE, seeds, labels, sampler, null_label=9, batch=batch)))
 
     seeds = list(range(10, 20))
@@ -253,12 +261,46 @@ def test_a_renoised_image_does_not_depend_on_batch_order_or_number(guidance: flo
     assert len(whole.flatten(1).unique(dim=0)) == 10
 
 
-def test_guidance_acts_on_renoising_within_its_interval():
-    """At times 0, ¼, ½, ¾."""
-    made: list[int] = []
-    sampler = Sampler(4, "renoise", guidance=3, guidance_interval=(0.25, 0.5))
-    list(generate(counted(made), SHAPE, [1, 2, 3], [0, 1, 2], sampler, null_label=9))
-    assert made == [3, 6, 6, 3]
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_a_one_step_generator_is_not_guided(guidance: float):
+    with pytest.raises(
+        UserError, match=r"guidance: \d changes a denoiser, and 'renoise' samples with a one-step gener"
+    ):
+        Sampler(4, "renoise", guidance)
+    with pytest.raises(UserError, match=r"leave it at 1, or sample with --solver euler$"):
+        Sampler(1, "renoise").with_options(guidance=guidance)
+    assert Sampler(1, "renoise").with_options(guidance=guidance, solver="euler").guidance == guidance
+
+
+def never(z_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    raise AssertionError("denoised where it should jump")
+
+
+@pytest.mark.parametrize("start", [0.0, 0.25])
+def test_solvers_that_jump_ask_the_generating_role_for_a_jump_to_the_end(start: float):
+    seen: list[tuple[Tensor, Tensor, Tensor | None, Tensor]] = []
+
+    def jump(z_t: Tensor, t: Tensor, y: Tensor | None, r: Tensor) -> Tensor:
+        seen.append((z_t, t, y, r))
+        return elementwise(z_t, t, y)
+
+    sampler = Sampler(3, "renoise", start=start)
+    made = next(generate(never, SHAPE, [3, 4], [0, 2], sampler, null_label=9, jump=jump))
+    assert torch.equal(made, next(generate(elementwise, SHAPE, [3, 4], [0, 2], sampler, null_label=9)))
+    assert [t.tolist() for _, t, _, _ in seen] == [[t] * 2 for t in time_grid(sampler)[:-1].tolist()]
+    assert all(r.tolist() == [1, 1] and y is not None and y.tolist() == [0, 2] for _, _, y, r in seen)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_solvers_of_the_flow_denoise_even_where_there_is_a_generating_role(solver: str):
+    def jump(z_t: Tensor, t: Tensor, y: Tensor | None, r: Tensor) -> Tensor:
+        raise AssertionError("jumped where it should denoise")
+
+    sampler = Sampler(3, solver)
+    made, plain = (
+        next(generate(elementwise, SHAPE, [3], None, sampler, null_label=0, jump=role)) for role in (jump, None)
+    )
+    assert torch.equal(made, plain)
 
 
 def test_renoising_with_the_exact_denoiser_of_a_point_ends_there():
@@ -268,6 +310,52 @@ def test_renoising_with_the_exact_denoiser_of_a_point_ends_there():
     for steps in (1, 3):
         found = next(generate(point, SHAPE, [1, 2], None, Sampler(steps, "renoise"), null_label=0))
         assert torch.equal(found, torch.full((2, *SHAPE), 0.7))
+
+
+# --- the start ---
+
+
+@pytest.mark.parametrize("path", [Linear(), VariancePreserving()], ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("start", [0.0, 0.2, 0.6])
+def test_from_a_later_start_the_flow_carries_noise_without_data(path: Path, start: float):
+    """z = σ₀ε lies on the path of u with z = α₀m + (α₀²S + σ₀²)^½ u, which ends at m + S^½ u."""
+    eps = torch.randn(20, *SHAPE, dtype=torch.float64)
+    alpha, sigma = (float(value) for value in path.coefficients(torch.tensor(start, dtype=torch.float64)))
+    eigenvalues, frame = torch.linalg.eigh(COVARIANCE)
+    u = (sigma * eps.flatten(1) - alpha * MEAN) @ frame / (alpha**2 * eigenvalues + sigma**2).sqrt()
+    exact = (MEAN + (u * eigenvalues.sqrt()) @ frame.T).view_as(eps)
+    errors = [
+        (solve(gaussian_denoiser(path), eps, None, Sampler(n, "heun", start=start), path) - exact).square().mean()
+        for n in (40, 160)
+    ]
+    assert errors[1] < 1e-5
+    assert errors[1] < errors[0] / 50, "of second order: of the squares, a 256th"
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.9])
+def test_one_jump_is_the_role_at_noise_times_what_the_start_leaves(start: float):
+    eps, y, t = next(noises([7, 8], SHAPE)), torch.tensor([2, 1]), torch.full((2,), start)
+    made = next(generate(elementwise, SHAPE, [7, 8], [2, 1], Sampler(1, "renoise", start=start), null_label=9))
+    torch.testing.assert_close(made, elementwise((1 - start) * eps, t, y))
+
+
+@given(st.floats(0, 0.99), st.floats(0.1, 4), st.integers(1, 9))
+def test_the_grid_begins_at_the_start_and_is_that_of_noise_squeezed(start: float, shift: float, steps: int):
+    grid, whole = (time_grid(Sampler(steps, shift=shift, start=at)) for at in (start, 0.0))
+    assert (grid[0].item(), grid[-1].item()) == (pytest.approx(start, abs=1e-7), 1)
+    assert (grid.diff() > 0).all()
+    torch.testing.assert_close(grid, start + (1 - start) * whole)
+
+
+def test_another_solver_that_does_not_jump_begins_at_noise():
+    one_step, flow = Sampler(1, "renoise", start=0.3), Sampler(8)
+    assert one_step.with_options(steps=2) == Sampler(2, "renoise", start=0.3)
+    assert one_step.with_options(solver="renoise", steps=4) == Sampler(4, "renoise", start=0.3)
+    assert one_step.with_options(solver="heun", steps=9) == Sampler(9, "heun")
+    assert one_step.with_options(solver="heun", start=0.1).start == 0.1, "unless one is asked for"
+    assert flow.with_options(start=0.2).with_options(steps=3) == Sampler(3, start=0.2)
+    assert flow.with_options(solver="renoise") == Sampler(8, "renoise")
+    assert (one_step.jumps, flow.jumps, Sampler(1, "heun").jumps) == (True, False, False)
 
 
 def test_noises_of_a_seed_are_one_stream():
@@ -424,6 +512,9 @@ def test_labels_that_make_no_sense_are_one_line(arguments: tuple, text: str):
         ({"guidance": float("nan")}, "guidance: nan is not"),
         ({"guidance": float("-inf")}, "guidance: -inf is not"),
         ({"solver": "huen"}, "solver: 'huen' is not one of 'euler', 'heun', 'renoise'; choose one"),
+        ({"start": 1.0}, "start: 1.0 is not a time from 0, noise, to below 1, data"),
+        ({"start": -0.1}, "start: -0.1 is not a time"),
+        ({"start": float("nan")}, "start: nan is not a time"),
         ({"guidance_interval": (0.6, 0.4)}, "guidance_interval: (0.6, 0.4) is not within 0 ≤ low ≤ high ≤ 1"),
         ({"guidance_interval": (-0.1, 0.4)}, "guidance_interval: (-0.1, 0.4) is not within"),
         ({"guidance_interval": (0.1, 1.4)}, "guidance_interval: (0.1, 1.4) is not within"),

@@ -1,12 +1,14 @@
 """Distillation by scores against Gaussians, whose denoisers E[x | x_t] and scores are known exactly."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from onefold.errors import UserError
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, draw_noise, ratio_gradient
-from onefold.objectives.score_distillation import ScoreDistillation, score_gradient, student_loss
+from onefold.objectives.score_distillation import ScoreDistillation, distillation, score_gradient
 from onefold.paths import Linear, TimeDistribution, score
 
 P, Q = (0.5, 0.8), (-0.3, 1.2)
@@ -41,10 +43,20 @@ def samples(batch: int = 50) -> tuple[Tensor, NoiseDraws, Tensor, Tensor]:
     return fake, draws, t, t * fake + (1 - t) * draws.eps
 
 
+def gradient(*networks_fake_y_draws: Any, normalised: bool) -> Tensor:
+    """The generator's gradient at its samples."""
+    return distillation(*networks_fake_y_draws, normalised=normalised)[1]
+
+
+def student_loss(student: Any, fake: Tensor, y: Tensor | None, draws: NoiseDraws) -> Tensor:
+    """The student's loss, in which the teacher has no part."""
+    return distillation(lambda x_t, t, y: x_t, student, fake, y, draws, normalised=False)[0]
+
+
 def test_gradient_is_the_difference_of_scores():
     """(1−t)²/t times s_q − s_p, as the module's docstring has it; closed form, and through `paths.score`."""
     fake, draws, t, x_t = samples()
-    found = score_gradient(denoiser(P), denoiser(Q), fake, None, draws, normalised=False)
+    found = gradient(denoiser(P), denoiser(Q), fake, None, draws, normalised=False)
     difference = exact_score(Q, x_t, t) - exact_score(P, x_t, t)
     torch.testing.assert_close(found.double(), (1 - t) ** 2 / t * difference, rtol=1e-5, atol=1e-6)
     by_path = [score(Linear(), denoiser(law)(x_t, draws.t), x_t, t) for law in (Q, P)]
@@ -62,14 +74,14 @@ def test_gradient_is_that_of_the_exact_ratio():
         return ((x_t - t * n) ** 2 / (2 * b) - (x_t - t * m) ** 2 / (2 * a) + (b / a).log() / 2).flatten(1).sum(1)
 
     by_ratio = ratio_gradient(ratio, fake, None, draws, DensityRatio(divergence="reverse_kl"))
-    by_scores = score_gradient(denoiser(P), denoiser(Q), fake, None, draws, normalised=False)
+    by_scores = gradient(denoiser(P), denoiser(Q), fake, None, draws, normalised=False)
     torch.testing.assert_close((1 - t) ** 2 / t**2 * by_ratio, by_scores.double(), rtol=1e-4, atol=1e-5)
 
 
 def test_dmd_divides_each_sample_by_its_own_distance():
     fake, draws, _, x_t = samples()
-    plain = score_gradient(denoiser(P), denoiser(Q), fake, None, draws, normalised=False)
-    found = score_gradient(denoiser(P), denoiser(Q), fake, None, draws, normalised=True)
+    plain = gradient(denoiser(P), denoiser(Q), fake, None, draws, normalised=False)
+    found = gradient(denoiser(P), denoiser(Q), fake, None, draws, normalised=True)
     for k in range(len(fake)):
         distance = (fake[k] - denoiser(P)(x_t, draws.t)[k]).abs().mean()
         torch.testing.assert_close(found[k].double(), plain[k].double() / distance, rtol=1e-5, atol=1e-6)
@@ -77,14 +89,14 @@ def test_dmd_divides_each_sample_by_its_own_distance():
 
 def test_dmd_is_bounded_where_the_teacher_is_right():
     fake, draws, _, _ = samples()
-    found = score_gradient(lambda x_t, t, y: fake, lambda x_t, t, y: fake + 1, fake, None, draws, normalised=True)
+    found = gradient(lambda x_t, t, y: fake, lambda x_t, t, y: fake + 1, fake, None, draws, normalised=True)
     assert (found - 1000).abs().max() < 1  # 1 / 1e-3; float32 of the difference
 
 
 def test_equal_denoisers_leave_the_generator_alone():
     fake, draws, _, _ = samples()
     for normalised in (False, True):
-        assert (score_gradient(denoiser(P), denoiser(P), fake, None, draws, normalised=normalised) == 0).all()
+        assert (gradient(denoiser(P), denoiser(P), fake, None, draws, normalised=normalised) == 0).all()
 
 
 class Denoiser(nn.Module):
@@ -97,13 +109,32 @@ class Denoiser(nn.Module):
         return out if y is None else out + self.label(y)[:, None]
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_loss_and_gradient_have_one_evaluation_of_each(normalised: bool):
+    """And the gradient is that of their predictions, whether or not there is a graph around them."""
+    fake, draws, _, x_t = samples()
+    calls: list[str] = []
+
+    def counted(name: str, law: tuple[float, float]):
+        return lambda x_t, t, y: calls.append(name) or denoiser(law)(x_t, t)
+
+    found = gradient(counted("teacher", P), counted("student", Q), fake, None, draws, normalised=normalised)
+    assert sorted(calls) == ["student", "teacher"]
+    own, wanted = denoiser(Q)(x_t, draws.t), denoiser(P)(x_t, draws.t)
+    expected = score_gradient(own, wanted, fake, normalised=normalised)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_no_graph_and_labels_reach_both():
     fake, draws, t, _ = samples()
     fake, draws = fake.float().requires_grad_(), NoiseDraws(*(draw.float() for draw in draws))
     teacher, student, y = Denoiser(), Denoiser(), torch.randint(0, 4, (50,))
-    found = score_gradient(teacher, student, fake, y, draws, normalised=False)
+    loss, found = distillation(teacher, student, fake, y, draws, normalised=False)
     assert not found.requires_grad
-    assert all(p.grad is None for network in (teacher, student) for p in network.parameters())
+    loss.backward()
+    assert fake.grad is None
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in student.parameters())
     x_t = t.float() * fake + (1 - t.float()) * draws.eps
     torch.testing.assert_close(found, (student(x_t, draws.t, y) - teacher(x_t, draws.t, y)).detach())
 
@@ -138,5 +169,7 @@ def test_student_loss_is_least_at_the_posterior_mean():
 def test_wrong_options_are_refused():
     with pytest.raises(UserError, match=r"score.adversarial: -1.0 is not 0 or more"):
         ScoreDistillation(adversarial=-1.0)
+    with pytest.raises(UserError, match=r"score.guidance: -0.5 is not 0 or more"):
+        ScoreDistillation(guidance=-0.5)
     with pytest.raises(UserError, match=r"score.t_max: 2.0 is not between 0 and 1"):
         ScoreDistillation(t_max=2.0)

@@ -99,16 +99,29 @@ trainings = st.builds(
     keep_last=positive,
     keep_every=st.integers(0, 10**7),
 )
-samplers = st.builds(
-    Sampler,
-    steps=positive,
-    solver=st.sampled_from(sorted(SOLVERS)),
-    guidance=rate,
-    guidance_interval=st.tuples(share, share).map(lambda pair: (min(pair), max(pair))),
-    shift=rate,
-)
+
+
+@st.composite
+def samplers(draw: Any) -> Sampler:
+    solver = draw(st.sampled_from(sorted(SOLVERS)))
+    return Sampler(
+        steps=draw(positive),
+        solver=solver,
+        guidance=1.0 if Sampler(solver=solver).jumps else draw(rate),
+        guidance_interval=draw(st.tuples(share, share).map(lambda pair: (min(pair), max(pair)))),
+        shift=draw(rate),
+        start=draw(st.floats(0, 1, exclude_max=True)),
+    )
+
+
 configs = st.builds(
-    Config, recipe=st.text(), network=networks(), objective=objectives, data=data, training=trainings, sampler=samplers
+    Config,
+    recipe=st.text(),
+    network=networks(),
+    objective=objectives,
+    data=data,
+    training=trainings,
+    sampler=samplers(),
 )
 
 

@@ -236,9 +236,7 @@ def test_a_tiny_study_writes_all_its_files(tmp_path: Path):
     protocol = result["protocol"]
     assert (protocol["seeds"], protocol["steps"]) == (2, 4)
     assert protocol["data"]["std"] == [0.4, 0.4, 0.4]
-    assert protocol["penalised"] == {
-        name: getattr(DensityRatio(), name) for name in ("penalty", "penalty_step", "centring")
-    }
+    assert protocol["penalised"] == {name: getattr(DensityRatio(), name) for name in ("penalty", "penalty_step")}
 
 
 def test_the_study_is_the_same_again_and_replaces_its_files(tmp_path: Path):

@@ -36,6 +36,7 @@ from onefold.training.step import training_step
 THREE = NetworkConfig(width=32, depth=3, heads=2, architecture="three_networks")
 ENCODER, DECODER = ("encoder.", "norm."), ("decoder.",)
 DENOISER = ("denoiser.", "time.", "labels.", "modulation.")
+GENERATOR = (*DENOISER, "jump.")
 
 
 def network(seed: int = 0, **changes: object) -> ThreeNetworks:
@@ -124,10 +125,11 @@ def test_roles_have_parameters_of_their_own():
     roles = {
         "encode": (net.encode(x).tanh(), ENCODER),
         "denoise": (net.denoise(z, t, y), DENOISER),
+        "generate": (net.generate(z, t, y), GENERATOR),
         "decode": (net.decode(z), DECODER),
     }
     everything = {name.split(".")[0] + "." for name, _ in net.named_parameters()}
-    assert everything == {*ENCODER, *DECODER, *DENOISER}
+    assert everything == {*ENCODER, *DECODER, *GENERATOR}
     for role, (out, own) in roles.items():
         assert reached(net, out.square().sum()) == {name[:-1] for name in own}, role
 

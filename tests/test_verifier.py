@@ -189,7 +189,7 @@ def test_too_few_candidates_are_one_line():
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("runs")
     teacher = onefold.train(tiny(training__images=16), folder / "teacher", quiet=True)
-    config = one_step_from(teacher.folder, training__images=48, onestep__critic_warmup=0, onestep__selection=0)
+    config = one_step_from(teacher.folder, training__images=48, onestep__critic_warmup=0)
     return {"teacher": teacher, "onestep": onefold.train(config, folder / "onestep", quiet=True)}
 
 
