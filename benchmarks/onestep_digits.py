@@ -61,7 +61,7 @@ class Measured(NamedTuple):
     """Protocol of the first evaluation, and subject."""
 
 
-def rows_of(teacher: Run, fast: Run) -> dict[str, Measured]:
+def rows_of(teacher: Run, fast: Run, *, brief: bool) -> dict[str, Measured]:
     """What is measured of one run and of its one-step generator, by row."""
     one = fast.network.sampler
 
@@ -75,6 +75,8 @@ def rows_of(teacher: Run, fast: Run) -> dict[str, Measured]:
         numbers = {key: mean(record.numbers()[key] for record in records) for key in COLUMNS}
         return Measured(numbers, {name: records[0][name] for name in ("protocol", "subject")})
 
+    if brief:
+        return {"1 step": measured(fast)}
     rows = {
         "50 steps, before": measured(teacher),
         "50 steps, after": measured(fast, Sampler(50)),
@@ -99,9 +101,13 @@ def main(
     /,
     method: Literal["ratio", "score", "dmd"] = "ratio",
     images: int | None = None,
+    brief: bool = False,
     json_file: Path | None = None,
 ) -> None:
-    """Convert by a method on so many images (default: three quarters of the run's), evaluate and summarise."""
+    """Convert by a method on so many images (default: three quarters of the run's), evaluate and summarise.
+
+    `brief`: only the row of one step.
+    """
     found: list[dict[str, Measured]] = []
     minutes: list[float] = []
     updates = 0
@@ -113,7 +119,7 @@ def main(
         written = (out / "curves.png").stat().st_mtime
         minutes.append((written - (out / "config.json").stat().st_mtime) / 60)
         updates = updates_of(fast)
-        found.append(rows_of(onefold.load_run(folder), fast))
+        found.append(rows_of(onefold.load_run(folder), fast, brief=brief))
     print(f"| {len(runs)} seeds | {' | '.join(COLUMNS.values())} |\n|---|{'---:|' * len(COLUMNS)}")
     summary: dict[str, dict[str, Any]] = {}
     for row in found[0]:

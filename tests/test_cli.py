@@ -534,7 +534,6 @@ def test_a_saved_network_is_sampled_with_its_own_sampler(run: Path):
     assert text("run-samples.png")["steps"] == "50"
 
 
-@pytest.mark.xfail(strict=True, reason="a fault that is known: it is sampled in 50 steps (Run.network)")
 def test_a_run_whose_model_lacks_a_sampler_is_sampled_with_the_run_s(run: Path):
     (run / "model" / "sampler.json").unlink()
     assert call("sample", run, "--n", "2") == 0

@@ -57,7 +57,6 @@ def test_a_ratio_is_learned_at_all_levels():
     assert min(found["cosine"]) > 0.98
 
 
-@pytest.mark.xfail(strict=True, reason="a fault that is known: gaussians.distil puts all samples in the penalty")
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_generator_finds_mean_and_variance(name: str):
     """From N(0, 1), a distance of 1.7 of the target's standard deviations."""

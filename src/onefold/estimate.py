@@ -191,9 +191,9 @@ def _with_all_parts(phase: Phase, batch: int) -> int:
 
 
 def _passes(state: TrainingState, phase: Phase, x: torch.Tensor, y: torch.Tensor, config: Config) -> None:
-    """One forward and backward pass of each part; waits for the device."""
-    rng = state.rng(config.training.seed, x.device)
-    for part in phase.parts:
+    """One forward and backward pass of each part that has a turn; waits for the device."""
+    rng, images = state.rng(config.training.seed, x.device), _with_all_parts(phase, len(x)) - phase.start
+    for part in (part for part in phase.parts if part.has_turn(images, len(x))):
         told = accumulate(state, part, x, y, part.draw(len(x), rng), config.training)
         next(iter(told.values())).item()
         for trained in part.trains:

@@ -201,7 +201,9 @@ class Network(nn.Module):
     phases: ClassVar[tuple[str, ...]] = ("self_distillation",)
     """The default phases of its training, in order."""
     learns_codec: ClassVar[bool] = True
-    """Whether encoding and decoding have weights to be learned."""
+    """Whether encoding and decoding have weights to be learned …"""
+    shares_codec: ClassVar[bool] = False
+    """… and whether training the denoiser changes them."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -285,11 +287,6 @@ class Network(nn.Module):
     def features(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
         """The encoder's hidden tokens after each block: a perceptual space that needs no other network."""
         raise NotImplementedError
-
-    @property
-    def shares_codec(self) -> bool:
-        """Whether training the denoiser changes encoder and decoder."""
-        return False
 
     @property
     def shared_parts(self) -> tuple[nn.Module, ...]:

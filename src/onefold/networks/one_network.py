@@ -11,6 +11,8 @@ of arrival (`trunk.Jump`). All roles share the trunk and its modulation; only th
 maps of times and the class vectors (under 5 % of the parameters) serve fewer.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ ROLES = ("encode", "denoise", "decode")
 @register("one_network")
 class OneFold(Network):
     """One network with random weights; see the module's docstring. Inputs must be on its device."""
+
+    shares_codec: ClassVar[bool] = True
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -92,10 +96,6 @@ class OneFold(Network):
     def role_flops(cls, config: NetworkConfig) -> RoleFlops:
         one = forward_flops(config)
         return RoleFlops(one, one, one)
-
-    @property
-    def shares_codec(self) -> bool:
-        return True
 
     @property
     def shared_parts(self) -> tuple[nn.Module, ...]:

@@ -22,6 +22,7 @@ from onefold.errors import UserError, reason
 from onefold.files import read_tensors, write_tensors
 from onefold.networks.backbone import Backbone
 from onefold.networks.base import Network
+from onefold.networks.trunk import fill_with_zeros
 
 __all__ = ["RatioConfig", "RatioNet"]
 
@@ -67,6 +68,7 @@ class Scale(nn.Module):
     def __init__(self, levels: int = 11) -> None:
         super().__init__()
         self.logarithm = nn.Parameter(torch.zeros(levels))
+        self.register_load_state_dict_pre_hook(fill_with_zeros)
 
     def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         at = t * (len(self.logarithm) - 1)

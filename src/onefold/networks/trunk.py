@@ -30,6 +30,7 @@ __all__ = [
     "Modulation",
     "Trunk",
     "conditioning",
+    "fill_with_zeros",
     "hidden_width",
     "rotary_table",
     "trunk_flops",
@@ -188,13 +189,14 @@ class Jump(nn.Module):
         super().__init__()
         self.vector = nn.Parameter(torch.zeros(width))
         self.arrival = nn.Parameter(torch.zeros(width, TIME_FEATURES))
-        self.register_load_state_dict_pre_hook(_fill_with_zeros)
+        self.register_load_state_dict_pre_hook(fill_with_zeros)
 
     def forward(self, r: Float[Tensor, " B"]) -> Float[Tensor, "B W"]:
         return self.vector + F.linear(fourier_features(r, TIME_FEATURES), self.arrival)
 
 
-def _fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+def fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """A hook before loading: parameters that weights saved earlier lack are zero."""
     for name, value in module.named_parameters():
         state_dict.setdefault(prefix + name, torch.zeros_like(value))
 

@@ -55,6 +55,9 @@ Ratio = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 LARGEST = 10.0
 """Exponentials of ℓ continue linearly from here, so that no single sample outweighs all others."""
 
+SUREST = 40.0
+"""At −ℓ beyond, the classification loss has so little slope that it is no longer turned into all of the generator's."""
+
 
 class Divergence(NamedTuple):
     """How a divergence weights the gradient of ℓ; both functions are elementwise."""
@@ -156,6 +159,8 @@ class DensityRatio:
         settings.check(
             "ratio", self, positive=("penalty_step",), not_negative=("penalty",), shares=("t_max", "penalty_share")
         )
+        if self.penalty_share == 1:
+            raise UserError("ratio.penalty_share: 1 leaves no sample to teach the generator; give less")
         if not 0 < self.alpha < 1:
             raise UserError(f"ratio.alpha: {self.alpha} is not between 0 and 1; 0.5 is Jensen–Shannon")
         if self.divergence not in DIVERGENCES:
@@ -240,7 +245,7 @@ def ratio_loss(
     scale: Callable[[Tensor], Tensor] | None = None,
     levels: Levels | None = None,
     penalised: Int64[Tensor, " k"] | None = None,
-    share: float = 1.0,
+    share: float | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The loss of the ratio network, and its terms, detached; its backward pass also teaches the generator.
 
@@ -262,11 +267,11 @@ def ratio_loss(
         options: Penalty and divergence.
         scale: Times (B,) → factors (B,) from the network's own value to ℓ, which are learned. None: 1.
         levels: Required for `level_normalised`.
-        penalised: Positions of the samples that the penalty is taken over. None: all …
-        share: … and their fraction of the whole batch, of which these samples may be a part.
+        penalised: Positions of the samples that the penalty is taken over. None: `penalty_share` of them, spread evenly
+        share: Their fraction of the whole batch, of which these samples may be a part. None: these are all.
     """
     x_real, x_fake = _noised(real, draws), _noised(fake, draws)
-    chosen = penalised if penalised is not None else torch.arange(len(fake), device=fake.device)
+    chosen = penalised if penalised is not None else _spread(options.penalty_share, len(fake), fake.device)
     sets = [torch.arange(len(fake), device=fake.device)] * 2
     points = [x_real, x_fake]
     if options.penalty and len(chosen):
@@ -286,19 +291,25 @@ def ratio_loss(
     if shifted:
         # E over directions u ~ N(0, I) of (u·∇ℓ)² is ‖∇ℓ‖².
         slopes = torch.stack([shifted[0] - on_real[chosen], shifted[1] - on_fake[chosen]]) / options.penalty_step
-        parts["ratio_penalty"] = slopes.square().sum() / (share * len(fake))
+        parts["ratio_penalty"] = slopes.square().sum() / (share * len(fake) if share else len(chosen))
         loss = loss + options.penalty * parts["ratio_penalty"]
     if fake.requires_grad:
         teaching = torch.ones_like(draws.t) if not shifted else torch.ones_like(draws.t).index_fill(0, chosen, 0.0)
         own = on_fake.detach()
         weight = teaching * factor.detach() * _weight(factor.detach() * own, draws.t, options, levels)
-        turned = _each(weight / (torch.sigmoid(own.clamp(min=-LARGEST)) * fake[0].numel()), fake)
+        turned = _each(weight / (torch.sigmoid(own.clamp(min=-SUREST)) * fake[0].numel()), fake)
 
         def turn(gradient: Tensor) -> Tensor:
             return -turned * gradient
 
         x_fake.register_hook(turn)
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def _spread(share: float, count: int, device: torch.device) -> Int64[Tensor, " k"]:
+    """Positions of a share of `count` samples, evenly spread, of which at least one is left out."""
+    chosen = min(round(share * count), count - 1)
+    return torch.arange(chosen, device=device) * count // max(1, chosen)
 
 
 def _weight(logit: Tensor, t: Tensor, options: DensityRatio, levels: Levels | None) -> Float[Tensor, " B"]:

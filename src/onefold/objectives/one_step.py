@@ -63,7 +63,7 @@ class OneStep:
     """Depth of the ratio network: the teacher's first blocks. None: all."""
     critic_rate: float = 3e-4
     """Learning rate of the critic; the generator's is set by the schedule."""
-    scale_rate: float = 5e-2
+    scale_rate: float = 3e-2
     """Learning rate of the ratio's scale (`ratio.calibrated`)."""
     critic_updates: int = 1
     """Critic updates per generator update, each on a batch of its own."""
@@ -195,7 +195,7 @@ def one_step_loss(
 ) -> Losses:
     """The loss of critic and generator, from whose backward pass each receives the gradient of its own; and the upkeep.
 
-    Terms: `ratio`, `calibrated`, `ratio_penalty` or `student` of the critic; `decoding`, `encoding` and `denoising` of
+    Terms: `ratio`, `calibrated`, `ratio_penalty` or `student` of the critic; `decoding`, `encoding` and `denoiser` of
     the upkeep. The generator's loss is a mean over values, like all losses. The teacher receives no gradient.
     """
     labels, image = _labels(generator, y, draws), augmented(x, draws, objective)
@@ -217,7 +217,7 @@ def _samples(
     generator: Network, z: Float[Tensor, "B N D"], labels: Int64[Tensor, " B"] | None, draws: OneStepDraws
 ) -> Float[Tensor, "B N D"]:
     """Samples from noise or, where draws say so, from noised data z."""
-    source = torch.where(per_token(draws.renoised), z, 0.0)
+    source = torch.where(draws.renoised[:, None, None], z, 0.0)
     return generator.generate(noised(Linear(), source, draws.eps, per_token(draws.s)), draws.s, labels)
 
 
@@ -234,7 +234,7 @@ def _learn(
     total, parts, teaches = torch.zeros((), device=z.device), dict[str, Tensor](), fake.requires_grad
     if critic.ratio is not None:
         ratio, span = options.ratio, draws.span
-        penalised = _count(ratio.penalty_share * bool(ratio.penalty), span)
+        penalised = min(_count(ratio.penalty_share * bool(ratio.penalty), span), span.batch - 1)  # the rest teaches
         weight = 1.0 if critic.student is None else options.score.adversarial
         loss, parts = ratio_loss(
             critic.ratio.logit,
@@ -282,12 +282,12 @@ def _upkeep(
     with torch.no_grad():
         wanted = teacher.denoise(z_t, t, labels)
     if not generator.shares_codec:
-        return {"denoising": (generator.denoise(z_t, t, labels) - wanted).square().mean()}
+        return {"denoiser": (generator.denoise(z_t, t, labels) - wanted).square().mean()}
     x_hat, z_hat = generator.decode_and_denoise(z, z_t, t, labels)
     return {
         "decoding": reconstruction_error(x_hat, image, objective.reconstruction),
         "encoding": (generator.encode(image) - z).square().mean(),
-        "denoising": (z_hat - wanted).square().mean(),
+        "denoiser": (z_hat - wanted).square().mean(),
     }
 
 

@@ -39,8 +39,6 @@ class Panel(NamedTuple):
     """Lower and upper edge of a shaded band."""
     threshold: Value | None = None
     """The alarm is raised below it."""
-    best: bool = False
-    """Whether the smallest value selects what is published."""
 
 
 def _line(name: str) -> Value:
@@ -137,7 +135,7 @@ PANELS = (
     ),
     Panel("gradients at the trunk: cosine between losses", (Curve("", _health("gradient_cosine"), BLUE),)),
     Panel("drift of the latents' mean, in units of their std", (Curve("", _health("drift"), BLUE),), log=True),
-    Panel("Fréchet distance of some one-step samples", (Curve("", _onestep("frechet"), BLUE),), log=True, best=True),
+    Panel("Fréchet distance of some one-step samples", (Curve("", _onestep("frechet"), BLUE),), log=True),
     Panel("class accuracy of one-step samples", (Curve("", _onestep("class_accuracy"), BLUE),)),
     Panel(
         "losses of the critic on training batches",
@@ -159,8 +157,12 @@ PANELS = (
         ),
     ),
     Panel(
-        "drift of encoder and decoder",
-        (Curve("decoding", _line("decoding"), BLUE), Curve("encoding", _line("encoding"), ORANGE)),
+        "drift of the other roles",
+        (
+            Curve("decoding", _line("decoding"), BLUE),
+            Curve("encoding", _line("encoding"), ORANGE),
+            Curve("denoiser", _line("denoiser"), GREEN),
+        ),
         log=True,
     ),
 )
@@ -203,13 +205,9 @@ def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:
     alarms = [line["images"] / 1000 for line in history if "alarm" in line]
     if alarms:
         ax.axvline(alarms[0], color=RED, linewidth=0.9, linestyle=(0, (1, 2)), label="first alarm")
-    if panel.best:
-        images, values = _points(history, panel.curves[0].value)
-        least = min(range(len(values)), key=values.__getitem__)
-        ax.plot(images[least], values[least], "o", color=RED, markersize=5, label="least")
     if panel.log:
         log_axis(ax)
-    if len(ax.get_legend_handles_labels()[0]) > 1 or panel.best:
+    if len(ax.get_legend_handles_labels()[0]) > 1:
         ax.legend()
 
 

@@ -19,7 +19,7 @@ from onefold.errors import UserError
 from onefold.networks import Network, RatioNet, build
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, one_step_loss
-from onefold.sampling import Sampler
+from onefold.sampling import Sampler, check_guidance
 from onefold.schedule import Schedule
 from onefold.training import ema
 from onefold.training.config import Config
@@ -46,6 +46,8 @@ class OneStepPhase(Phase):
                 f"onestep.critic_warmup: {options.critic_warmup:,} images leave none of {images:,} for the generator; "
                 "give a shorter warm-up or more --images"
             )
+        if options.method != "ratio":
+            check_guidance(options.score.guidance, config.network.classes)
         begins = options.generator, options.generator_trains
         if config.network.kind.learns_codec and begins != ("teacher", "all"):
             raise UserError(
@@ -157,7 +159,7 @@ class OneStepPhase(Phase):
         scores = role.denoise * (options.method != "ratio")
         guided = 1 if options.score.guidance == 1 else 2
         critic = role.encode + role.denoise + 6 * (1 + penalised) * ratio + (3 + guided) * scores
-        codec = 3 * (role.encode + role.decode) * network.kind.learns_codec
+        codec = 3 * (role.encode + role.decode) * network.kind.shares_codec
         upkeep = options.upkeep_share * bool(options.upkeep) * (4 * role.denoise + codec)
         return critic + (2 * role.denoise + upkeep) / options.critic_updates
 

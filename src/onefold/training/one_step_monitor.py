@@ -74,7 +74,8 @@ class OneStepMonitor(Monitor):
         real, labels = read_all(data, chosen)
         features = self.extractor.features(real)
         self.reference = metrics.Moments.from_features(features, self.extractor.sha256)
-        self.selection = metrics.Moments.from_features(features[::SELECTION], self.extractor.sha256)
+        fifth = features[::SELECTION] if len(features) > SELECTION else features
+        self.selection = metrics.Moments.from_features(fifth, self.extractor.sha256)
         self.pixels = _pixel_statistics(real)
         self.labels = labels[np.linspace(0, len(labels) - 1, self.count).round().astype(np.int64)]
         held_out, self.held_out_labels = read_all(test, np.arange(min(len(test), PROBE)))

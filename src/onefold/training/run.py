@@ -48,7 +48,10 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """The published average, ready for use. Raises UserError before the first checkpoint."""
-        return Network.from_pretrained(self.model)
+        network = Network.from_pretrained(self.model)
+        if not (self.model / "sampler.json").is_file():
+            network.sampler = self.config.sampler
+        return network
 
     @property
     def model_sha256(self) -> str:
@@ -111,6 +114,8 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
     refuse_placeholder(path)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))["config"]
+        if "one_step" not in described["phases"]:  # what the run has no phase for may have had other names then
+            described.pop("onestep", None)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
     config = settings.from_json(Config, json.dumps(described), str(path))
