@@ -20,6 +20,7 @@ from onefold.training.state import TrainingState
 from onefold.training.step import accumulate
 
 SMALL = {
+    "onestep.method": "ratio",
     "training.images": 160,
     "training.learning_rate": 1e-3,
     "training.ema_half_lives": (32, 64),
