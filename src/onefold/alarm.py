@@ -48,7 +48,7 @@ BOUNDS = {
     "diversity": (0.6, 1.5),
 }
 """Accepted ranges of the measurements of a one-step generator; see `training/one_step_monitor.py` for their units."""
-ONESTEP_CURE = "a lower training.learning_rate, a higher onestep.ratio.penalty or more onestep.critic_updates may help"
+ONESTEP_CURE = "a lower training.learning_rate or more onestep.critic_updates may help"
 
 
 def departure(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:

@@ -119,9 +119,10 @@ def _dispatch(arguments: list[str]) -> None:
         return None
     if arguments[0] == "--print-completion":
         return _print_completion(arguments[1:])
-    if arguments[0] == "--import":
-        _import(arguments[1:2])
-        return _dispatch(arguments[2:])
+    option, equals, value = arguments[0].partition("=")
+    if option == "--import":
+        _import([value] if equals else arguments[1:2])
+        return _dispatch(arguments[1 if equals else 2 :])
     for words in (2, 1):
         name, rest = " ".join(arguments[:words]), arguments[words:]
         if name in COMMANDS:
@@ -141,13 +142,21 @@ def _import(given: list[str]) -> None:
     """Run a Python file, whose divergence, solver, network or phase the command then knows by the name it registers."""
     path = Path(given[0]) if given else None
     if path is None or path.suffix != ".py" or not path.is_file():
-        found = "nothing" if path is None else f"{path}, which is no Python file"
-        raise UserError(f"--import: is followed by {found}; give the .py file that registers what is your own")
+        raise UserError(
+            f"--import: needs a .py file, which registers what is your own{f', not {path}' if path else ''}"
+        )
+    if path.stem in sys.modules or path.stem in sys.stdlib_module_names:
+        raise UserError(f"--import: {path} has the name of another module; give it a name of its own")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--import: {path} cannot be run ({type(error).__name__}: {error}); mend it first") from error
 
 
 def _call(name: str, arguments: list[str]) -> None:

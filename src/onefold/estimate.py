@@ -93,7 +93,7 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
     muon = config.training.optimizer == "muon"
     matrices = sum(p.numel() for p in block_matrices(network))
     parameters = int(shares["parameters"])
-    moments = 2 * parameters - (matrices if muon else 0)
+    moments = (1 + (config.training.betas[0] > 0)) * parameters - (matrices if muon else 0)
     size = config.network.image_size
     return Estimate(
         parameters=parameters,
@@ -102,7 +102,7 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
         * config.network.latent_channels
         / (size[0] * size[1] * config.network.channels),
         flops_per_image=training_flops(config),
-        flops_per_sample=network.role_flops(config.network).sample(config.sampler.evaluations),
+        flops_per_sample=network.role_flops(config.network).sample(phases_of(config)[-1].sampler.evaluations),
         state_bytes=4 * (2 * parameters + moments + len(config.training.ema_half_lives) * parameters),
         images=length(config),
         measured=measure(config, seconds) if seconds > 0 else None,
@@ -185,7 +185,7 @@ def _enter(state: TrainingState, phase: Phase) -> None:
 
 
 def _with_all_parts(phase: Phase, batch: int) -> int:
-    """Images before the first step of `batch` images in which every part of a phase has its turn."""
+    """Images before the first step of `batch` images in which the part that begins last has its turn."""
     every, first = math.lcm(*(part.every for part in phase.parts)), -(-max(part.start for part in phase.parts) // batch)
     return phase.start + batch * (first + -(first + 1) % every)
 

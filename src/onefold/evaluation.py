@@ -277,7 +277,9 @@ def _subject(run: Run, train_images: int) -> tuple[Subject, str]:
         selection = "none: the last average"
         if counters["best"] is not None:
             checkpoint, samples = counters["best_images"], min(run.config.onestep.measured, train_images)
-            selection = f"least Fréchet distance of {samples:,} samples of other seeds to every fifth training image"
+            selection = (
+                f"least Fréchet distance of {samples:,} samples of other seeds to a fifth of the training images"
+            )
     subject = Subject(
         model_sha256=run.model_sha256,
         training_seed=run.config.training.seed,
@@ -291,7 +293,7 @@ def _subject(run: Run, train_images: int) -> tuple[Subject, str]:
 
 def _sampler_text(sampler: Sampler) -> str:
     """The solver, and what is not as usual."""
-    text = sampler.solver
+    text = sampler.solver if sampler.start == 0 else f"{sampler.solver} from t = {sampler.start:g}"
     if sampler.shift != 1:
         text += f", shift {sampler.shift:g}"
     if sampler.guidance != 1 and sampler.guidance_interval != (0, 1):

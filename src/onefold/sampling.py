@@ -73,7 +73,8 @@ class Solver(Protocol):
         SOLVERS["midpoint"] = Midpoint()
         network.sample(16, solver="midpoint")
 
-    A `Sampler`, the command line and a saved `sampler.json` then know it by that name.
+    A `Sampler`, the command line and a saved `sampler.json` then know it by that name. One that calls the denoiser with a
+    time of arrival, (z_t, t, r), has an attribute `jumps = True`: it samples with a one-step generator.
     """
 
     def evaluation_times(self, times: Sequence[float]) -> list[float]:
@@ -150,7 +151,7 @@ class Renoise:
 
 @dataclass(frozen=True)
 class Refine:
-    """One jump to t = 1 and, if there are more steps, a part of the way again: noised anew to `turn`, then Euler steps.
+    """One jump to t = 1; with more steps, its result is noised to `turn` and denoised by Euler steps.
 
     The one-step generator drafts, the denoiser refines. Unlike `Renoise`, it needs no generator that is trained for
     more than its start, and more steps do not narrow the distribution (`docs/onestep.md`).
@@ -221,11 +222,11 @@ class Sampler:
         if not 0 < self.shift < math.inf:
             raise UserError(f"shift: {self.shift} is not positive; 1 leaves the time grid uniform")
         if not 0 <= self.start < 1:
-            raise UserError(f"start: {self.start} is not a time from 0, noise, to below 1, data")
+            raise UserError(f"start: {self.start} must be at least 0 (noise) and below 1 (data)")
         if self.guidance != 1 and self.jumps:
             raise UserError(
                 f"guidance: {self.guidance:g} changes a denoiser, and {self.solver!r} samples with a one-step "
-                "generator; leave it at 1, or sample with --solver euler"
+                "generator; leave it at 1, or sample with --solver euler --steps 50"
             )
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
@@ -248,11 +249,24 @@ class Sampler:
         return low <= t <= high
 
     def with_options(self, **wanted: Any) -> "Sampler":
-        """A copy with the options that are not None; another solver that does not jump begins at t = 0."""
+        """A copy with the options that are not None.
+
+        From a solver that jumps to one that does not, start and steps become a denoiser's unless they are given too.
+        """
         given = {name: value for name, value in wanted.items() if value is not None}
-        if not getattr(SOLVERS.get(given.get("solver", self.solver)), "jumps", False):
-            given = {"start": 0.0, **given} if "solver" in given else given
+        if self.jumps and not getattr(SOLVERS.get(given.get("solver", self.solver)), "jumps", False):
+            given = {"start": Sampler.start, "steps": Sampler.steps, **given}
         return replace(self, **given)
+
+    def check_for(self, own: "Sampler") -> None:
+        """Refuse a solver that jumps for a network whose own sampler does not.
+
+        Raises:
+            UserError: naming what makes a one-step generator.
+        """
+        if self.jumps and not own.jumps:
+            cure = "make one with `onefold onestep RUN`, or choose another solver"
+            raise UserError(f"solver: {self.solver!r} needs a one-step generator; {cure}")
 
 
 def time_grid(sampler: Sampler) -> Float[Tensor, " steps_plus_one"]:

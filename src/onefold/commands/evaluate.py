@@ -72,6 +72,7 @@ def evaluate(
 
     loaded = load_run(run, data=data, test_data=test_data)
     sampler = loaded.network.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    sampler.check_for(loaded.network.sampler)
     verifier = verifier_factory(run, best_of=best_of, resample=resample)
     record = evaluation.evaluate(
         loaded,

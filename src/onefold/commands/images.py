@@ -59,8 +59,8 @@ def sample(
             themselves, by name. Default: (seed + k) mod K.
         steps: Steps of the solver; 1 is one-step generation. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
-        solver: By name; a wrong one lists all. Default: the run's. euler samples from a one-step generator's run as
-            before it became one.
+        solver: By name; a wrong one lists all. Default: the run's. euler, in 50 steps unless told otherwise,
+            samples with a one-step generator's network as before it became one.
         shift: Time shift of the solver's grid.
         best_of: Of N samples for each image keep the one that the run's ratio network prefers.
         resample: Of N samples for each image draw one by the run's ratio network, which keeps more variety.
@@ -81,6 +81,7 @@ def sample(
 
     network = load_run(run).network if (run / "checkpoints").is_dir() else Network.from_pretrained(run)
     sampler = network.sampler.with_options(steps=steps, guidance=guidance, solver=solver, shift=shift)
+    sampler.check_for(network.sampler)
     n = n if n is not None else len(labels) if labels is not None and len(labels) > 1 else 64
     if labels is not None and len(labels) == 1:
         labels = labels * n
@@ -194,7 +195,9 @@ def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) ->
     if count < 1:
         raise UserError(f"{option}: {count} is not positive; give at least 1")
     if not (run / "ratio").is_dir():
-        raise UserError(f"{option}: {run} has no ratio network; give one that `onefold onestep --method ratio` made")
+        raise UserError(
+            f"{option}: {run} has no ratio network; give a run made with `onefold onestep RUN --method ratio`"
+        )
     from onefold.networks.ratio import RatioNet
     from onefold.verifier import Verifier
 

@@ -249,7 +249,7 @@ class Network(nn.Module):
         """The clean latents x̂ at which a jump from t to r aims: z_r = z_t + (r − t)/(1 − t) · (x̂ − z_t).
 
         One step is a jump from noise to r = 1, G(ε, y) = generate((1 − t₀)·ε, t₀, y). A network that has not been
-        trained for it denoises; so does, in this role too, a network that does not define it.
+        trained for it denoises here, and so does one that does not define `generate`.
 
         Args:
             z_t: Latents to start from, such as noise times 1 − t.

@@ -164,7 +164,10 @@ class DensityRatio:
         if not 0 < self.alpha < 1:
             raise UserError(f"ratio.alpha: {self.alpha} is not between 0 and 1; 0.5 is Jensen–Shannon")
         if self.divergence not in DIVERGENCES:
-            raise UserError(f"ratio.divergence: {self.divergence!r} is not one of {', '.join(DIVERGENCES)}")
+            raise UserError(
+                f"ratio.divergence: {self.divergence!r} is not one of {', '.join(DIVERGENCES)}; for one of your own, "
+                "run its file first, `onefold --import FILE.py …`"
+            )
 
     def weight(self, logit: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """f″(r) r² of the divergence at ℓ."""

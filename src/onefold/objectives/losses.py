@@ -69,14 +69,15 @@ class Draws(Protocol):
 class Losses(NamedTuple):
     """The loss to minimise, and its logged terms by name (detached); all for a part's share of the batch.
 
-    The weight of a `balanced` loss is not a number but a norm: its gradient, over the whole batch, is scaled to a
-    stated multiple (`Part.balance`) of that of `total` in the same weights. So neither the size of the latents nor the
-    method decides how much a loss counts.
+    A `balanced` loss comes with a norm instead of a weight: over the whole batch, its gradient is scaled to this multiple
+    of the norm that `total`'s has in the same weights. So neither the size of the latents nor the method decides how
+    much it counts. It shares weights with `total`, and no part of the graph.
     """
 
     total: Float[Tensor, ""]
     parts: dict[str, Float[Tensor, ""]]
-    balanced: Mapping[str, Float[Tensor, ""]] = MappingProxyType({})
+    balanced: Mapping[str, tuple[float, Float[Tensor, ""]]] = MappingProxyType({})
+    """(multiple, loss) by name."""
 
     @classmethod
     def weighted(cls, terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float], span: Span) -> "Losses":

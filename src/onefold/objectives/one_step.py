@@ -78,7 +78,7 @@ class OneStep:
     measured: int = 1000
     """Samples of each measurement in the log."""
     selects: bool = False
-    """Publish the average with the smallest distance to every fifth training image, rather than the last one."""
+    """Publish the average with the smallest distance to a fifth of the training images, rather than the last one."""
     features: str | None = None
     """File of the feature extractor for this measurement (.safetensors, .pt or .onnx). None: a small classifier of the
     data, which is first trained on the CPU; for large images, give another."""
@@ -96,7 +96,7 @@ class OneStep:
         if self.measured == 1:
             raise UserError("onestep.measured: 1 sample has no distance; give at least 2")
         if not 0 <= self.start < 1:
-            raise UserError(f"onestep.start: {self.start} is not a time from 0, noise, to below 1, data")
+            raise UserError(f"onestep.start: {self.start} must be at least 0 (noise) and below 1 (data)")
 
     @property
     def has_ratio(self) -> bool:
@@ -209,8 +209,8 @@ def one_step_loss(
     of_kept = image[kept], z[kept], None if labels is None else labels[kept], draws.kept.t[kept], draws.kept.eps[kept]
     terms = _upkeep(generator, teacher, *of_kept, objective)
     errors = {name: of_batch * error for name, error in terms.items()}
-    told = {name: error.detach() for name, error in errors.items()}
-    return learned._replace(parts=learned.parts | told, balanced={"upkeep": torch.stack([*errors.values()]).sum()})
+    told, total = {name: error.detach() for name, error in errors.items()}, torch.stack([*errors.values()]).sum()
+    return learned._replace(parts=learned.parts | told, balanced={"upkeep": (options.upkeep, total)})
 
 
 def _samples(
@@ -231,7 +231,7 @@ def _learn(
     options: OneStep,
 ) -> Losses:
     """The critic's loss on data z and samples, which receive the gradient of the generator's if they require one."""
-    total, parts, teaches = torch.zeros((), device=z.device), dict[str, Tensor](), fake.requires_grad
+    total, parts = torch.zeros((), device=z.device), dict[str, Tensor]()
     if critic.ratio is not None:
         ratio, span = options.ratio, draws.span
         penalised = min(_count(ratio.penalty_share * bool(ratio.penalty), span), span.batch - 1)  # the rest teaches
@@ -256,7 +256,7 @@ def _learn(
             denoise, critic.student.denoise, fake, labels, draws.score, normalised=normalised
         )
         total, parts = total + error, {**parts, "student": error.detach()}
-        if teaches:
+        if gradient is not None:
             total = total + (gradient * fake).mean()
     share = draws.span.share
     return Losses(share * total, {name: share * part for name, part in parts.items()})

@@ -60,18 +60,21 @@ def distillation(
     draws: NoiseDraws,
     *,
     normalised: bool,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "B ..."]]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "B ..."] | None]:
     """(loss of the student, gradient of the generator's loss at its samples), from one evaluation of each denoiser.
 
-    The student's loss is the mean squared error of its clean predictions on noised samples. Neither result has a
-    gradient in samples or teacher.
+    The student's loss is the mean squared error of its clean predictions on noised samples. Where the samples require
+    no gradient, there is none, and the teacher is not asked. Neither result has a gradient in samples or teacher.
     """
     x = fake.detach()
     x_t = noised(Linear(), x, draws.eps, _at(draws.t, x))
     own = student(x_t, draws.t, y).float()
+    loss = (own - x).square().mean()
+    if not fake.requires_grad:
+        return loss, None
     with torch.no_grad():
         wanted = teacher(x_t, draws.t, y).float()
-    return (own - x).square().mean(), score_gradient(own.detach(), wanted, x, normalised=normalised)
+    return loss, score_gradient(own.detach(), wanted, x, normalised=normalised)
 
 
 def score_gradient(

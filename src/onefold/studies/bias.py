@@ -134,7 +134,8 @@ class EvaluationPoints(NamedTuple):
 def score_pull(teacher: Denoiser, student: Denoiser, at: EvaluationPoints, seeds: int = 1) -> Float[Tensor, "M S d"]:
     """(s_q − s_p) · t from the denoisers of S seeds."""
     x, draws = at.repeat(seeds)
-    _, difference = distillation(teacher, student, x, None, draws, normalised=False)
+    _, difference = distillation(teacher, student, x.requires_grad_(), None, draws, normalised=False)
+    assert difference is not None
     return ((draws.t / (1 - draws.t)).square()[:, None] * difference).unflatten(0, (-1, seeds))
 
 

@@ -74,7 +74,6 @@ class OneStepPhase(Phase):
             self.loss,
             start=options.critic_warmup,
             every=options.critic_updates,
-            balance={"upkeep": options.upkeep},
             finish=move_levels,
         )
         return Part((critic,), ("network", "teacher"), self.draw, self.critic_loss, unless=both), both
@@ -158,10 +157,10 @@ class OneStepPhase(Phase):
         penalised = options.ratio.penalty_share * bool(options.ratio.penalty)
         scores = role.denoise * (options.method != "ratio")
         guided = 1 if options.score.guidance == 1 else 2
-        critic = role.encode + role.denoise + 6 * (1 + penalised) * ratio + (3 + guided) * scores
+        critic = role.encode + role.denoise + 6 * (1 + penalised) * ratio + 3 * scores
         codec = 3 * (role.encode + role.decode) * network.kind.shares_codec
         upkeep = options.upkeep_share * bool(options.upkeep) * (4 * role.denoise + codec)
-        return critic + (2 * role.denoise + upkeep) / options.critic_updates
+        return critic + (2 * role.denoise + guided * scores + upkeep) / options.critic_updates
 
 
 def move_levels(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> None:

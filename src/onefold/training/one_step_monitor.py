@@ -54,7 +54,7 @@ SELECTION = 5
 
 
 class OneStepMonitor(Monitor):
-    """Measures a one-step generator and its critic, and keeps the best average."""
+    """Measures a one-step generator and its critic; with `onestep.selects`, keeps the best average."""
 
     key = "onestep"
     alarm = "the generator departs from the data"

@@ -71,6 +71,10 @@ def _reads_found_inf(optimizer: Optimizer, device: torch.device) -> bool:
     return fused or type(optimizer) in (Muon, RMSPropW)
 
 
+EPS = 1e-12
+"""Of RMSPropW. Gradients of a generator by a ratio are means over the latent's values: AdamW's 1e-8 would be felt."""
+
+
 class RMSPropW(Optimizer):
     """AdamW with β₁ = 0, to the bit, without the first moment: bias-corrected RMSProp with decoupled weight decay.
 
@@ -110,7 +114,7 @@ class RMSPropW(Optimizer):
                 beta2=group["beta"],
                 lr=group["lr"],
                 weight_decay=group["weight_decay"],
-                eps=1e-8,
+                eps=EPS,
                 maximize=False,
             )
 

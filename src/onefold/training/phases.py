@@ -11,7 +11,7 @@ at any image is bit-identical. A custom phase is a subclass that registers itsel
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -88,8 +88,6 @@ class Part:
     """It takes part in one step out of this many …"""
     unless: "Part | None" = None
     """… but not where this part does."""
-    balance: Mapping[str, float] = field(default_factory=dict)
-    """Norms of the gradients of the loss's `balanced` terms, as multiples of that of its total in the same weights."""
     finish: Callable[[Mapping[str, nn.Module], Bool[Tensor, ""]], None] | None = None
     """Called with (modules, skipped) after its update, for anything updated once per step."""
 
@@ -104,10 +102,9 @@ class Part:
             return False
         return images >= self.start and (images // batch + 1) % self.every == 0
 
-    def updates(self, images: int, batch: int) -> int:
-        """Its turns up to and including the step that begins after `images` images."""
-        assert self.unless is None, "turns of a part that makes way for another are not counted"
-        return max(0, (images // batch + 1) // self.every - -(-self.start // batch) // self.every)
+    def updates(self, images: int, batch: int, since: int = 0) -> int:
+        """Updates of what it trains since `since` images, the step that begins after `images` images included."""
+        return max(0, (images // batch + 1) // self.every - -(-since // batch) // self.every)
 
 
 class Phase(ABC):

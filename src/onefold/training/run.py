@@ -23,6 +23,10 @@ from onefold.training.phases import length
 __all__ = ["Run", "check_new", "create_folder", "data_notes", "extend", "git_commit", "load_run", "move_data"]
 
 
+WITHOUT_ONE_STEP = {"self_distillation", "autoencoder", "diffusion"}
+"""Phases that read no settings of one-step training."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder. `config`, `history` and `network` are read from its files."""
@@ -114,11 +118,19 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
     refuse_placeholder(path)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))["config"]
-        if "one_step" not in described["phases"]:  # what the run has no phase for may have had other names then
-            described.pop("onestep", None)
+        phases = described["phases"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
-    config = settings.from_json(Config, json.dumps(described), str(path))
+    try:
+        config = settings.from_json(Config, json.dumps(described), str(path))
+    except UserError as error:
+        if "onestep" not in str(error):
+            raise
+        if not WITHOUT_ONE_STEP.issuperset(phases):
+            cure = f"{folder / 'model'} can still be sampled; for more, convert the run that it came from again"
+            raise UserError(f"{path}: a one-step run of an earlier version; {cure}") from error
+        described.pop("onestep")  # settings of a phase that the run does not have, by the names of an earlier version
+        config = settings.from_json(Config, json.dumps(described), str(path))
     if data is None and test_data is None:
         return Run(folder, config)
     return Run(folder, config, given_again(folder, config, data, test_data))

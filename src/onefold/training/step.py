@@ -26,6 +26,9 @@ __all__ = ["accumulate", "training_step"]
 
 Gradients = list[Tensor | None]
 
+LARGEST_WEIGHT = 100.0
+"""Of a balanced loss. What has nearly no gradient has nothing to say: beyond this, it would be rounding."""
+
 
 def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
     """One step on images x (B, C, H, W) in [−1, 1] with labels y (B,), by the parts of the current phase.
@@ -48,7 +51,7 @@ def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) ->
             set_rates(optimizers, trained.schedule.rate_factor(images - trained.start, batch))
             values[trained.norm], skipped = guarded_step(module, optimizers, trained.schedule.clip, skip=skipped)
             for average, half_life in zip(state.averages, trained.half_lives, strict=bool(trained.half_lives)):
-                seen = batch * part.updates(images, batch)
+                seen = batch * part.updates(images, batch, trained.start)
                 ema.update(average, module, trained.schedule.survival(half_life, seen, batch))
         if part.finish is not None:
             part.finish(state.modules, skipped)
@@ -74,18 +77,20 @@ def accumulate(
     trained = [p for module in modules[: len(part.trains)] for p in module.parameters() if p.requires_grad]
     size = training.micro_batch or len(x)
     told: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=x.device))
-    balanced: dict[str, Gradients] = {}
+    gradients: dict[str, Gradients] = {}
+    multiples: dict[str, float] = {}
     for start in range(0, len(x), size):
         stop = min(start + size, len(x))
         with autocast(training, x.device):
             losses = part.loss(*modules, x[start:stop], y[start:stop], draws.part(start, stop))
-        for name, loss in losses.balanced.items():
-            found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
-            balanced[name] = [*map(_sum, balanced.get(name, [None] * len(trained)), found)]
+        for name, (multiple, loss) in losses.balanced.items():
+            found = torch.autograd.grad(loss, trained, allow_unused=True)
+            gradients[name] = [*map(_sum, gradients.get(name, [None] * len(trained)), found)]
+            multiples[name] = multiple
         losses.total.backward(inputs=trained)
         for name, value in losses.parts.items():
             told[name] = told[name] + value
-    return {**told, **_add_balanced(trained, balanced, part.balance)}
+    return {**told, **_add_balanced(trained, gradients, multiples)}
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -94,7 +99,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 @torch.no_grad()
 def _add_balanced(
-    trained: Sequence[nn.Parameter], balanced: Mapping[str, Gradients], balance: Mapping[str, float]
+    trained: Sequence[nn.Parameter], balanced: Mapping[str, Gradients], multiples: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Add each balanced loss's gradient, scaled to its multiple of the norm that the total's has in the same weights.
 
@@ -104,7 +109,8 @@ def _add_balanced(
     for name, gradients in balanced.items():
         own = _norm(gradients)
         total = _norm([p.grad for p, gradient in zip(trained, gradients, strict=True) if gradient is not None])
-        told |= {f"{name}_norm": own, f"{name}_weight": balance[name] * total / own.clamp(min=1e-12)}
+        weight = multiples[name] * total / own.clamp(min=multiples[name] * total / LARGEST_WEIGHT + 1e-30)
+        told |= {f"{name}_norm": own, f"{name}_weight": weight}
     for name, gradients in balanced.items():
         for p, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
