@@ -73,8 +73,8 @@ class Solver(Protocol):
         SOLVERS["midpoint"] = Midpoint()
         network.sample(16, solver="midpoint")
 
-    A `Sampler`, the command line and a saved `sampler.json` then know it by that name. One that calls the denoiser with a
-    time of arrival, (z_t, t, r), has an attribute `jumps = True`: it samples with a one-step generator.
+    A `Sampler`, the command line and a saved `sampler.json` then know it by that name. One that calls the denoiser with
+    a time of arrival, (z_t, t, r), has an attribute `jumps = True`: it samples with a one-step generator.
     """
 
     def evaluation_times(self, times: Sequence[float]) -> list[float]:

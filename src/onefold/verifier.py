@@ -9,9 +9,6 @@ ratio network from training tells how much likelier each candidate is under the 
 
 ℓ is evaluated at a low noise level, where the content of the sample is still visible. Candidate j of image k has the
 seed `seed + k + j·2³²`, so candidate 0 is the image that would be sampled without a verifier.
-
-The ratio network is the last one of training, whereas the generator is the best one: the ratio network from that
-earlier point chooses worse.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +41,7 @@ class Verifier:
     """Candidates per image, N."""
     choice: Literal["best", "resample"] = "best"
     level: float = 0.9
-    """The time t at which ℓ is evaluated."""
+    """The time t at which ℓ is evaluated; one that the ratio network has been trained at, up to `ratio.t_max`."""
 
     def __post_init__(self) -> None:
         if self.candidates < 1:

@@ -196,9 +196,9 @@ class Jump(nn.Module):
 
 
 def fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """A hook before loading: parameters that weights saved earlier lack are zero."""
-    for name, value in module.named_parameters():
-        state_dict.setdefault(prefix + name, torch.zeros_like(value))
+    """A hook before loading: the parameters of a module that weights saved earlier lack altogether are zero."""
+    if not any(name.startswith(prefix) for name in state_dict):
+        state_dict.update({prefix + name: torch.zeros_like(value) for name, value in module.named_parameters()})
 
 
 def conditioning(

@@ -69,9 +69,9 @@ class Draws(Protocol):
 class Losses(NamedTuple):
     """The loss to minimise, and its logged terms by name (detached); all for a part's share of the batch.
 
-    A `balanced` loss comes with a norm instead of a weight: over the whole batch, its gradient is scaled to this multiple
-    of the norm that `total`'s has in the same weights. So neither the size of the latents nor the method decides how
-    much it counts. It shares weights with `total`, and no part of the graph.
+    A `balanced` loss comes with a norm instead of a weight: over the whole batch, its gradient is scaled to this
+    multiple of the norm that `total`'s has in the same weights. So neither the size of the latents nor the method
+    decides how much it counts. It shares weights with `total`, and no part of the graph.
     """
 
     total: Float[Tensor, ""]

@@ -1,6 +1,6 @@
 """The phase in which a trained network becomes a one-step generator.
 
-    critic  →  after its warm-up: critic and generator  →  average, of which a monitor keeps the best
+    critic  →  after its warm-up: critic and generator  →  average
 
 Both start from the weights of the network that the phase begins with, the teacher, which does not change.
 """
