@@ -47,7 +47,7 @@ def onestep(arguments: list[str]) -> None:
     ) -> None:
         """Make a one-step generator of a trained run, RUN, which comes first and stays as it is.
 
-        The same network is taught by its own score, or by data alone through a learned density ratio.
+        The same network is taught by its own score, or by the data through a learned density ratio.
 
         Example: onefold onestep runs/digits --out runs/digits-onestep
 

@@ -1,4 +1,4 @@
-"""Score distillation, which the density ratio replaces: a generator trained by the difference of two scores.
+"""Score distillation: a generator trained by the difference of two scores.
 
 A teacher's denoiser f_p gives the score of noised data; a student denoiser f_q, trained alongside on the generator's
 samples, gives that of noised samples. The gradient of the reverse Kullback–Leibler divergence at a sample x is

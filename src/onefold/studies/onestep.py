@@ -1,7 +1,7 @@
 """The one-step study: methods, divergences, and the make-up of the ratio network.
 
     diffusion          the teacher, in many steps
-    ratio              onefold's default: Jensen–Shannon divergence, a ratio network as deep as the teacher
+    ratio              by a density ratio: Jensen–Shannon divergence, a ratio network as deep as the teacher
     <divergence>       the others of the family
     half, norms        a ratio network with the first half of the blocks; one whose matrices stay the teacher's
     no-penalty, strong-penalty, uncalibrated, two-updates, renoised, level-normalised
@@ -9,7 +9,7 @@
     start-0, start-0-1, …
                        the generator starts at t₀ = 0, that is from noise, at 0.1, …
     score, dmd, dmd-adversarial
-                       what the ratio replaces: distillation by the difference of two scores, on the same backbone
+                       onefold's default, and others by the difference of two scores, on the same backbone
 
 For each seed, all arms start from the same teacher and see the same number of images. `onestep_study` creates such
 studies.
