@@ -151,7 +151,9 @@ class Renoise:
 
 @dataclass(frozen=True)
 class Refine:
-    """One jump to t = 1; with more steps, its result is noised to `turn` and denoised by Euler steps.
+    """One jump to t = 1; with more steps, its result is noised again and denoised by Euler steps.
+
+    The way back is `stride` for each of those steps, since a longer step would end in a mean, and at most to `turn`.
 
     The one-step generator drafts, the denoiser refines. Unlike `Renoise`, it needs no generator that is trained for
     more than its start, and more steps do not narrow the distribution (`docs/onestep.md`).
@@ -159,6 +161,7 @@ class Refine:
 
     jumps = True
     turn: float = 0.7
+    stride: float = 0.1
 
     def evaluation_times(self, times: Sequence[float]) -> list[float]:
         return [times[0], *self._grid(times)[:-1]]
@@ -174,8 +177,9 @@ class Refine:
         return Euler().integrate(denoise, z, grid, path, None)
 
     def _grid(self, times: Sequence[float]) -> list[float]:
-        """Times of the steps after the first, from `turn` to 1; spaced as those given."""
-        rest, turn = times[1:], self.turn
+        """Times of the steps after the first, to 1; spaced as those given."""
+        rest = times[1:]
+        turn = max(self.turn, 1 - self.stride * (len(rest) - 1))
         return [1 + (1 - turn) * (t - 1) / max(1 - rest[0], 1e-9) for t in rest]
 
 
