@@ -93,7 +93,7 @@ def rows_of(teacher: Run, fast: Run, *, brief: bool) -> dict[str, Measured]:
 def updates_of(run: Run) -> int:
     """Updates of the generator in a whole run."""
     both = phases_of(run.config)[-1].parts[-1]
-    return both.updates(run.length - 1, run.config.training.batch)
+    return both.updates(run.length - 1, run.config.training.batch, both.start)
 
 
 def main(
