@@ -38,7 +38,7 @@ class ScoreDistillation:
     time: TimeDistribution = field(default_factory=TimeDistribution)
     """Noise levels of both losses …"""
     t_max: float = 0.8
-    """… times this: near t = 1, what the two predictions differ in is what the teacher knows of its images by heart."""
+    """… times this. A first trial: samples were nearer to test images than with 0.98 (`docs/onestep.md`)."""
     guidance: float = 1.0
     """Guidance of the teacher (Ho & Salimans, 2022): the generator learns to sample as the teacher would under it."""
     adversarial: float = 0.0

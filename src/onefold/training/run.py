@@ -4,7 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,7 @@ def data_notes(run: Run) -> list[str]:
     return list(map(printable, lines))
 
 
+@cache
 def git_commit() -> str | None:
     """The commit of the clone that onefold runs from, "-dirty" if files have changed; None if it is no clone."""
     here = Path(__file__)
