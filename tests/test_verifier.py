@@ -240,7 +240,7 @@ def test_evaluate_measures_the_choice(run: Path, capsys: pytest.CaptureFixture[s
         assert cli.run(["evaluate", str(run), "--images", "20", "--json", *options]) == 0
         found[" ".join(options)] = json.loads(capsys.readouterr().out)
     assert {
-        path.stem.removeprefix("renoise-1-guidance-1-shift-1-seed-0") for path in (run / "evaluation").iterdir()
+        path.stem.removeprefix("refine-1-guidance-1-shift-1-seed-0") for path in (run / "evaluation").iterdir()
     } == {
         "",
         "-best-of-1",
@@ -262,7 +262,10 @@ def test_evaluate_measures_the_choice(run: Path, capsys: pytest.CaptureFixture[s
         ("run --best-of 2 --resample 3", "--best-of: cannot go with --resample; choose one"),
         ("run --best-of 0", "--best-of: 0 is not positive; give at least 1"),
         ("run --resample -1", "--resample: -1 is not positive; give at least 1"),
-        ("teacher --best-of 2", "--best-of: teacher has no ratio network; give a run that `onefold onestep` made"),
+        (
+            "teacher --best-of 2",
+            "--best-of: teacher has no ratio network; give a run made with `onefold onestep RUN --method ratio`",
+        ),
         ("teacher --resample 2", "--resample: teacher has no ratio network"),
         ("damaged --best-of 2", "damaged/ratio: does not hold a ratio network"),
         ("run --best-of x", "--best-of"),
