@@ -248,7 +248,8 @@ def test_evaluate_measures_the_choice(run: Path, capsys: pytest.CaptureFixture[s
         "-resample-3",
     }
     samplers = [record["protocol"]["sampler"] for record in found.values()]
-    assert samplers == ["renoise", "renoise, best of 1", "renoise, best of 3", "renoise, resampled from 3"]
+    choices = ("", ", best of 1", ", best of 3", ", resampled from 3")
+    assert samplers == [f"refine from t = 0.3{choice}" for choice in choices]
     distances = [record["frechet_distance"] for record in found.values()]
     assert distances[0] == distances[1]
     assert len(set(distances)) == 3
