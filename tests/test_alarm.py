@@ -190,6 +190,30 @@ def test_curves_of_all_that_there_is(tmp_path: Path):
     assert whole.shape[0] == 3 * few.shape[0], "three rows of panels, or one"
 
 
+def test_curves_of_one_step_show_the_upkeep_and_mark_nothing_as_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One panel has all roles that are kept up; none has the mark of a best value."""
+    assert not hasattr(curves.Panel, "best")
+    shown: dict[str, list[str]] = {}
+    honest = curves._draw
+
+    def draw(ax: Any, panel: curves.Panel, history: Any) -> None:
+        honest(ax, panel, history)
+        shown[panel.title] = ax.get_legend_handles_labels()[1]
+
+    monkeypatch.setattr(curves, "_draw", draw)
+    kept = {"decoding": 0.1, "encoding": 0.2, "denoiser": 0.3}
+    lines = [{"images": 100 * k, "onestep": {"frechet": 5.0 - k}, **kept} for k in range(1, 4)]
+    assert drawn(lines, tmp_path / "curves.png") is not None
+    assert shown["drift of the other roles"] == ["decoding", "encoding", "denoiser"]
+    assert not any("least" in labels for labels in shown.values())
+    shown.clear()
+    assert drawn([{k: v for k, v in line.items() if k not in ("decoding", "encoding")} for line in lines],
+                 tmp_path / "other.png") is not None  # fmt: skip
+    assert shown["drift of the other roles"] == ["denoiser"], "networks that share no codec"
+
+
 def test_curves_of_numbers_that_are_missing(tmp_path: Path):
     lines = made_up([0.5, None, 0.6], [None, None, None], images=None)
     lines[0]["health"]["channel_std"] = [0.4, None]

@@ -25,8 +25,8 @@ def test_every_row_and_run_of_one_step_has_its_protocol_and_subject(
 ):
     for seed in (0, 1):
         teacher = train(tiny(training__seed=seed), tmp_path / f"run{seed}", quiet=True)
-        config = one_step_from(teacher.folder, onestep__selection=0, training__on_collapse="ignore")
-        fast = train(config, tmp_path / f"run{seed}-onestep", quiet=True)
+        config = one_step_from(teacher.folder, onestep__selects=False, training__on_collapse="ignore")
+        fast = train(config, tmp_path / f"run{seed}-ratio", quiet=True)
         (fast.folder / "curves.png").touch()  # of so short a run there are none
     monkeypatch.setattr(onestep_digits, "evaluate", few)
     monkeypatch.setattr(onestep_digits, "SEEDS", (0, 100))
@@ -38,9 +38,9 @@ def test_every_row_and_run_of_one_step_has_its_protocol_and_subject(
     before, after, best = (rows[name]["records"][1] for name in ("1 step, before", "1 step", "best of 4"))
     assert before["subject"]["model_sha256"] == load_run(tmp_path / "run1").model_sha256
     assert after["subject"] == best["subject"]
-    assert after["subject"]["model_sha256"] == load_run(tmp_path / "run1-onestep").model_sha256
+    assert after["subject"]["model_sha256"] == load_run(tmp_path / "run1-ratio").model_sha256
     assert "best of 4" in best["protocol"]["sampler"]
-    evaluations = [few(tmp_path / "run1-onestep", seed=seed)["test"] for seed in onestep_digits.SEEDS]
+    evaluations = [few(tmp_path / "run1-ratio", seed=seed)["test"] for seed in onestep_digits.SEEDS]
     for name in ("frechet_distance", "floor", "kid", "precision", "recall"):
         mean = statistics.mean(numbers[name] for numbers in evaluations)
         assert rows["1 step"][f"test.{name}"]["values"][1] == pytest.approx(mean)

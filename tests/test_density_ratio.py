@@ -328,11 +328,14 @@ def test_ratio_gradient_reaches_the_generator_as_the_divergence_does():
 
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
-def test_ratio_loss_is_that_of_separate_calls(labelled: bool, penalty: float):
+@pytest.mark.parametrize("every", [None, 1, 8])
+def test_ratio_loss_is_that_of_separate_calls(labelled: bool, penalty: float, every: int | None):
+    """The penalty is the mean over the samples in it: those that are named, or else an eighth, spread evenly."""
     real, fake, labels, draws = tokens()
     network, y, t = Network(), labels if labelled else None, draws.t[:, None, None]
     options = DensityRatio(penalty=penalty, penalty_step=0.1)
-    loss, parts = ratio_loss(network, real, fake, y, draws, options)
+    penalised = None if every is None else torch.arange(0, 40, every)
+    loss, parts = ratio_loss(network, real, fake, y, draws, options, penalised=penalised)
     assert len(network.calls) == 1  # packed
 
     at = {"real": t * real + (1 - t) * draws.eps, "fake": t * fake + (1 - t) * draws.eps}
@@ -340,7 +343,7 @@ def test_ratio_loss_is_that_of_separate_calls(labelled: bool, penalty: float):
     ahead = {name: network(x_t + 0.1 * draws.direction, draws.t, y) for name, x_t in at.items()}
     ratio = F.binary_cross_entropy_with_logits(logit["real"], torch.ones(40))
     ratio = ratio + F.binary_cross_entropy_with_logits(logit["fake"], torch.zeros(40))
-    slopes = sum(((ahead[name] - logit[name]) / 0.1).square().mean() for name in at)
+    slopes = sum(((ahead[name] - logit[name]) / 0.1)[:: every or 8].square().mean() for name in at)
     expected = ratio + penalty * slopes
 
     torch.testing.assert_close(loss, expected)
@@ -357,7 +360,7 @@ def test_data_and_samples_differ_in_nothing_else():
     """Same levels, noise and labels, and the same directions of the finite differences."""
     real, fake, y, draws = tokens()
     network, options = Network(), DensityRatio()
-    ratio_loss(network, real, fake, y, draws, options)
+    ratio_loss(network, real, fake, y, draws, options, penalised=torch.arange(40))
     ((points, t, labels),) = network.calls
     on_real, on_fake, real_ahead, fake_ahead = points.unflatten(0, (4, -1))
     torch.testing.assert_close(on_real - on_fake, draws.t[:, None, None] * (real - fake))
@@ -373,10 +376,11 @@ def test_penalty_is_the_squared_slope():
     a = torch.tensor([1.0, -2.0, 0.5])
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(2, 40_000, 3, generator=generator)
+    all_of_them = torch.arange(40_000)
     for step in (0.05, 0.5):
         options = DensityRatio(penalty_step=step)
         draws = draws_of((40_000, 3), generator)
-        _, parts = ratio_loss(lambda x_t, t, y: x_t @ a, real, fake, None, draws, options)
+        _, parts = ratio_loss(lambda x_t, t, y: x_t @ a, real, fake, None, draws, options, penalised=all_of_them)
         assert parts["ratio_penalty"].item() == pytest.approx(2 * a.square().sum().item(), rel=0.03)
 
 

@@ -137,9 +137,10 @@ def test_it_says_which_checkpoint_a_run_chose_and_how(run: Run, tmp_path: Path):
     """A one-step run publishes the average of its least distance."""
     config = one_step_from(run.folder, training__health_every=64, training__seed=3, training__on_collapse="ignore")
     fast = train(config, tmp_path / "fast", quiet=True)
-    measured = {line["images"]: line["onestep"]["frechet"] for line in fast.history if line.get("onestep")}
+    measured = [line["images"] for line in fast.history if line.get("onestep")]
     record = evaluate(fast, images=20)
-    assert record["subject"]["checkpoint"] == min(measured, key=measured.__getitem__)
+    assert record["subject"]["checkpoint"] in measured
+    assert record["protocol"]["sampler"] == "refine from t = 0.3"
     path = checkpoints(fast.folder)[-1] / "state.json"
     described = json.loads(path.read_text(encoding="utf-8"))
     described["counters"]["best_images"] = 64  # as if the first had been the best
@@ -148,7 +149,7 @@ def test_it_says_which_checkpoint_a_run_chose_and_how(run: Run, tmp_path: Path):
     record = evaluate(fast, images=20)
     sizes = {name: record["subject"][name] for name in ("training_seed", "images_seen", "checkpoint")}
     assert sizes == {"training_seed": 3, "images_seen": 160, "checkpoint": 64}
-    selection = "least Fréchet distance of 40 samples of other seeds to the training images"
+    selection = "least Fréchet distance of 40 samples of other seeds to a fifth of the training images"
     assert record["protocol"]["selection"] == selection
 
 
@@ -170,11 +171,17 @@ def test_the_protocol_names_everything_that_changes_the_numbers(run: Run):
         Sampler(steps=2, guidance=2.0),
         Sampler(steps=2, shift=2.0),
         Sampler(steps=2, guidance=2.0, guidance_interval=(0.0, 0.4)),
+        Sampler(steps=2, start=0.3),
+        Sampler(steps=2, start=0.5, shift=2.0),
+        Sampler(steps=2, solver="refine"),
+        Sampler(steps=2, solver="refine", start=0.3),
     ]
     records = [evaluate(run, sampler=sampler, images=20) for sampler in samplers]
     records += [evaluate(run, images=20, seed=1), evaluate(run, images=21)]
     protocols = [json.dumps(each["protocol"], sort_keys=True) for each in records]
     assert len(set(protocols)) == len(protocols)
+    told = ["euler from t = 0.3", "euler from t = 0.5, shift 2", "refine", "refine from t = 0.3"]
+    assert [each["protocol"]["sampler"] for each in records[6:10]] == told
 
 
 def test_it_says_what_it_does(run: Run):

@@ -48,7 +48,7 @@ def two_phases(**changes: Any) -> Config:
     """Six steps of the first phase and seven of the second, in two of which the critic learns alone."""
     intervals = {"training__health_every": 32, "training__checkpoint_every": 48, "training__keep_last": 99}
     config = tiny(training__images=FIRST, **{**intervals, **changes})
-    options = OneStep(critic_warmup=32, critic_rate=1e-3, measured=40, selects=True, schedule=SCHEDULE)
+    options = OneStep(method="ratio", critic_warmup=32, critic_rate=1e-3, measured=40, selects=True, schedule=SCHEDULE)
     phases = ("self_distillation", "one_step")
     return replace(config, phases=phases, onestep=options, sampler=Sampler(steps=1, solver="renoise"))
 
@@ -129,7 +129,7 @@ def test_it_trains_one_after_the_other(whole: Run):
     assert list(lines) == [32, 64, 96, 128, 160, 192, 208]
     for images, line in lines.items():
         first = images <= FIRST
-        kept = {"decoding", "encoding", "denoising", "upkeep_norm", "upkeep_weight"}
+        kept = {"decoding", "encoding", "denoiser", "upkeep_norm", "upkeep_weight"}
         assert ({"health", "denoising", *kept} & line.keys()) == ({"health", "denoising"} if first else
             (kept if images > FIRST + 32 else set()))  # fmt: skip
         assert ("onestep" in line) == ("ratio" in line) == ("critic_norm" in line) == (not first)

@@ -143,7 +143,7 @@ def test_the_generator_moves_at_each_of_so_many_steps(updates: int, moving: list
         assert "critic" in found
         moved += [k] if "network" in found else []
     assert moved == list(moving)
-    assert parts_of(state, config)[1].updates(16 * 9, 16) == len(moved)
+    assert parts_of(state, config)[1].updates(16 * 9, 16, since=32) == len(moved)
 
 
 def test_averages_have_half_lives_in_updates_of_the_generator():
@@ -171,6 +171,7 @@ def test_averages_have_half_lives_in_updates_of_the_generator():
 def test_the_critic_s_rate_follows_the_run_and_the_generator_s_begins_when_it_moves():
     """A fall over the last half: of 160 images for the critic, of the 96 that are left for the generator."""
     changes = {"onestep__critic_warmup": 64, "training__decay": 0.5, "training__warmup": 32}
+    changes |= {"onestep__scale_rate": 2e-2}
     config = one_step(**KINDS["pixels"], **changes)
     state = begun(config)
     optimizers = [*state.optimizers["network"], *state.optimizers["critic"]]
@@ -376,7 +377,7 @@ def upkeep_of(state: TrainingState, x: Tensor, y: Tensor, draws: OneStepDraws, k
     teacher, network, t = teacher_of(state), state.network, draws.kept.t[kept]
     z, labels = teacher.encode(image), torch.where(draws.unlabelled, 10, y)[kept]
     z_t = t[:, None, None] * z + (1 - t[:, None, None]) * draws.kept.eps[kept]
-    errors = {"denoising": (network.denoise(z_t, t, labels) - teacher.denoise(z_t, t, labels)).square().mean()}
+    errors = {"denoiser": (network.denoise(z_t, t, labels) - teacher.denoise(z_t, t, labels)).square().mean()}
     if network.shares_codec:
         errors["decoding"] = (network.decode(z) - image).abs().mean()
         errors["encoding"] = (network.encode(image) - z).square().mean()
@@ -427,7 +428,7 @@ def test_upkeep_reaches_neither_teacher_nor_critic(kind: str):
     teacher_of(state).requires_grad_(True)
     for each in (config, config.with_changes({"onestep.upkeep": 0.0})):
         parts = both_gradients(state, x, y, draws, each)
-        assert ("upkeep_norm" in parts) == ("denoising" in parts) == (each is config)
+        assert ("upkeep_norm" in parts) == ("denoiser" in parts) == (each is config)
         assert gradients(teacher_of(state)) == {}
         found.append(gradients(critic_of(state)))
         critic_of(state).zero_grad()
@@ -439,7 +440,7 @@ def test_there_are_no_codec_terms_where_no_codec_is_shared(kind: str):
     config = one_step(**KINDS[kind], onestep__upkeep_share=1.0)
     state, (x, y) = advanced(config), digits()
     parts = both_gradients(state, x, y, drawn(state, config), config)
-    assert parts.keys() == {"ratio", "calibrated", "ratio_penalty", "denoising", "upkeep_norm", "upkeep_weight"}
+    assert parts.keys() == {"ratio", "calibrated", "ratio_penalty", "denoiser", "upkeep_norm", "upkeep_weight"}
     if isinstance(state.network, ThreeNetworks):
         found = {name.split(".")[0] for name in gradients(state.network)}
         assert found == {"denoiser", "time", "labels", "modulation", "jump"}
@@ -487,7 +488,7 @@ def test_a_critic_s_gradient_that_is_not_finite_changes_neither_weights_nor_mome
     """Neither the critic's nor the generator's; the averages go on towards the weights that stand still."""
     config = one_step(**METHODS[method], onestep__ratio__level_normalised=True)
     state = advanced(config)
-    start, turns = tensors(state), parts_of(state, config)[1].updates(64, 16)
+    start, turns = tensors(state), parts_of(state, config)[1].updates(64, 16, since=32)
     name = "ratio.backbone.entrance.bias" if method == "ratio" else "student.latents_in.bias"
     cure = poisoned(critic_of(state).get_parameter(name), value)
     for k in (1, 2):
@@ -540,7 +541,7 @@ def test_good_steps_of_a_critic_alone_do_not_end_a_row_of_bad_ones():
 def test_a_generator_s_gradient_that_is_not_finite_changes_the_critic_alone(value: float):
     config = one_step(onestep__ratio__level_normalised=True)
     state = advanced(config)
-    before = tensors(state) | on_towards(state, 16 * parts_of(state, config)[1].updates(64, 16), config)
+    before = tensors(state) | on_towards(state, 16 * parts_of(state, config)[1].updates(64, 16, since=32), config)
     cure = poisoned(state.network.get_parameter("latents_out.bias"), value)
     training_step(state, *digits(), config)
     moved = differing(before, tensors(state))
@@ -661,7 +662,9 @@ def slope_at(state: TrainingState, fake: Tensor, y: Tensor, draws: OneStepDraws,
         slope = weight * ratio_gradient(critic.ratio, fake, y, draws.ratio, options.ratio)
     if critic.student is not None:
         denoisers, normalised = (teacher.denoise, critic.student.denoise), options.method == "dmd"
-        slope = slope + distillation(*denoisers, fake, y, draws.score, normalised=normalised)[1]
+        _, pull = distillation(*denoisers, fake.requires_grad_(), y, draws.score, normalised=normalised)
+        assert pull is not None
+        slope = slope + pull
     return slope.detach()
 
 
@@ -683,7 +686,7 @@ def test_a_critic_learns_and_a_generator_follows_it(method: str):
     critic, draws = critic_of(state), drawn(state, held, count=64)
     none = torch.zeros(64).long()
     before = fresh_samples(state, draws)
-    slope = slope_at(state, before, none, draws, held)
+    slope = slope_at(state, before.clone(), none, draws, held)
     for k in range(5):
         training_step(state, *digits(start=16 * k), held)
     moved = fresh_samples(state, draws) - before

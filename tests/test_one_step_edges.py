@@ -17,6 +17,7 @@ from onefold import settings
 from onefold.data import open_dataset
 from onefold.errors import UserError
 from onefold.networks import RatioNet
+from onefold.networks.trunk import Jump
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, ratio_loss
 from onefold.recipes import recipe
 from onefold.training import one_step_monitor
@@ -71,8 +72,79 @@ def test_a_run_without_one_step_is_read_whatever_its_settings_were_called(tmp_pa
     assert load_run(tmp_path).config == recipe("digits")
     described["phases"] = ["one_step"]
     (tmp_path / "config.json").write_text(json.dumps({"onefold": "0.1.0", "config": described}), encoding="utf-8")
-    with pytest.raises(UserError, match="codec_share"):
+    with pytest.raises(UserError) as error:
         load_run(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'config.json'}: a one-step run of an earlier version; {tmp_path / 'model'} can still be sampled; "
+        "for more, convert the run that it came from again"
+    )
+
+
+def written(folder: Path, *phases: str, **changes: Any) -> Path:
+    """The configuration of a run, with settings of its own in sections of that."""
+    described = json.loads(settings.to_json(recipe("digits")))
+    described["phases"] = list(phases)
+    for name, value in changes.items():
+        section, setting = name.split("__")
+        described[section][setting] = value
+    (folder / "config.json").write_text(json.dumps({"onefold": "0.1.0", "config": described}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("phases", [("self_distillation",), ("autoencoder", "diffusion")])
+def test_settings_of_one_step_that_are_still_known_are_kept(phases: tuple[str, ...], tmp_path: Path):
+    """A run is read as it was written first; only where that fails, and one step has no part in it, without these."""
+    config = load_run(written(tmp_path, *phases, onestep__measured=77)).config
+    assert (config.onestep.measured, config.phases) == (77, phases)
+    config = load_run(written(tmp_path, *phases, onestep__measured=77, onestep__codec_share=0.5)).config
+    assert config == recipe("digits").with_changes({"phases": phases})
+
+
+def test_settings_of_other_sections_are_never_dropped(tmp_path: Path):
+    for changes in ({"training__bogus": 1}, {"training__bogus": 1, "onestep__codec_share": 0.5}):
+        with pytest.raises(UserError, match="bogus"):
+            load_run(written(tmp_path, "self_distillation", **changes))
+
+
+def test_a_run_whose_phases_include_one_s_own_is_not_read_without_its_settings(tmp_path: Path):
+    """Which may read those of one step."""
+    with pytest.raises(UserError) as error:
+        load_run(written(tmp_path, "self_distillation", "my_own", onestep__codec_share=0.5))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("described", [[], {"config": []}, {"config": {}}, {"config": {"phases": None}}, "text"])
+def test_what_is_no_configuration_is_one_line(described: Any, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_run(tmp_path)
+
+
+# --- of weights that earlier ones lack --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [(), ("vector",), ("arrival",), ("vector", "arrival")])
+def test_a_module_is_filled_with_zeros_only_if_all_of_it_is_missing(missing: tuple[str, ...]):
+    """A part of it that is missing is a damaged file."""
+    holder = nn.ModuleDict({"jump": Jump(8), "other": nn.Linear(2, 2)})
+    with torch.no_grad():
+        for p in holder.parameters():
+            p.normal_()
+    given = {name: value.clone() for name, value in holder.state_dict().items()}
+    for name in missing:
+        del given[f"jump.{name}"]
+    other = nn.ModuleDict({"jump": Jump(8), "other": nn.Linear(2, 2)})
+    if len(missing) == 1:
+        with pytest.raises(RuntimeError, match=rf"jump\.{missing[0]}"):
+            other.load_state_dict(given)
+        return
+    with torch.no_grad():
+        other.get_parameter("jump.vector").fill_(5.0)
+    other.load_state_dict(given)
+    expected = (
+        holder.state_dict() if not missing else {n: v * (n[:4] != "jump") for n, v in holder.state_dict().items()}
+    )
+    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
 
 
 def test_an_earlier_ratio_network_is_read(tmp_path: Path):

@@ -60,7 +60,7 @@ def test_the_losses_of_parts_add_up(method: str, cuts: set[int], share: float, r
     teacher, critic = teacher_of(state), critic_of(state)
     ends = list(pairwise([0, *sorted(cuts), 16]))
     for part in parts_of(state, config):
-        draws, together = part.draw(16, torch.Generator().manual_seed(0)), len(part.trains) > 1
+        draws, for_both = part.draw(16, torch.Generator().manual_seed(0)), len(part.trains) > 1
         modules = [state.modules[name] for name in part.modules]
 
         def losses(start: int, stop: int, part=part, modules=modules, draws=draws) -> Losses:
@@ -77,15 +77,18 @@ def test_the_losses_of_parts_add_up(method: str, cuts: set[int], share: float, r
         for name in told:
             found = sum(losses.parts.get(name, torch.zeros(())) for losses in each)
             torch.testing.assert_close(found, whole.parts[name], rtol=1e-4, atol=1e-6)
-        if together:
+        if for_both:
             kept = {k * 16 // max(1, round(16 * share)) for k in range(max(1, round(16 * share)))} if share else set()
             having = [any(start <= k < stop for k in kept) for start, stop in ends]
             assert ["decoding" in losses.parts for losses in each] == having
             assert ["upkeep" in losses.balanced for losses in each] == having
             if share:
-                upkeep = torch.stack([losses.balanced["upkeep"] for losses in each if losses.balanced]).sum()
-                torch.testing.assert_close(upkeep, whole.balanced["upkeep"], rtol=1e-4, atol=1e-6)
-                one, other = (gradient_of(loss, state.network) for loss in (whole.balanced["upkeep"], upkeep))
+                found = [losses.balanced["upkeep"] for losses in (whole, *each) if losses.balanced]
+                assert {multiple for multiple, _ in found} == {config.onestep.upkeep}
+                upkeep, *others = (loss for _, loss in found)
+                together = torch.stack(others).sum()
+                torch.testing.assert_close(together, upkeep, rtol=1e-4, atol=1e-6)
+                one, other = (gradient_of(loss, state.network) for loss in (upkeep, together))
                 assert (one - other).norm() <= 1e-4 * one.norm()
         else:
             assert not any(losses.balanced for losses in each)
@@ -112,9 +115,30 @@ def test_no_loss_has_a_way_to_the_teacher_nor_the_critic_s_to_the_generator(meth
     assert not losses.balanced
     losses = both.loss(critic, generator, teacher, x, y, draws)
     assert [reached(losses.total, module) for module in (critic, generator, teacher)] == [True, True, False]
-    kept = losses.balanced["upkeep"]
+    _, kept = losses.balanced["upkeep"]
     assert [reached(kept, module) for module in (critic, generator, teacher)] == [False, True, False]
     assert not any(part.requires_grad for part in losses.parts.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["one_network", "three_networks"])
+def test_the_upkeep_shares_no_graph_with_the_rest(method: str, kind: str):
+    """Either may have its backward pass first, and what it kept in memory is free before the other begins."""
+    changes = {"network__architecture": kind, "network__depth": 3, "onestep__upkeep_share": 1.0}
+    config = one_step(**METHODS[method], **changes)
+    state, (x, y) = apart(config), digits()
+    part = parts_of(state, config)[1]
+    modules, draws = [state.modules[name] for name in part.modules], drawn(state, config)
+    trained = [p for module in modules[:2] for p in module.parameters()]
+
+    def gradients(upkeep_first: bool) -> list[Tensor | None]:
+        losses = part.loss(*modules, x, y, draws)
+        both = [losses.balanced["upkeep"][1], losses.total]
+        found = [torch.autograd.grad(loss, trained, allow_unused=True) for loss in both[:: 1 if upkeep_first else -1]]
+        return [*found[0], *found[1]] if upkeep_first else [*found[1], *found[0]]
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        assert one is other is None or (one is not None and other is not None and torch.equal(one, other))
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------

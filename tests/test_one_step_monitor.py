@@ -23,7 +23,7 @@ from onefold.pixels import to_uint8
 from onefold.sampling import Sampler
 from onefold.training import loop, one_step_monitor
 from onefold.training.config import Config
-from onefold.training.one_step_monitor import LEVELS, PROBE, OneStepMonitor, auc, calibration
+from onefold.training.one_step_monitor import LEVELS, NOISES, PROBE, OneStepMonitor, auc, calibration
 from onefold.training.run import Run, open_data
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step
@@ -153,8 +153,8 @@ def test_what_measures_is_float32_whatever_the_networks_compute_in(tmp_path: Pat
     assert torch.equal(found, honest(monitor.extractor, images))
 
 
-def test_the_critic_is_asked_about_held_out_data_and_samples(tmp_path: Path):
-    """With a ratio that knows both: its sign is that of what it is shown."""
+def test_the_critic_is_asked_about_held_out_data_training_images_and_samples(tmp_path: Path):
+    """At each level, with each noise. Of a ratio that knows them: its sign is that of what it is shown."""
     config = one_step(onestep__measured=50)
     monitor, state = watched(config, tmp_path)
     _, labels = read_all(open_dataset("digits:test"))
@@ -166,23 +166,48 @@ def test_the_critic_is_asked_about_held_out_data_and_samples(tmp_path: Path):
     def asked(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         seen.append((len(x_t), t.unique().tolist(), y))
         noises.append(x_t)
-        return torch.full((len(x_t),), 3.0 if len(seen) % 2 else -3.0)
+        return torch.full((len(x_t),), 3.0 if asked_about(len(seen) - 1) != "samples" else -3.0)
 
     ratio.forward = asked  # type: ignore[method-assign]
     found = looked(monitor, state)
-    assert [count for count, _, _ in seen] == [50] * 20
-    assert [t for _, t, _ in seen] == [[pytest.approx(level)] for level in LEVELS for _ in range(2)] * 2
+    assert [count for count, _, _ in seen] == [50] * 3 * NOISES * 5
+    assert [t for _, t, _ in seen] == [[pytest.approx(level)] for level in LEVELS for _ in range(3 * NOISES)]
     of_training = read_all(open_dataset("digits"), np.linspace(0, 1436, PROBE).round().astype(int))[1]
+    of = {"held out": labels[:50], "training": of_training[:50], "samples": monitor.labels}
     for k, (_, _, y) in enumerate(seen):
-        held_out_or_seen = labels if k < 10 else of_training
-        assert y.tolist() == (held_out_or_seen[:50] if k % 2 == 0 else monitor.labels).tolist()
+        assert y.tolist() == of[asked_about(k)].tolist()
     assert found["auc"] == found["auc_seen"] == [1.0] * 5
     assert found["calibration"] == [pytest.approx(1 - 1 / (1 + math.exp(-3)), rel=1e-4)] * 5
     assert (found["logit_real"], found["logit_fake"]) == ([3.0] * 5, [-3.0] * 5)
-    # Data and samples have the same noise: at each level their difference is that of clean latents, times the level.
-    differences = [(noises[2 * k] - noises[2 * k + 1]) / level for k, level in enumerate(LEVELS)]
-    for difference in differences[1:]:
-        torch.testing.assert_close(difference, differences[0], atol=1e-3, rtol=1e-3)
+    # All have the same noises at all levels: the difference of any two is that of their clean latents, times the level.
+    points = torch.stack(noises).unflatten(0, (5, 3, NOISES))
+    clean = (points - points[:, 2:]) / torch.tensor(LEVELS).view(5, 1, 1, 1, 1, 1)
+    torch.testing.assert_close(clean, clean[:1, :, :1].expand_as(clean), atol=1e-3, rtol=1e-3)
+    assert NOISES > 1
+    assert not torch.allclose(points[:, :, 0], points[:, :, 1])
+
+
+def asked_about(call: int) -> str:
+    """What the ratio network's calls of a measurement are about, in turn; each has one for each noise."""
+    return ("held out", "training", "samples")[call // NOISES % 3]
+
+
+@pytest.mark.parametrize("measured", [20, 1000])
+def test_a_probe_is_small(tmp_path: Path, measured: int, monkeypatch: pytest.MonkeyPatch):
+    """However many samples are measured: each level takes so many values of each, with each noise, and no more."""
+    monitor, state = watched(one_step(onestep__measured=measured), tmp_path)
+    ratio, counted = critic_of(state).ratio, list[int]()
+    assert ratio is not None
+    honest = ratio.forward
+
+    def asked(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        counted.append(len(x_t))
+        return honest(x_t, t, y)
+
+    monkeypatch.setattr(ratio, "forward", asked)
+    looked(monitor, state)
+    assert sum(counted) == len(LEVELS) * NOISES * 3 * min(PROBE, measured)
+    assert NOISES * PROBE <= 512
 
 
 def test_images_seen_are_told_from_those_held_out(tmp_path: Path):
@@ -193,13 +218,13 @@ def test_images_seen_are_told_from_those_held_out(tmp_path: Path):
 
     def asked(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         calls.append(len(x_t))
-        by_heart = len(calls) > 10 and len(calls) % 2  # after both calls at each of five levels
-        return torch.full((len(x_t),), 2.0 if by_heart else -2.0)
+        return torch.full((len(x_t),), 2.0 if asked_about(len(calls) - 1) == "training" else -2.0)
 
     ratio.forward = asked  # type: ignore[method-assign]
     found = looked(monitor, state)
     assert (found["auc"], found["auc_seen"]) == ([0.5] * 5, [1.0] * 5)
     assert found["logit_real"] == [-2.0] * 5, "all else is about data held out"
+    assert found["calibration"] == [pytest.approx(0.5 - 1 / (1 + math.exp(2)), rel=1e-4)] * 5
 
 
 @pytest.mark.parametrize("method", ["score", "dmd"])

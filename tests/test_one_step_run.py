@@ -405,7 +405,7 @@ def test_it_is_sampled_in_one_step_and_says_so(here: Path, capsys: pytest.Captur
         "labels": str([k % 10 for k in range(12)]),
         "steps": "1",
         "guidance": "1.0",
-        "solver": "renoise",
+        "solver": "refine",
     }
     assert cli.run(["sample", "run", "--n", "12", "--steps", "3", "--out", "grid.png"]) == 0
     with Image.open("grid.png") as image:
@@ -419,25 +419,28 @@ def test_its_network_samples_reconstructs_and_is_measured(here: Path, whole: Run
     assert whole.network.sample(5, steps=1).shape == (5, 8, 8, 1)
     assert cli.run(["evaluate", "run", "--images", "20", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["protocol"]["steps"], record["protocol"]["sampler"]) == (1, "renoise")
+    assert (record["protocol"]["steps"], record["protocol"]["sampler"]) == (1, "refine from t = 0.3")
     assert record["protocol"]["ema"] == whole.config.training.ema_half_lives[-1]
     (path,) = Path("run/evaluation").iterdir()
-    assert path.name == "renoise-1-guidance-1-shift-1-seed-0.json"
+    assert path.name == "refine-1-guidance-1-shift-1-seed-0.json"
     assert Record.read(path)["reconstruction"]["psnr"] > 5
     assert cli.run(["evaluate", "run", "--images", "20"]) == 0
     assert "1 steps" in capsys.readouterr().out
     assert cli.run(["reconstruct", "run", "digits:test"]) == 0
 
 
-def test_the_command_is_the_library_s_conversion(here: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["onestep", "given", *SHORT, "--training.precision", "float32"]) == 0
+@pytest.mark.parametrize(("words", "folder"), [([], "given-onestep"), (["--method", "ratio"], "given-ratio")])
+def test_the_command_is_the_library_s_conversion(
+    here: Path, words: list[str], folder: str, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.run(["onestep", "given", *words, *SHORT, "--training.precision", "float32"]) == 0
     assert capsys.readouterr().out == ""
     changes = {"training__images": 48, "onestep__critic_warmup": 16, "onestep__measured": 20, "onestep__selects": True}
-    changes["training__ema_half_lives"] = load_run("given-onestep").config.training.ema_half_lives
-    changes["onestep__critic_rate"] = 3e-4
+    changes["training__ema_half_lives"] = load_run(folder).config.training.ema_half_lives
+    changes |= {"onestep__critic_rate": 3e-4, "onestep__method": words[1] if words else "score"}
     run = onefold.train(one_step_from(Path("given"), **changes), here / "library", quiet=True)
-    assert load_run("given-onestep").config == run.config
-    assert differing(newest_of(Path("given-onestep")), newest_of(run.folder)) == []
+    assert load_run(folder).config == run.config
+    assert differing(newest_of(Path(folder)), newest_of(run.folder)) == []
 
 
 def test_a_run_of_another_teacher_is_not_resumed(here: Path, whole: Run, capsys: pytest.CaptureFixture[str]):
@@ -459,7 +462,9 @@ def test_the_command_resumes(here: Path, whole: Run):
     ("words", "folder"),
     [
         ("given", "given-onestep"),
-        ("given/ --method score", "given-score"),
+        ("given/ --method score", "given-onestep"),
+        ("given --method ratio", "given-ratio"),
+        ("given --method dmd", "given-dmd"),
         ("given --method dmd --out new/place", "new/place"),
     ],
 )
@@ -467,9 +472,10 @@ def test_the_new_run_lies_beside_the_old_one(here: Path, words: str, folder: str
     assert cli.run(["onestep", *words.split(), *SHORT]) == 0
     config = load_run(folder).config
     assert config.phases == ("one_step",)
-    assert config.onestep.method == (words.split()[2] if "--method" in words else "ratio")
+    method = words.split()[2] if "--method" in words else "score"
+    assert config.onestep.method == method
     assert config.start == str(here / "given")
-    assert (Path(folder) / "ratio").is_dir() == ("--method" not in words)
+    assert (Path(folder) / "ratio").is_dir() == (method == "ratio")
 
 
 def test_also_from_within_the_old_one(here: Path, monkeypatch: pytest.MonkeyPatch):
@@ -483,7 +489,7 @@ def test_the_length_may_be_given_either_way(here: Path, option: str, capsys: pyt
     assert cli.run(["onestep", "given", option, "32", *SHORT[2:-1]]) == 0
     assert load_run("given-onestep").config.training.images == 32
     shown = capsys.readouterr().out
-    assert re.search(r"\n32 images; (denoising [\d.]+  )?ratio \d", shown)
+    assert re.search(r"\n32 images; (\w+ [\d.e-]+  )*student \d", shown)
     assert "run: given-onestep" in shown
 
 
@@ -584,14 +590,14 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("given --method distillation", nothing, "distillation"),
     ("given --onestep.generator random", nothing, "onestep.generator: with weights other"),
     ("given --onestep.generator-trains norms", nothing, "onestep.generator: with weights other"),
-    ("given --onestep.critic-blocks 2", nothing, "onestep.critic_blocks: 2 is not within 1 to 1"),
-    ("given --onestep.critic-blocks 0", in_pixels, "onestep.critic_blocks: 0 is not within 1 to 1"),
+    ("given --method ratio --onestep.critic-blocks 2", nothing, "onestep.critic_blocks: 2 is not within 1 to 1"),
+    ("given --method ratio --onestep.critic-blocks 0", in_pixels, "onestep.critic_blocks: 0 is not within 1 to 1"),
     ("given --onestep.critic-warmup 48", nothing, "onestep.critic_warmup: 48 images leave none of 48 for"),
     ("given --onestep.measured 1", nothing, "onestep.measured: 1 sample has no distance"),
     ("given --onestep.measured -1", nothing, "onestep.measured: -1 is not positive"),
     ("given --onestep.upkeep-share 2", nothing, "onestep.upkeep_share: 2.0 is not between 0 and 1"),
     ("given --onestep.upkeep -1", nothing, "onestep.upkeep: -1.0 is not 0 or more"),
-    ("given --onestep.start 1", nothing, "onestep.start: 1.0 is not a time from 0, noise, to below 1, data"),
+    ("given --onestep.start 1", nothing, "onestep.start: 1.0 must be at least 0 (noise) and below 1 (data)"),
     ("given --onestep.scale-rate 0", nothing, "onestep.scale_rate: 0.0 is not positive"),
     ("given --onestep.ratio.divergence kl", nothing, "onestep given: ratio.divergence: 'kl' is not one of reverse_kl"),
     ("given --onestep.critic-updates 0", nothing, "onestep.critic_updates: 0 is not positive"),

@@ -1,12 +1,13 @@
-"""Muon against singular values and PyTorch's own, and who optimises what."""
+"""Muon against singular values and PyTorch's own, RMSPropW against AdamW, and who optimises what."""
 
+import io
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from conftest import randomised
 from onefold.networks import NetworkConfig, OneFold
@@ -14,7 +15,9 @@ from onefold.schedule import Schedule
 from onefold.training import optimizer as optimizer_module
 from onefold.training.config import Config, TrainingConfig
 from onefold.training.optimizer import (
+    EPS,
     Muon,
+    RMSPropW,
     build_optimizers,
     guarded_step,
     orthogonalised,
@@ -226,6 +229,127 @@ def test_where_a_device_s_adamw_does_not_know_of_skips_the_host_asks(monkeypatch
     guarded_step(network, optimizers, clip=1.0, skip=torch.tensor(True))
     assert same(held(network, optimizers), before)
     assert all(p.grad is None for p in network.parameters())
+
+
+# --- without momentum ---
+
+
+def both_kinds(beta: float = 0.9) -> list[tuple[list[nn.Parameter], Optimizer]]:
+    """RMSPropW and AdamW with β₁ = 0 on equal weights, in two groups of which one decays."""
+
+    def weights() -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
+        params = [nn.Parameter(matrix(shape, k)) for k, shape in enumerate([(5, 7), (3, 3), (1, 20)])]
+        return params, [{"params": params[:2], "weight_decay": 0.3}, {"params": params[2:], "weight_decay": 0.0}]
+
+    (ours, groups), (theirs, others) = weights(), weights()
+    plain = AdamW(others, lr=0.02, betas=(0.0, beta), eps=EPS, fused=True)
+    return [(ours, RMSPropW(groups, lr=0.02, beta=beta, weight_decay=0.1)), (theirs, plain)]
+
+
+def stepped(params: list[nn.Parameter], optimizer: Optimizer, k: int, scale: float = 1.0) -> None:
+    """The k-th step; the last parameter has no gradient in every third."""
+    for j, p in enumerate(params):
+        p.grad = None if j == 2 and k % 3 == 0 else scale * matrix(tuple(p.shape), 10 * k + j)
+    optimizer.step()
+
+
+def equal(a: list[nn.Parameter], b: list[nn.Parameter]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999])
+@pytest.mark.parametrize("scale", [1e-12, 1e-8, 1.0, 1e6])
+def test_it_is_adamw_without_a_first_moment_to_the_bit(beta: float, scale: float):
+    """Also where rates change, where gradients are missing, and where they are as small as eps."""
+    (ours, optimizer), (theirs, plain) = both_kinds(beta)
+    for k in range(7):
+        for each in (optimizer, plain):
+            set_rates([each], 1 / (k + 1))
+        stepped(ours, optimizer, k, scale)
+        stepped(theirs, plain, k, scale)
+        assert equal(ours, theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(optimizer.state[one]["exp_avg_sq"], plain.state[other]["exp_avg_sq"])
+        assert optimizer.state[one]["step"] == plain.state[other]["step"]
+        assert optimizer.state[one].keys() == {"step", "exp_avg_sq"}, "half of AdamW's state"
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_it_skips_where_it_is_told_to_the_bit(bad: bool):
+    """As the gradient scaler tells; neither weights, moments nor the count of steps change, not even by NaN."""
+    (ours, optimizer), (theirs, plain) = both_kinds()
+    for k in range(4):
+        skip = k == 2
+        for params, each in ((ours, optimizer), (theirs, plain)):
+            before = (
+                [p.detach().clone() for p in params],
+                {(id(p), name): value.clone() for p in params for name, value in each.state[p].items()},
+            )
+            each.found_inf = torch.tensor(float(skip))  # type: ignore[attr-defined]
+            stepped(params, each, k, torch.nan if skip and bad else 1.0)
+            after = {(id(p), name): value for p in params for name, value in each.state[p].items()}
+            assert all(torch.equal(p, old) for p, old in zip(params, before[0], strict=True)) == skip
+            if skip:
+                assert all(torch.equal(after[key], old) for key, old in before[1].items())
+        assert equal(ours, theirs)
+    assert all(optimizer.state[p]["step"] == count for p, count in zip(ours, (3, 3, 1), strict=True))
+
+
+def test_a_guarded_step_skips_it_on_the_device():
+    (ours, optimizer), (theirs, plain) = both_kinds()
+    for value in (1.0, torch.nan, torch.inf, 1.0):
+        for params, each in ((ours, optimizer), (theirs, plain)):
+            module = nn.ParameterList(params)
+            for j, p in enumerate(params):
+                p.grad = value * matrix(tuple(p.shape), j)
+            _, skipped = guarded_step(module, [each], clip=0.5)
+            assert bool(skipped) == (not math.isfinite(value))
+        assert equal(ours, theirs)
+    assert all(optimizer.state[p]["step"] == 2 for p in ours)
+    assert optimizer.found_inf is None  # type: ignore[attr-defined]
+
+
+def test_it_goes_on_from_its_state_to_the_bit():
+    """As a resumed run: through a file, with the state on no device yet."""
+    (whole, optimizer), (_, _) = both_kinds()
+    for k in range(3):
+        stepped(whole, optimizer, k)
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    (resumed, other), (_, _) = both_kinds()
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    with torch.no_grad():
+        for p, value in zip(resumed, whole, strict=True):
+            p.copy_(value)
+    for k in range(3, 6):
+        stepped(whole, optimizer, k)
+        stepped(resumed, other, k)
+    assert equal(whole, resumed)
+    assert all(not name.startswith("exp_avg") or name == "exp_avg_sq" for p in resumed for name in other.state[p])
+
+
+def test_its_first_step_is_the_sign_of_the_gradient_however_small():
+    """Which AdamW's eps would all but stop: gradients of a generator are means over many values."""
+    p = nn.Parameter(torch.zeros(3))
+    p.grad = torch.tensor([1e-10, -1e-9, 1.0])
+    RMSPropW([p], lr=0.5, beta=0.9, weight_decay=0.0).step()
+    torch.testing.assert_close(p.detach(), torch.tensor([-0.5, 0.5, -0.5]), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_what_has_no_momentum_is_optimised_by_it(kind: str):
+    network = OneFold(NETWORK)
+    schedule = Schedule(optimizer=kind, weight_decay=0.3, betas=(0.0, 0.95), learning_rate=0.01)
+    first, *rest = build_optimizers(network, schedule)
+    assert type(first) is RMSPropW
+    assert [type(each) for each in rest] == ([Muon] if kind == "muon" else [])
+    held = [id(p) for o in (first, *rest) for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in network.parameters())
+    for group in first.param_groups:
+        assert (group["lr"], group["beta"]) == (0.01, 0.95)
+        for p in group["params"]:
+            assert p.ndim > 1 or group["weight_decay"] == 0
 
 
 # --- who optimises what ---

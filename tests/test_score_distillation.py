@@ -45,7 +45,10 @@ def samples(batch: int = 50) -> tuple[Tensor, NoiseDraws, Tensor, Tensor]:
 
 def gradient(*networks_fake_y_draws: Any, normalised: bool) -> Tensor:
     """The generator's gradient at its samples."""
-    return distillation(*networks_fake_y_draws, normalised=normalised)[1]
+    teacher, student, fake, *rest = networks_fake_y_draws
+    _, found = distillation(teacher, student, fake.detach().requires_grad_(), *rest, normalised=normalised)
+    assert found is not None
+    return found
 
 
 def student_loss(student: Any, fake: Tensor, y: Tensor | None, draws: NoiseDraws) -> Tensor:
@@ -125,11 +128,31 @@ def test_loss_and_gradient_have_one_evaluation_of_each(normalised: bool):
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_where_samples_need_no_gradient_the_teacher_is_not_asked(normalised: bool):
+    """The student's loss is the same, and has the same gradient."""
+    fake, draws, _, _ = samples()
+    fake, draws = fake.float(), NoiseDraws(*(draw.float() for draw in draws))
+    student, asked, found = Denoiser(), list[int](), []
+
+    def teacher(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        asked.append(len(x_t))
+        return x_t
+
+    for needed in (False, True):
+        loss, pull = distillation(teacher, student, fake.requires_grad_(needed), None, draws, normalised=normalised)
+        assert asked == [50] * needed
+        assert (pull is not None) == needed
+        found.append((loss.detach(), *torch.autograd.grad(loss, list(student.net.parameters()))))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_no_graph_and_labels_reach_both():
     fake, draws, t, _ = samples()
     fake, draws = fake.float().requires_grad_(), NoiseDraws(*(draw.float() for draw in draws))
     teacher, student, y = Denoiser(), Denoiser(), torch.randint(0, 4, (50,))
     loss, found = distillation(teacher, student, fake, y, draws, normalised=False)
+    assert found is not None
     assert not found.requires_grad
     loss.backward()
     assert fake.grad is None

@@ -21,11 +21,14 @@ from onefold.metrics import Record
 from onefold.pictures.style import STYLE
 from onefold.studies import Study, figures, initialisation, run_study, trials, worker
 from onefold.studies.initialisation import ARMS
+from onefold.studies.onestep import ARMS as ONESTEP_ARMS
+from onefold.studies.onestep import onestep
 from onefold.studies.study import Arm, Trial, begin, check
 from onefold.training import loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.conversion import one_step_config
+from onefold.training.phases import phases_of
 from onefold.training.run import Run, load_run
 
 ASKED = ("one-level", "random")
@@ -198,6 +201,44 @@ def test_generators_differ_in_what_their_arms_name_alone():
         "but for one-level: its teacher differs"
     )
     assert all(arm.teacher in {other.name for other in ARMS} for arm in ARMS if arm.teacher)
+
+
+def test_all_generators_are_taught_by_the_ratio_from_0_3_and_keep_nothing_up():
+    """The upkeep would teach the teacher's denoiser to a generator that begins from random weights."""
+    study = tiny(None)
+    for arm in study.arms:
+        if arm.teacher:
+            options = study.arm_config(arm, 0, Path("there")).onestep
+            assert (options.method, options.start, options.upkeep) == ("ratio", 0.3, 0.0), arm.name
+            (phase,) = phases_of(study.arm_config(arm, 0, Path("there")))
+            assert phase.sampler.start == 0.3
+
+
+def test_arms_of_the_one_step_study_name_their_method():
+    """The default of the command is another; each differs from all others, and is a run that can begin."""
+    study = onestep(seeds=1)
+    assert [arm.name for arm in study.arms] == [arm.name for arm in ONESTEP_ARMS]
+    names = {arm.name for arm in ONESTEP_ARMS}
+    assert {
+        "diffusion",
+        "ratio",
+        "strong-penalty",
+        "uncalibrated",
+        "start-0",
+        "score",
+        "dmd",
+        "dmd-adversarial",
+    } <= names
+    assert "no-centring" not in names
+    assert len({str(arm.changes) for arm in ONESTEP_ARMS}) == len(ONESTEP_ARMS)
+    methods = dict.fromkeys(names - {"diffusion"}, "ratio") | {"score": "score", "dmd": "dmd", "dmd-adversarial": "dmd"}
+    for arm in study.arms:
+        config = study.arm_config(arm, 0, Path("there"))
+        assert phases_of(config)
+        if arm.name != "diffusion":
+            assert config.onestep.method == methods[arm.name], arm.name
+            if arm.name.startswith("start-"):
+                assert config.onestep.start == float(arm.name[6:].replace("-", ".")), arm.name
 
 
 def value_of(config: Config, name: str) -> Any:

@@ -240,7 +240,7 @@ def test_evaluate_measures_the_choice(run: Path, capsys: pytest.CaptureFixture[s
         assert cli.run(["evaluate", str(run), "--images", "20", "--json", *options]) == 0
         found[" ".join(options)] = json.loads(capsys.readouterr().out)
     assert {
-        path.stem.removeprefix("renoise-1-guidance-1-shift-1-seed-0") for path in (run / "evaluation").iterdir()
+        path.stem.removeprefix("refine-1-guidance-1-shift-1-seed-0") for path in (run / "evaluation").iterdir()
     } == {
         "",
         "-best-of-1",
@@ -248,7 +248,8 @@ def test_evaluate_measures_the_choice(run: Path, capsys: pytest.CaptureFixture[s
         "-resample-3",
     }
     samplers = [record["protocol"]["sampler"] for record in found.values()]
-    assert samplers == ["renoise", "renoise, best of 1", "renoise, best of 3", "renoise, resampled from 3"]
+    choices = ("", ", best of 1", ", best of 3", ", resampled from 3")
+    assert samplers == [f"refine from t = 0.3{choice}" for choice in choices]
     distances = [record["frechet_distance"] for record in found.values()]
     assert distances[0] == distances[1]
     assert len(set(distances)) == 3
@@ -262,7 +263,10 @@ def test_evaluate_measures_the_choice(run: Path, capsys: pytest.CaptureFixture[s
         ("run --best-of 2 --resample 3", "--best-of: cannot go with --resample; choose one"),
         ("run --best-of 0", "--best-of: 0 is not positive; give at least 1"),
         ("run --resample -1", "--resample: -1 is not positive; give at least 1"),
-        ("teacher --best-of 2", "--best-of: teacher has no ratio network; give a run that `onefold onestep` made"),
+        (
+            "teacher --best-of 2",
+            "--best-of: teacher has no ratio network; give a run made with `onefold onestep RUN --method ratio`",
+        ),
         ("teacher --resample 2", "--resample: teacher has no ratio network"),
         ("damaged --best-of 2", "damaged/ratio: does not hold a ratio network"),
         ("run --best-of x", "--best-of"),
