@@ -2,7 +2,8 @@
 
 On the command line:
 
-    onefold --import examples/own_divergence.py onestep runs/digits --onestep.ratio.divergence chi_squared
+    onefold --import examples/own_divergence.py onestep runs/digits --method ratio \
+        --onestep.ratio.divergence chi_squared
 """
 
 import torch
@@ -27,7 +28,8 @@ DIVERGENCES["chi_squared"] = Divergence(generator_loss, weight)
 
 def main(teacher: str = "runs/digits", out: str = "runs/digits-chi-squared", images: int = 24_000) -> onefold.Run:
     """Turn a trained run into a one-step generator with it."""
-    return onefold.onestep(teacher, out, images=images, changes={"onestep.ratio.divergence": "chi_squared"})
+    changes = {"onestep.ratio.divergence": "chi_squared"}
+    return onefold.onestep(teacher, out, images=images, method="ratio", changes=changes)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,6 @@ def test_example_own_divergence(digits: str):
     assert run.network.sample(2).shape == (2, 8, 8, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="a fault that is known: the default method has no density ratio")
 def test_the_own_divergence_teaches(digits: str):
     run = example("own_divergence").main(images=64)
     assert run.config.onestep.has_ratio

@@ -122,7 +122,6 @@ def test_in_a_process_of_its_own():
     assert done.stderr.startswith("onefold: missing")
 
 
-@pytest.mark.xfail(strict=True, reason="a fault that is known: names of what is not imported yet are not refused")
 def test_a_file_named_as_a_library_that_is_yet_to_be_imported_is_refused():
     """In its place, `import torch` would find the file."""
     Path("mine").mkdir()

@@ -145,7 +145,8 @@ def _import(given: list[str]) -> None:
         raise UserError(
             f"--import: needs a .py file, which registers what is your own{f', not {path}' if path else ''}"
         )
-    if path.stem in sys.modules or path.stem in sys.stdlib_module_names:
+    there = None if path.stem in sys.modules else importlib.util.find_spec(path.stem)
+    if path.stem in sys.modules or (there is not None and Path(there.origin or "").resolve() != path.resolve()):
         raise UserError(f"--import: {path} has the name of another module; give it a name of its own")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -153,9 +154,10 @@ def _import(given: list[str]) -> None:
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
     except Exception as error:
+        del sys.modules[path.stem]
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"--import: {path} cannot be run ({type(error).__name__}: {error}); mend it first") from error
 
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.networks import Network, RatioNet, build
+from onefold.objectives.density_ratio import DensityRatio
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, one_step_loss
 from onefold.sampling import Sampler, check_guidance
@@ -46,6 +47,8 @@ class OneStepPhase(Phase):
                 f"onestep.critic_warmup: {options.critic_warmup:,} images leave none of {images:,} for the generator; "
                 "give a shorter warm-up or more --images"
             )
+        if not options.has_ratio and options.ratio != DensityRatio():
+            raise UserError(f"onestep.ratio: has no effect with --method {options.method}; add --method ratio")
         if options.method != "ratio":
             check_guidance(options.score.guidance, config.network.classes)
         begins = options.generator, options.generator_trains
