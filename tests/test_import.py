@@ -30,12 +30,15 @@ def _as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     """A folder of its own to work in; afterwards modules and registries are as they were."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loop.curves, "write", lambda *arguments: None)
-    held = sys.modules, DIVERGENCES, SOLVERS
+    held = DIVERGENCES, SOLVERS
     before = [dict(each) for each in held]
     yield
     for each, was in zip(held, before, strict=True):
         for name in set(each) - set(was):
             del each[name]
+    for name, module in list(sys.modules.items()):  # those of the test's own files, and not what torch imports late
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 def written(name: str, text: str) -> str:
