@@ -141,10 +141,10 @@ def _dispatch(arguments: list[str]) -> None:
 def _import(given: list[str]) -> None:
     """Run a Python file, whose divergence, solver, network or phase the command then knows by the name it registers."""
     path = Path(given[0]) if given else None
-    if path is None or path.suffix != ".py" or not path.is_file():
-        raise UserError(
-            f"--import: needs a .py file, which registers what is your own{f', not {path}' if path else ''}"
-        )
+    if path is None or path.suffix != ".py":
+        raise UserError(f"--import: needs a .py file that registers what is your own{f', not {path}' if path else ''}")
+    if not path.is_file():
+        raise UserError(f"--import: {path}: no such file; give the .py file that registers what is your own")
     there = None if path.stem in sys.modules else importlib.util.find_spec(path.stem)
     if path.stem in sys.modules or (there is not None and Path(there.origin or "").resolve() != path.resolve()):
         raise UserError(f"--import: {path} has the name of another module; give it a name of its own")

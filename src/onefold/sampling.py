@@ -229,8 +229,8 @@ class Sampler:
             raise UserError(f"start: {self.start} must be at least 0 (noise) and below 1 (data)")
         if self.guidance != 1 and self.jumps:
             raise UserError(
-                f"guidance: {self.guidance:g} changes a denoiser, and {self.solver!r} samples with a one-step "
-                "generator; leave it at 1, or sample with --solver euler --steps 50"
+                f"guidance: {self.guidance:g} cannot guide a one-step generator while it samples; leave it at 1, "
+                "sample with --solver euler --steps 50, or train with --onestep.score.guidance"
             )
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:

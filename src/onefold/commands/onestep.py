@@ -95,9 +95,11 @@ def onestep(arguments: list[str]) -> None:
 
 def _run_of(folder: Path, teacher: Path) -> Run:
     """The one-step run in a folder, which must have been made of the teacher, as far as that is still there."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no one-step run there yet; leave --resume out, or name the run with --out")
     run = load_run(folder)
     if "one_step" not in run.config.phases:
-        raise UserError(f"{folder}: is no one-step run; resume it with `{run.resume_command}`")
+        raise UserError(f"{folder}: is not a one-step run; resume it with `{run.resume_command}`")
     if sha256_of(teacher / "model" / "model.safetensors") not in ("", run.config.start_sha256):
         raise UserError(f"{folder}: was made of {run.config.start}, not of {teacher}; see its --out")
     return run

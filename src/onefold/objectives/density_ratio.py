@@ -138,18 +138,18 @@ class DensityRatio:
     alpha: float = 0.1
     """The α of `skew_jensen_shannon`, between 0 and 1."""
     time: TimeDistribution = field(default_factory=TimeDistribution)
-    """Noise levels at which data and samples are compared …"""
+    """Noise levels at which data and samples are compared."""
     t_max: float = 0.98
-    """… times this: near t = 1 the supports separate and the ratio is unbounded."""
+    """The latest noise level: times are multiplied by it. Near t = 1 the supports separate and ℓ is unbounded."""
     penalty: float = 0.02
     """Weight of E‖∇ℓ‖² over noised data and noised samples (R1 + R2): a sum over a sample's values, so that for a
-    linear ℓ it acts like noise of one and the same variance in each value, however many there are …"""
+    linear ℓ it acts like noise of one and the same variance in each value, however many there are."""
     penalty_share: float = 0.125
-    """… taken over this fraction of the batch, which in turn does not teach the generator …"""
+    """Fraction of the batch that the penalty is taken over, which in turn does not teach the generator."""
     penalty_step: float = 0.05
-    """… by finite differences of this size."""
+    """Size of the finite differences that the penalty is taken by."""
     calibrated: bool = True
-    """Whether ℓ is scaled at each level to fit how often the network is right; see the module."""
+    """Scale ℓ at each noise level to how often the network is right, which the penalty alone would make too small."""
     weighting: Literal["uniform", "noise"] = "uniform"
     """Of the levels in the generator's loss: 1, or DMD's (1−t)²/t, i.e. t times the difference of clean predictions."""
     level_normalised: bool = False
@@ -162,12 +162,14 @@ class DensityRatio:
         if self.penalty_share == 1:
             raise UserError("ratio.penalty_share: 1 leaves no sample to teach the generator; give less")
         if not 0 < self.alpha < 1:
-            raise UserError(f"ratio.alpha: {self.alpha} is not between 0 and 1; 0.5 is Jensen–Shannon")
+            raise UserError(f"ratio.alpha: {self.alpha} is not between 0 and 1; 0.5, for instance, is Jensen–Shannon")
         if self.divergence not in DIVERGENCES:
             raise UserError(
                 f"ratio.divergence: {self.divergence!r} is not one of {', '.join(DIVERGENCES)}; for one of your own, "
                 "run its file first, `onefold --import FILE.py …`"
             )
+        if not isinstance(DIVERGENCES[self.divergence], Divergence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UserError(f"ratio.divergence: {self.divergence!r} is registered, but as no Divergence(loss, weight)")
 
     def weight(self, logit: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """f″(r) r² of the divergence at ℓ."""

@@ -53,14 +53,14 @@ class OneStep:
     ratio: DensityRatio = field(default_factory=DensityRatio)
     score: ScoreDistillation = field(default_factory=ScoreDistillation)
     start: float = 0.3
-    """The generator's time t₀: it starts from (1 − t₀)·ε. At 0, what it starts as ignores the noise."""
+    """The generator's time t₀: it starts from (1 − t₀)·ε. At 0, all samples of a class are alike at first."""
     generator: Weights = "teacher"
     generator_trains: Literal["all", "norms"] = "all"
     """norms: the matrices of the trunk's blocks stay as they are."""
     critic: Weights = "teacher"
     critic_trains: Literal["all", "norms"] = "all"
     critic_blocks: int | None = None
-    """Depth of the ratio network: the teacher's first blocks. None: all."""
+    """Depth of the ratio network, by the method ratio: the teacher's first blocks. None: all."""
     critic_rate: float = 3e-4
     """Learning rate of the critic; the generator's is set by the schedule."""
     scale_rate: float = 3e-2
@@ -68,11 +68,11 @@ class OneStep:
     critic_updates: int = 1
     """Critic updates per generator update, each on a batch of its own."""
     critic_warmup: int = 6_000
-    """Images that the critic is trained on before the generator starts."""
+    """Images that the critic is trained on before the generator starts; by default an eighth of all."""
     upkeep_share: float = 0.125
-    """Fraction of the batch used to preserve what the network does besides generating …"""
+    """Fraction of the batch used to preserve what the network does besides generating."""
     upkeep: float = 1.0
-    """… and the norm of this loss's gradient, as a multiple of that of the generator's."""
+    """Norm of the gradient of what preserves it, as a multiple of that of the generator's."""
     renoised: float = 0.0
     """Fraction of generator inputs that are data noised to a time between t₀ and 1, for sampling in a few steps."""
     measured: int = 1000

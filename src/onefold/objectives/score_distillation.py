@@ -36,9 +36,10 @@ class ScoreDistillation:
     """Options of score distillation."""
 
     time: TimeDistribution = field(default_factory=TimeDistribution)
-    """Noise levels of both losses …"""
+    """Noise levels of both losses."""
     t_max: float = 0.8
-    """… times this. A first trial: samples were nearer to test images than with 0.98 (`docs/onestep.md`)."""
+    """The latest noise level: times are multiplied by it. In a first trial, samples were nearer to test images than
+    with 0.98 (`docs/onestep.md`)."""
     guidance: float = 1.0
     """Guidance of the teacher (Ho & Salimans, 2022): the generator learns to sample as the teacher would under it."""
     adversarial: float = 0.0

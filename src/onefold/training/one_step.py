@@ -20,6 +20,7 @@ from onefold.networks import Network, RatioNet, build
 from onefold.objectives.density_ratio import DensityRatio
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, one_step_loss
+from onefold.objectives.score_distillation import ScoreDistillation
 from onefold.sampling import Sampler, check_guidance
 from onefold.schedule import Schedule
 from onefold.training import ema
@@ -49,6 +50,8 @@ class OneStepPhase(Phase):
             )
         if not options.has_ratio and options.ratio != DensityRatio():
             raise UserError(f"onestep.ratio: has no effect with --method {options.method}; add --method ratio")
+        if options.method == "ratio" and options.score != ScoreDistillation():
+            raise UserError("onestep.score: has no effect with --method ratio; add --method score or dmd")
         if options.method != "ratio":
             check_guidance(options.score.guidance, config.network.classes)
         begins = options.generator, options.generator_trains

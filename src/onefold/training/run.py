@@ -124,11 +124,11 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
     try:
         config = settings.from_json(Config, json.dumps(described), str(path))
     except UserError as error:
-        if "onestep" not in str(error):
+        if "onestep" not in str(error) or "unknown setting" not in str(error):
             raise
         if not WITHOUT_ONE_STEP.issuperset(phases):
             cure = f"{folder / 'model'} can still be sampled; for more, convert the run that it came from again"
-            raise UserError(f"{path}: a one-step run of an earlier version; {cure}") from error
+            raise UserError(f"{error}; a one-step run of an earlier version: {cure}") from error
         described.pop("onestep")  # settings of a phase that the run does not have, by the names of an earlier version
         config = settings.from_json(Config, json.dumps(described), str(path))
     if data is None and test_data is None:
