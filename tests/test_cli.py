@@ -260,7 +260,7 @@ WRONG: list[tuple[str, str]] = [
     ("train digits --network.image-size 4 4", "--network.image-size: size and channels are read from the data"),
     ("train digits --network.channels=3", "--network.channels=3: size and channels are read from the data"),
     ("train cifar10 --resume --out run", "run: is a run of digits, not of cifar10"),
-    ("onestep run --resume --out run", "run: is no one-step run"),
+    ("onestep run --resume --out run", "run: is not a one-step run"),
     ("demo --out run", "run: holds another run than this demo's"),
     ("estimate digits --network.patch 3 --data digits", "patch 3"),
     ("estimate digits --architecture two", "--architecture: 'two' is not known; choose one of one-network, "),

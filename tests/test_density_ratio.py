@@ -431,7 +431,7 @@ def test_draws_come_from_the_generator():
         ({"divergence": "kl"}, "ratio.divergence: 'kl' is not one of reverse_kl, jensen_shannon"),
         ({"penalty_step": 0.0}, "ratio.penalty_step: 0.0 is not positive"),
         ({"penalty": -1.0}, "ratio.penalty: -1.0 is not 0 or more"),
-        ({"alpha": 0.0}, "ratio.alpha: 0.0 is not between 0 and 1; 0.5 is Jensen–Shannon"),
+        ({"alpha": 0.0}, "ratio.alpha: 0.0 is not between 0 and 1; 0.5, for instance, is Jensen–Shannon"),
         ({"alpha": 1.0}, "ratio.alpha: 1.0 is not between 0 and 1"),
         ({"penalty_share": 1.5}, "ratio.penalty_share: 1.5 is not between 0 and 1"),
         ({"t_max": 1.5}, "ratio.t_max: 1.5 is not between 0 and 1"),

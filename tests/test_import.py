@@ -49,9 +49,9 @@ def written(name: str, text: str) -> str:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "--import: needs a .py file, which registers what is your own"),
-        (["missing.py", "--version"], "own, not missing.py"),
-        (["folder.py", "--version"], "own, not folder.py"),
+        ([], "--import: needs a .py file that registers what is your own"),
+        (["missing.py", "--version"], "--import: missing.py: no such file"),
+        (["folder.py", "--version"], "--import: folder.py: no such file"),
         (["own.txt", "--version"], "own, not own.txt"),
         (["estimate", "digits"], "own, not estimate"),
         (["random.py", "--version"], "random.py has the name of another module; give it a name of its own"),

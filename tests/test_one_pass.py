@@ -273,7 +273,8 @@ def test_the_penalty_shrinks_a_slope_alike_however_many_values_there_are(penalty
 
         def loss_of(at: Tensor, e: Tensor = e, real: Tensor = real, fake: Tensor = fake, draws: Any = draws) -> Tensor:
             options = DensityRatio(penalty=penalty, penalty_step=0.05)
-            return ratio_loss(lambda x, t, y: at[0] * (x @ e) + at[1], real, fake, None, draws, options)[0]
+            every, ratio = torch.arange(n), lambda x, t, y: at[0] * (x @ e) + at[1]
+            return ratio_loss(ratio, real, fake, None, draws, options, penalised=every)[0]
 
         assert fitted(loss_of) == pytest.approx(expected, rel=2e-3, abs=2e-3)
 

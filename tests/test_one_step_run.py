@@ -603,7 +603,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("given --onestep.critic-updates 0", nothing, "onestep.critic_updates: 0 is not positive"),
     ("given --images 0", nothing, "training.images: 0 is not positive"),
     ("given --out run", nothing, "run: holds a run already; continue it with --resume or choose another --out"),
-    ("given --resume --out missing", nothing, "missing: not a run"),
+    ("given --resume --out missing", nothing, "missing: no one-step run there yet"),
     ("--out new", nothing, "onestep: give the folder of a trained run first"),
 ]
 

@@ -160,5 +160,5 @@ def test_updates_are_those_of_a_simulated_loop(batch: int, start: int, every: in
         turn = number % every == 0 and images >= start
         made += turn
         assert part.has_turn(images, batch) == turn
-        assert part.updates(images, batch) == made
+        assert part.updates(images, batch, start) == made
         images += batch

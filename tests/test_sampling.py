@@ -264,10 +264,10 @@ def test_a_renoised_image_does_not_depend_on_batch_order_or_number(start: float)
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_a_one_step_generator_is_not_guided(guidance: float):
     with pytest.raises(
-        UserError, match=r"guidance: \d changes a denoiser, and 'renoise' samples with a one-step gener"
+        UserError, match=r"guidance: \d cannot guide a one-step generator while it samples; leave it at 1"
     ):
         Sampler(4, "renoise", guidance)
-    with pytest.raises(UserError, match=r"leave it at 1, or sample with --solver euler --steps 50$"):
+    with pytest.raises(UserError, match=r"--solver euler --steps 50, or train with --onestep.score.guidance$"):
         Sampler(1, "renoise").with_options(guidance=guidance)
     assert Sampler(1, "renoise").with_options(guidance=guidance, solver="euler").guidance == guidance
 
