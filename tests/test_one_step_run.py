@@ -425,7 +425,7 @@ def test_its_network_samples_reconstructs_and_is_measured(here: Path, whole: Run
     assert path.name == "refine-1-guidance-1-shift-1-seed-0.json"
     assert Record.read(path)["reconstruction"]["psnr"] > 5
     assert cli.run(["evaluate", "run", "--images", "20"]) == 0
-    assert "1 steps" in capsys.readouterr().out
+    assert "1 step " in capsys.readouterr().out
     assert cli.run(["reconstruct", "run", "digits:test"]) == 0
 
 

@@ -167,7 +167,7 @@ def evaluate(
     real, labels = read_all(train, drawn(train, count, seed))
     held_out, held_out_labels = read_all(test, drawn(test, images, seed))
 
-    say(f"sampling {count:,} images in {sampler.steps} steps")
+    say(f"sampling {count:,} images in {count_text(sampler.steps, 'step')}")
     wanted = labels.tolist() if network.config.classes else None
     source = verifier(network) if verifier else network
     with sampling_context(network, torch.device(device), precision=precision, compiled=compiled) as computed:

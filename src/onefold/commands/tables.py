@@ -113,7 +113,11 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
     row("reconstruction Fréchet", distance, "0", of="reconstruction.frechet_distance")
     row("latent effective rank", f"{latent['effective_rank']:.2f}", note="per token", of="latent")
     row("latent std", f"{latent['std']:.2f}", note=f"{latent['numbers_per_pixel_value']:.2f} values per pixel value")
-    row("sampling", f"{record['images_per_second']:.1f}/s", note=f"{protocol['steps']} steps")
+    row(
+        "sampling",
+        f"{record['images_per_second']:.1f}/s",
+        note=f"{protocol['steps']} step{'s' * (protocol['steps'] > 1)}",
+    )
     console.print(table)
     console.print(f"Features: {protocol['extractor']}.")
     if frechet["ratio"] is None:
