@@ -156,7 +156,7 @@ class Refine:
     The way back is `stride` for each of those steps, since a longer step would end in a mean, and at most to `turn`.
 
     The one-step generator drafts, the denoiser refines. Unlike `Renoise`, it needs no generator that is trained for
-    more than its start, and more steps do not narrow the distribution (`docs/onestep.md`).
+    more than its start (measured in `docs/onestep.md`).
     """
 
     jumps = True

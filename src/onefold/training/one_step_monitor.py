@@ -10,7 +10,7 @@ Measured on the published average, on samples with seeds that no evaluation uses
     diversity           standard deviation of latents over images, over the data's; needs two held-out images or more
     auc                 how well the ratio tells held-out data from samples, at each of the noise levels `LEVELS`: ½ is
                         chance
-    auc_seen            the same for training images: well above `auc`, the ratio network knows them by heart
+    auc_seen            the same for training images: well above `auc`, the ratio network has overfitted them
     calibration         mean distance between σ(ℓ) and the fraction of data among inputs with that σ(ℓ), at each level:
                         0 is exact
     logit_real, _fake   mean ℓ at each level
