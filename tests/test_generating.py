@@ -12,7 +12,8 @@ from conftest import randomised
 from onefold.errors import UserError
 from onefold.networks import RatioNet
 from onefold.networks.base import Network, NetworkConfig, RoleFlops, build
-from onefold.networks.trunk import TIME_FEATURES, Jump, fourier_features
+from onefold.networks.jump import Jump
+from onefold.networks.trunk import TIME_FEATURES, Trunk, fourier_features
 from onefold.sampling import Sampler, noises
 
 KINDS = {
@@ -97,11 +98,11 @@ def test_a_jump_ends_at_data_unless_it_is_told_otherwise(kind: str):
 
 
 def test_what_it_adds_is_a_vector_and_a_linear_map_of_the_arrival():
-    jump, r = randomised(Jump(8)), torch.tensor([0.0, 0.4, 1.0])
+    jump, r = randomised(Jump(Trunk(8, 1, 2, 2, 2))), torch.tensor([0.0, 0.4, 1.0])
     features = fourier_features(r, TIME_FEATURES)
     expected = jump.vector + torch.stack([(jump.arrival * row).sum(1) for row in features])
-    torch.testing.assert_close(jump(r), expected)
-    assert (jump(r)[1:] - jump(r)[0]).abs().min() > 0
+    torch.testing.assert_close(jump.condition(r), expected)
+    assert (jump.condition(r)[1:] - jump.condition(r)[0]).abs().min() > 0
 
 
 @every_kind
@@ -121,7 +122,7 @@ def test_it_is_conditioned_as_denoising_plus_that(kind: str, monkeypatch: pytest
     net.denoise(*given)
     net.generate(*given, r)
     jump = net.get_submodule("jump")
-    torch.testing.assert_close(seen[1] - seen[0], jump(r), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[1] - seen[0], jump.condition(r), atol=1e-5, rtol=1e-5)
 
 
 @every_kind
@@ -192,8 +193,9 @@ def test_a_ratio_network_starts_from_denoising_whatever_the_generator_has_learne
 @every_kind
 def test_no_random_number_is_drawn_for_it(kind: str, monkeypatch: pytest.MonkeyPatch):
     """So that a seed means the weights that it has always meant."""
+    trunk = Trunk(32, 1, 2, 2, 2)
     generator = torch.get_rng_state()
-    Jump(32)
+    Jump(trunk)
     assert torch.equal(torch.get_rng_state(), generator)
     for name in JUMP:
         assert not build(KINDS[kind]).get_parameter(name).any()

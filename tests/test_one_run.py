@@ -1,245 +1,363 @@
-"""A run of two phases in one folder: a diffusion model, and then a one-step generator of it."""
+"""One run: a generator and its student beside self-distillation, from random weights."""
 
-import json
-import shutil
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jaxtyping
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import onefold
-from helpers_one_step import newest_of
-from helpers_runs import differing, log, tiny
-from onefold import cli, metrics
-from onefold.errors import Interrupted
-from onefold.objectives import one_step
-from onefold.objectives.one_step import OneStep
+from conftest import randomised
+from helpers_runs import batch, differing, fresh, log, newest, tensors, tiny
+from onefold import cli
+from onefold.errors import UserError
+from onefold.networks.base import Network, build
+from onefold.networks.jump import Jump
+from onefold.objectives import one_run as objective
+from onefold.objectives.losses import Losses
+from onefold.objectives.one_run import OneRun, OneRunDraws
+from onefold.paths import Linear, noised, per_token
 from onefold.sampling import Sampler
-from onefold.schedule import Schedule
-from onefold.training import loop, one_step_monitor
-from onefold.training.checkpoint import checkpoints
+from onefold.training import loop
 from onefold.training.config import Config
+from onefold.training.phases import phases_of, training_flops
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step
 
-FIRST, SECOND = 96, 112
-SCHEDULE = Schedule(
-    images=SECOND,
-    learning_rate=5e-4,
-    betas=(0.0, 0.99),
-    weight_decay=0.0,
-    warmup=0,
-    decay=0.3,
-    ema_half_lives=(32,),
-    ema_ramp=1.0,
-)
+
+def together(**changes: Any) -> Config:
+    """Ten steps of 16 digits; from the fourth on, generator and student learn too."""
+    return tiny(phases=("one_run",), **{"network__jump_rank": 3, "onerun__measured": 40, **changes})
 
 
-def two_phases(**changes: Any) -> Config:
-    """Six steps of the first phase and seven of the second, in two of which the critic learns alone."""
-    intervals = {"training__health_every": 32, "training__checkpoint_every": 48, "training__keep_last": 99}
-    config = tiny(training__images=FIRST, **{**intervals, **changes})
-    options = OneStep(method="ratio", critic_warmup=32, critic_rate=1e-3, measured=40, selects=True, schedule=SCHEDULE)
-    phases = ("self_distillation", "one_step")
-    return replace(config, phases=phases, onestep=options, sampler=Sampler(steps=1, solver="renoise"))
+def draws_of(config: Config, count: int = 16, seed: int = 3) -> OneRunDraws:
+    shape = config.network.tokens, config.network.latent_channels
+    return objective.draw(config.onerun, config.objective, count, shape, torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _set_up() -> Iterator[None]:
-    jaxtyping.config.update("jaxtyping_disable", True)  # other tests check shapes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_step_monitor, "PROBE", 48)
-        patch.setattr(one_step_monitor, "LEVELS", (0.5,))
-        patch.setattr(loop.curves, "write", lambda *arguments: None)
-        yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+class Modules(NamedTuple):
+    """All different, and none of their weights is zero."""
+
+    student: Jump
+    generator: Jump
+    network: Network
+    average: Network
 
 
-SELECTING: list[float] = []
-"""Distances to a fifth of the training images, in the order of their measurement in the run that nothing stopped."""
+def modules_of(config: Config) -> Modules:
+    networks = [randomised(build(config.network), seed) for seed in (1, 2)]
+    jumps = [randomised(Jump(networks[0].denoising_trunk, config.network.jump_rank), seed) for seed in (3, 4)]
+    return Modules(*jumps, networks[0], networks[1].requires_grad_(False))
+
+
+def losses_of(config: Config, draws: OneRunDraws, modules: Modules | None = None) -> Losses:
+    return objective.one_run(*(modules or modules_of(config)), *batch(), draws, config.onerun, config.objective)
+
+
+def gradient(loss: Tensor, module: nn.Module) -> dict[str, Tensor]:
+    names, values = zip(*module.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, values, allow_unused=True, retain_graph=True)
+    return {name: torch.zeros_like(p) if g is None else g for name, p, g in zip(names, values, found, strict=True)}
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def expected_terms(config: Config, modules: Modules, draws: OneRunDraws) -> tuple[Tensor, Tensor, Tensor]:
+    """(student's error, generator's loss, mean squared difference) on the whole batch, written out."""
+    student, generator, _, average = modules
+    y = torch.where(draws.unlabelled, 10, batch()[1])
+    start = torch.full((16,), config.onerun.start)
+    fake = average.generate_with(generator, (1 - config.onerun.start) * draws.eps, start, y)
+    x, t = fake.detach(), draws.score.t
+    x_t = t[:, None, None] * x + (1 - t[:, None, None]) * draws.score.eps
+    own, wanted = average.generate_with(student, x_t, t, y), average.denoise(x_t, t, y)
+    difference = (own - wanted).detach()
+    return (own - x).square().mean(), (difference * fake).mean(), difference.square().mean()
+
+
+def test_terms_are_as_they_are_defined():
+    config = together(onerun__share=1.0, objective__label_dropout=0.5)
+    modules, draws = modules_of(config), draws_of(config)
+    losses = losses_of(config, draws, modules)
+    plain = phases_of(tiny())[0].parts[0].loss(modules.network, modules.average, *batch(), draws.denoising)
+    error, of_generator, difference = expected_terms(config, modules, draws)
+    torch.testing.assert_close(losses.total, plain.total + error + of_generator)
+    torch.testing.assert_close(losses.parts["student"], error.detach())
+    torch.testing.assert_close(losses.parts["difference"], difference)
+    for module, loss in zip(modules[:3], (error, of_generator, plain.total), strict=True):
+        wanted = gradient(loss, module)
+        for name, value in gradient(losses.total, module).items():
+            torch.testing.assert_close(value, wanted[name], msg=name)
+
+
+def test_each_of_the_three_learns_by_its_own_loss_alone():
+    """Exact zeros: the student's loss in the generator, the generator's in the student, and both in the network."""
+    config = together()
+    modules, draws = modules_of(config), draws_of(config)
+    error, of_generator, _ = expected_terms(config, modules, draws)
+    for loss, other in (
+        (error, modules.generator),
+        (of_generator, modules.student),
+        (error + of_generator, modules[2]),
+    ):
+        assert not any(value.any() for value in gradient(loss, other).values())
+    for loss, own in ((error, modules.student), (of_generator, modules.generator)):
+        assert all(value.any() for value in gradient(loss, own).values()), "and by that with every weight"
+    losses_of(config, draws, modules).total.backward()
+    assert all(p.grad is None for p in modules.average.parameters())
+
+
+def test_the_generators_gradient_is_that_of_finite_differences():
+    """Of ½‖G − sg(G − (f_q − f_p))‖², whose gradient at G is f_q − f_p."""
+    config = together(onerun__share=1.0)
+    modules, draws = modules_of(config), draws_of(config)
+    with torch.no_grad():
+        y = torch.where(draws.unlabelled, 10, batch()[1])
+        start = torch.full((16,), config.onerun.start)
+        source = (1 - config.onerun.start) * draws.eps
+        x, t = modules.average.generate_with(modules.generator, source, start, y), draws.score.t
+        x_t = noised(Linear(), x, draws.score.eps, per_token(t))
+        target = x - modules.average.generate_with(modules.student, x_t, t, y) + modules.average.denoise(x_t, t, y)
+
+        def loss() -> float:
+            made = modules.average.generate_with(modules.generator, source, start, y)
+            return 0.5 * (made - target).double().square().mean().item()
+
+        p, step = modules.generator.vector, 1e-2
+        numbers: list[float] = []
+        for k in range(4):
+            sides: list[float] = []
+            for sign in (1, -1):
+                p[k] += sign * step
+                sides.append(loss())
+                p[k] -= sign * step
+            numbers.append((sides[0] - sides[1]) / (2 * step))
+    found = gradient(losses_of(config, draws, modules).total, modules.generator)["vector"][:4]
+    torch.testing.assert_close(found, torch.tensor(numbers), rtol=0.02, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.3, 1.0])
+def test_the_losses_of_the_parts_of_a_batch_add_up(share: float):
+    config = together(onerun__share=share)
+    modules, draws, (x, y) = modules_of(config), draws_of(config), batch()
+    whole = losses_of(config, draws, modules)
+    parts = [
+        objective.one_run(*modules, x[a:b], y[a:b], draws.part(a, b), config.onerun, config.objective)
+        for a, b in ((0, 5), (5, 6), (6, 16))
+    ]
+    torch.testing.assert_close(sum(part.total for part in parts), whole.total)
+    for name, value in whole.parts.items():
+        torch.testing.assert_close(sum(part.parts.get(name, torch.zeros(())) for part in parts), value)
+
+
+def test_guidance_moves_the_data_score_alone():
+    plain, guided = (together(onerun__guidance=w) for w in (1.0, 3.0))
+    modules, draws = modules_of(plain), draws_of(plain)
+    a, b = (losses_of(config, draws, modules) for config in (plain, guided))
+    assert torch.equal(a.parts["student"], b.parts["student"])
+    assert a.parts["difference"] != b.parts["difference"]
+    of_student = [gradient(each.total, modules.student) for each in (a, b)]
+    assert differing(*of_student) == []
+
+
+# --- low-rank changes -------------------------------------------------------------------------------------------------
+
+
+def test_a_jump_changes_each_matrix_of_the_blocks_by_a_matrix_of_its_rank():
+    config = together().network
+    net = randomised(build(config))
+    jump = randomised(Jump(net.denoising_trunk, 3))
+    merged = randomised(build(config))
+    merged.load_state_dict(net.state_dict())
+    change = jump.change
+    assert change is not None
+    matrices = [name for name, p in net.denoising_trunk.named_parameters() if p.ndim == 2 and p.shape[0] != 6]
+    assert list(change.names) == matrices
+    assert len(matrices) == 4 * config.depth
+    with torch.no_grad():
+        for name, b, a in zip(change.names, change.b, change.a, strict=True):
+            assert torch.linalg.matrix_rank(b @ a) == 3
+            merged.denoising_trunk.get_parameter(name).add_(b @ a)
+        merged.jump.vector.copy_(jump.vector)
+        merged.jump.arrival.copy_(jump.arrival)
+        merged.jump.change = None
+        z, t, y = torch.randn(2, config.tokens, config.latent_channels), torch.tensor([0.2, 0.7]), torch.tensor([3, 10])
+        torch.testing.assert_close(net.generate_with(jump, z, t, y), merged.generate(z, t, y))
+        assert (net.generate_with(jump, z, t, y) - net.generate(z, t, y)).abs().max() > 1e-3
+        fresh_one = Jump(net.denoising_trunk, 3)
+        assert torch.equal(net.generate_with(fresh_one, z, t, y), net.denoise(z, t, y)), "nothing at first"
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run that nothing stopped."""
-    honest = metrics.frechet_from_moments
-
-    def distance(reference: metrics.Moments, made: metrics.Moments) -> float:
-        found = honest(reference, made)
-        SELECTING.extend([found] if reference.n == 288 else [])
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "frechet_from_moments", distance)
-        return onefold.train(two_phases(), tmp_path_factory.mktemp("whole") / "run", quiet=True)
+    config = together(training__health_every=32)
+    return onefold.train(config, tmp_path_factory.mktemp("one") / "run", quiet=True)
 
 
-def saved(run: Run, images: int) -> dict[str, dict[str, Tensor]]:
-    path = run.folder / "checkpoints" / f"{images:09d}"
-    return {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+def test_the_shared_weights_are_those_of_plain_training_to_the_bit(whole: Run, tmp_path: Path):
+    """Encoder, denoiser and decoder: whatever generator and student do, from the first step to the last."""
+    plain = onefold.train(tiny(), tmp_path / "plain", quiet=True)
+    one, other = whole.network.state_dict(), plain.network.state_dict()
+    assert {name for name in differing(one, other) if not name.startswith("jump.")} == set()
+    assert one["jump.vector"].any()
+    assert not other["jump.vector"].any()
 
 
-def same(run: Run, folder: Path) -> None:
-    """To the bit, but for the times in the log."""
-    assert differing(newest_of(run.folder), newest_of(folder)) == []
-    states = [(checkpoints(each)[-1] / "state.json").read_text() for each in (run.folder, folder)]
-    assert states[0] == states[1]
-    assert log(run.folder) == log(folder)
-    for path in (run.folder / "samples").iterdir():
-        assert path.read_bytes() == (folder / "samples" / path.name).read_bytes()
-
-
-def act_at(monkeypatch: pytest.MonkeyPatch, images: int, act: Callable[[], None], *, after: bool = False) -> None:
-    """Do something before the step that begins after so many images, or after the one that ends there."""
-
-    def acts(state: TrainingState, *rest: Any) -> dict[str, Tensor]:
-        if state.counters.images == images and not after:
-            act()
-        values = training_step(state, *rest)
-        if state.counters.images == images and after:
-            act()
-        return values
-
-    monkeypatch.setattr(loop, "training_step", acts)
-
-
-class Stop(Exception):
-    pass
-
-
-def die() -> None:
-    raise Stop
-
-
-# --- what it trains ---------------------------------------------------------------------------------------------------
-
-
-def test_it_trains_one_after_the_other(whole: Run):
-    assert (whole.length, whole.images) == (FIRST + SECOND, FIRST + SECOND)
+def test_it_logs_latents_and_samples_and_every_loss(whole: Run):
     lines = {line["images"]: line for line in whole.history}
-    assert list(lines) == [32, 64, 96, 128, 160, 192, 208]
+    assert list(lines) == [32, 64, 96, 128, 160]
     for images, line in lines.items():
-        first = images <= FIRST
-        kept = {"decoding", "encoding", "denoiser", "upkeep_norm", "upkeep_weight"}
-        assert ({"health", "denoising", *kept} & line.keys()) == ({"health", "denoising"} if first else
-            (kept if images > FIRST + 32 else set()))  # fmt: skip
-        assert ("onestep" in line) == ("ratio" in line) == ("critic_norm" in line) == (not first)
-        assert line["skipped"] == 0
-    # Each has its own schedule: that of the first falls to 0 over its last half, that of the second over its last 30 %.
-    rates = [line["rate_factor"] for line in lines.values()]
-    assert rates == pytest.approx([1, (96 - 64) / 48, 0, 1, 1, 16 / (0.3 * SECOND), 0])
+        assert line["health"]["effective_rank"] > 1
+        assert line["onestep"]["frechet"] > 0
+        joined = {"student", "difference", "student_norm", "generator_norm"}
+        assert joined & line.keys() == (joined if images > 48 else set())
+        assert all(math.isfinite(line[name]) for name in joined & line.keys())
 
 
-def test_the_teacher_is_what_the_first_phase_published(whole: Run):
-    before, after = saved(whole, FIRST), saved(whole, FIRST + SECOND)
-    assert before.keys() == {"network", "average-0", "average-1", "optimizer"}
-    assert after.keys() == {"network", "average-0", "optimizer", "teacher", "critic", "best"}
-    teacher = before["average-1"]
-    assert differing(before["network"], teacher), "not the weights that it was trained with"
-    for images in (144, 192, FIRST + SECOND):
-        assert differing(saved(whole, images)["teacher"], teacher) == []
-    assert differing(after["network"], teacher)
-    assert {key.split("/")[0] for key in after["optimizer"]} == {"network", "critic"}
-    assert {key.split("/")[0] for key in before["optimizer"]} == {"network"}
+def test_the_published_generator_is_the_average_of_the_trained_one():
+    config = together(training__ema_half_lives=(32,))
+    state = fresh(config)
+    for step in range(7):
+        training_step(state, *batch(start=16 * step), config)
+        trained, held = state.modules["generator"].state_dict(), state.network.jump.state_dict()
+        assert differing(trained, held) == []
+        changed = not torch.equal(state.averages[-1].jump.vector, torch.zeros(32))
+        # At its first step the student is still the denoiser, so the generator does not move; after the second, it is
+        # handed over, and then averaged.
+        assert changed == (step >= 5)
 
 
-def test_a_one_step_generator_is_published(whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    measured = dict(zip([line["images"] for line in whole.history if "onestep" in line], SELECTING, strict=True))
-    state = json.loads((checkpoints(whole.folder)[-1] / "state.json").read_text())["counters"]
-    assert state["phase"] == 1
-    assert (state["best_images"], state["best"]) == min(measured.items(), key=lambda pair: pair[1])
-    published, last = load_file(whole.folder / "model" / "model.safetensors"), saved(whole, FIRST + SECOND)
-    assert differing(published, last["best"]) == []
-    ratio = load_file(whole.folder / "ratio" / "model.safetensors")
-    assert differing(ratio, {k.removeprefix("ratio."): v for k, v in last["critic"].items() if k[:6] == "ratio."}) == []
-    assert whole.network.sampler == Sampler(steps=1, solver="renoise", start=whole.config.onestep.start)
-    assert (
-        cli.run(["sample", str(whole.folder), "--n", "4", "--best-of", "2", "--out", str(tmp_path / "grid.png")]) == 0
+@pytest.mark.parametrize("where", ["student", "generator", "network"])
+def test_a_gradient_that_is_not_finite_leaves_all_as_it_was(where: str):
+    config = together()
+    state = fresh(config)
+    for step in range(4):
+        training_step(state, *batch(start=16 * step), config)
+    module = state.modules[where]
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[0] = math.inf
+    before = tensors(state)
+    training_step(state, *batch(start=64), config)
+    changed = {name.partition(".")[0] for name in differing(before, tensors(state))}
+    later = {"student": set(), "generator": {"student"}, "network": {"student", "generator"}}
+    assert changed - {"average-0", "average-1", "optimizer of student", "optimizer of generator"} <= later[where] | {
+        "network"
+    }
+    assert state.read_skips() == 1
+
+
+@pytest.mark.parametrize("images", [48, 96])
+def test_resumed_it_is_the_same_to_the_bit(images: int, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Stop(Exception):
+        pass
+
+    def stops(state: TrainingState, *rest: Any) -> dict[str, Tensor]:
+        if state.counters.images == images + 16:
+            raise Stop
+        return training_step(state, *rest)
+
+    monkeypatch.setattr(loop, "training_step", stops)
+    with pytest.raises(Stop):
+        onefold.train(whole.config, tmp_path / "run", quiet=True)
+    monkeypatch.undo()
+    again = onefold.train(None, tmp_path / "run", resume=True, quiet=True)
+    assert differing(newest(whole.folder), newest(again.folder)) == []
+    assert log(whole.folder) == log(again.folder)
+
+
+def test_what_it_publishes_samples_in_any_number_of_steps(whole: Run):
+    network = whole.network
+    assert network.sampler == Sampler(1, "refine", start=0.3)
+    one = network.sample(4)
+    assert one.shape == (4, 8, 8, 1)
+    assert (network.sample(4, steps=1) == one).all()
+    others = [network.sample(4, steps=steps) for steps in (2, 8)] + [network.sample(4, solver="euler", steps=50)]
+    assert all((other != one).any() for other in others)
+
+
+def test_a_generator_learns_in_one_run(tmp_path: Path):
+    """In fifty steps of small networks, one step comes nearer to the digits than the denoiser's."""
+    run = onefold.train(
+        together(training__images=6400, training__batch=64, onerun__measured=500, training__health_every=1920),
+        tmp_path / "run",
+        quiet=True,
     )
-    assert "4 images, 1 step" in capsys.readouterr().out
-    with Image.open(tmp_path / "grid.png") as image:
-        assert image.text["solver"] == "renoise"
+    first, *_, last = (line["onestep"]["frechet"] for line in run.history if "onestep" in line)
+    assert last < first
 
 
-def test_the_first_phase_is_a_run_of_its_own(whole: Run, tmp_path: Path):
-    """To the bit: what comes after it changes nothing in it."""
-    config = replace(two_phases(), phases=("self_distillation",))
-    alone = onefold.train(config, tmp_path / "run", quiet=True)
-    before, found = saved(whole, FIRST), saved(alone, FIRST)
-    assert before.keys() == found.keys()
-    for name in before:
-        assert differing(before[name], found[name]) == []
-    assert [line["onestep" if "onestep" in line else "health"] for line in log(whole.folder)[:3]] == [
-        line["health"] for line in log(alone.folder)
-    ]
+# --- the command, and what it refuses ---------------------------------------------------------------------------------
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-@pytest.mark.parametrize(("at", "last"), [(64, 48), (96, 96), (112, 96), (144, 144), (176, 144)])
-def test_a_killed_run_goes_on_to_the_bit(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, last: int
-):
-    """Inside each phase, where the second begins, and one step into it."""
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        act_at(patch, at, die)
-        with pytest.raises(Stop):
-            onefold.train(two_phases(), folder, quiet=True)
-    assert int(checkpoints(folder)[-1].name) == last
-    onefold.train(None, folder, resume=True, quiet=True)
-    same(whole, folder)
+def test_the_command_trains_one(tmp_path: Path):
+    small = ["--network.width", "32", "--network.depth", "1", "--network.heads", "2", "--onerun.measured", "20"]
+    command = ["train", "digits", "--one-step", "--images", "128", "--out", str(tmp_path / "run"), "--quiet", *small]
+    assert cli.run(command) == 0
+    run = onefold.load_run(tmp_path / "run")
+    assert run.config.phases == ("one_run",)
+    assert run.network.sampler.jumps
+    picture = tmp_path / "grid.png"
+    assert cli.run(["sample", str(tmp_path / "run"), "--n", "4", "--out", str(picture)]) == 0
+    assert picture.exists()
 
 
-def test_a_run_stopped_by_signals_goes_on_to_the_bit(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Amid a phase, exactly at its end, and after the first step of the second; always the same folder."""
-    folder = tmp_path / "run"
-    for place in (80, FIRST, FIRST + 16, 160):
-        resume = folder.exists()
-        with monkeypatch.context() as patch:
-            act_at(patch, place, lambda: signal.raise_signal(signal.SIGTERM), after=True)
-            with pytest.raises(Interrupted, match=rf"stopped at {place} of 208 images, saved"):
-                onefold.train(None if resume else two_phases(), folder, resume=resume, quiet=True)
-        described = json.loads((checkpoints(folder)[-1] / "state.json").read_text())
-        assert described["counters"]["images"] == place
-        assert described["counters"]["phase"] == (place > FIRST)
-    onefold.train(None, folder, resume=True, quiet=True)
-    same(whole, folder)
+def test_options_of_one_run_need_one_run(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert cli.run(["train", "digits", "--onerun.start", "0.2", "--out", str(tmp_path / "run")]) == 2
+    assert "--one-step" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
-def test_an_earlier_phase_may_be_gone_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ten steps fail from the second phase's first on: the newest good checkpoint is one of the first phase."""
-    schedule = replace(SCHEDULE, images=320)
-    config = two_phases(training__health_every=10_000).with_changes({"onestep.schedule": schedule})
-    honest, calls = one_step.ratio_loss, list[Tensor]()
-
-    def loss(ratio: Any, real: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        calls.append(real.clone())
-        total, parts = honest(ratio, real, *rest, **named)
-        return (total * torch.nan if len(calls) <= 10 else total), parts
-
-    monkeypatch.setattr(one_step, "ratio_loss", loss)
-    run = onefold.train(config, tmp_path / "run", quiet=True)
-    assert torch.equal(calls[10], calls[0]), "the same images again, by the same teacher"
-    described = json.loads((checkpoints(run.folder)[-1] / "state.json").read_text())["counters"]
-    assert (described["images"], described["phase"]) == (FIRST + 320, 1)
-    assert (described["skipped"], described["rollbacks"]) == (10, 1)
-    assert [line["images"] for line in run.history] == list(range(32, FIRST + 321, 32))
-    assert all(value.isfinite().all() for value in newest_of(run.folder).values())
+def test_a_network_without_weights_for_it_is_refused():
+    assert "network.jump_rank" in refused(lambda: phases_of(together(network__jump_rank=0)))
 
 
-def test_a_finished_run_stays_as_it_is(whole: Run, tmp_path: Path):
-    shutil.copytree(whole.folder, tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    onefold.train(None, tmp_path / "run", resume=True, quiet=True)
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+def test_guidance_needs_classes():
+    config = together(network__classes=0, onerun__guidance=2.0)
+    assert "guidance" in refused(lambda: phases_of(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("start", 1.0),
+        ("begin", 1.5),
+        ("share", 0.0),
+        ("student_rate", -1.0),
+        ("generator_rate", math.nan),
+        ("measured", 0),
+    ],
+)
+def test_settings_that_make_no_sense(name: str, value: float):
+    assert f"onerun.{name}" in refused(lambda: OneRun(**{name: value}))
+
+
+def test_it_may_begin_with_the_weights_of_a_run_without_it(tmp_path: Path):
+    plain = onefold.train(tiny(training__images=32), tmp_path / "plain", quiet=True)
+    small = ["--onerun.measured", "20", "--training.batch", "16"]
+    command = ["train", "digits", "--one-step", "--from", str(plain.folder), "--images", "96", "--quiet", *small]
+    assert cli.run([*command, "--out", str(tmp_path / "run")]) == 0
+    network = onefold.load_run(tmp_path / "run").network
+    assert network.config.width == 32
+    assert network.config.jump_rank > 0
+    assert network.jump.vector.any()
+
+
+def test_arithmetic_counts_what_is_joined():
+    plain, joined = training_flops(tiny()), training_flops(together(onerun__share=0.5, onerun__begin=0.3))
+    one = build(tiny().network).role_flops(tiny().network).denoise
+    assert joined - plain == pytest.approx(0.5 * 7 * one * (160 - 48) / 160)

@@ -17,10 +17,11 @@ from onefold import settings
 from onefold.data import open_dataset
 from onefold.errors import UserError
 from onefold.networks import RatioNet
-from onefold.networks.trunk import Jump
+from onefold.networks.jump import Jump
+from onefold.networks.trunk import Trunk
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, ratio_loss
 from onefold.recipes import recipe
-from onefold.training import one_step_monitor
+from onefold.training import generator_monitor
 from onefold.training.one_step_monitor import OneStepMonitor
 from onefold.training.phases import Part, phases_of
 from onefold.training.run import Run, load_run
@@ -128,14 +129,14 @@ def test_what_is_no_configuration_is_one_line(described: Any, tmp_path: Path):
 @pytest.mark.parametrize("missing", [(), ("vector",), ("arrival",), ("vector", "arrival")])
 def test_a_module_is_filled_with_zeros_only_if_all_of_it_is_missing(missing: tuple[str, ...]):
     """A part of it that is missing is a damaged file."""
-    holder = nn.ModuleDict({"jump": Jump(8), "other": nn.Linear(2, 2)})
+    holder = nn.ModuleDict({"jump": Jump(Trunk(8, 1, 2, 2, 2)), "other": nn.Linear(2, 2)})
     with torch.no_grad():
         for p in holder.parameters():
             p.normal_()
     given = {name: value.clone() for name, value in holder.state_dict().items()}
     for name in missing:
         del given[f"jump.{name}"]
-    other = nn.ModuleDict({"jump": Jump(8), "other": nn.Linear(2, 2)})
+    other = nn.ModuleDict({"jump": Jump(Trunk(8, 1, 2, 2, 2)), "other": nn.Linear(2, 2)})
     if len(missing) == 1:
         with pytest.raises(RuntimeError, match=rf"jump\.{missing[0]}"):
             other.load_state_dict(given)
@@ -173,7 +174,7 @@ def test_five_images_are_enough_to_measure(tmp_path: Path, monkeypatch: pytest.M
     def extractor_for(*arguments: Any) -> SimpleNamespace:
         return extractor
 
-    monkeypatch.setattr(one_step_monitor, "extractor_for", extractor_for)
+    monkeypatch.setattr(generator_monitor, "extractor_for", extractor_for)
     OneStepMonitor(Run(tmp_path, config), data, data, torch.device("cpu"), print, warmup=0)
 
 

@@ -28,7 +28,7 @@ from onefold.files import write_tensors
 from onefold.metrics import Record
 from onefold.networks import RatioNet
 from onefold.objectives import one_step
-from onefold.training import loop, one_step_monitor
+from onefold.training import generator_monitor, loop, one_step_monitor
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.conversion import converted
@@ -75,6 +75,7 @@ def _set_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OneStepMonitor, "look", looked)
         patch.setattr(metrics, "frechet_from_moments", measured)
+        patch.setattr(generator_monitor, "PROBE", 48)
         patch.setattr(one_step_monitor, "PROBE", 48)
         patch.setattr(one_step_monitor, "LEVELS", (0.5,))
         patch.setattr(loop.curves, "write", lambda *arguments: None)

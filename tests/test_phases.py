@@ -19,7 +19,7 @@ from onefold.training.latent_diffusion import SelfDistillationPhase
 from onefold.training.phases import PHASES, length, phase_at, phases_of, register
 from onefold.training.step import training_step
 
-BUILT_IN = ("self_distillation", "autoencoder", "diffusion", "one_step")
+BUILT_IN = ("self_distillation", "autoencoder", "diffusion", "one_run", "one_step")
 
 
 class Centred(SelfDistillationPhase):

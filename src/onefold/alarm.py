@@ -13,7 +13,7 @@ raises the same alarms as an uninterrupted one.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["CURE", "IN_A_ROW", "LEAST_RANK", "LEAST_STD", "ONESTEP_CURE", "collapse", "departure"]
+__all__ = ["CURE", "IN_A_ROW", "LEAST_RANK", "LEAST_STD", "ONERUN_CURE", "ONESTEP_CURE", "collapse", "departure"]
 
 LEAST_STD = 0.2
 """Std of the latents over images, in units of the noise's: below it, noise drowns them in the first 5/6 of the path."""
@@ -49,6 +49,8 @@ BOUNDS = {
 }
 """Accepted ranges of the measurements of a one-step generator; see `training/one_step_monitor.py` for their units."""
 ONESTEP_CURE = "a lower training.learning_rate or more onestep.critic_updates may help"
+
+ONERUN_CURE = "a lower onerun.generator or training.learning_rate may help"
 
 
 def departure(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:

@@ -25,6 +25,7 @@ from onefold.networks import Network
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
+from onefold.training.one_run import with_one_step
 from onefold.training.run import Run, check_new, load_run, open_data
 
 __all__ = ["train"]
@@ -42,6 +43,7 @@ def train(arguments: list[str]) -> None:
         unreadable: Literal["refuse", "skip"] = default.data.unreadable,
         labels_from: str | None = default.data.labels_from,
         architecture: str | None = None,
+        one_step: bool = False,
         out: Path | None = None,
         resume: bool = False,
         start: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
@@ -64,6 +66,7 @@ def train(arguments: list[str]) -> None:
             unreadable: Stop at an image that cannot be read, or leave it out.
             labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
             architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.
+            one_step: In the same run, the network also learns to generate in one step.
             out: The run's folder. Default: runs/RECIPE.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             start: Begin with the weights of this run or saved network, to go on with images of one's own.
@@ -89,6 +92,8 @@ def train(arguments: list[str]) -> None:
             if on_collapse is not None:
                 config = config.with_changes({"training.on_collapse": on_collapse})
             config = _with_length(_with_data(config, data, test_data), images, steps)
+            if one_step:
+                config = with_one_step(config)
             finished = loop.train(config if start is None else _with_start(config, start, options), out, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
@@ -102,6 +107,8 @@ def _check_options(options: Sequence[str]) -> None:
         if option.partition("=")[0] in ("--network.image-size", "--network.channels"):
             cure = "other sizes are made by `onefold data convert`"
             raise UserError(f"{option}: size and channels are read from the data; {cure}")
+        if option.startswith("--onerun.") and "--one-step" not in options:
+            raise UserError(f"{option}: has no effect without --one-step; add it, or leave this out")
         if option == "--resume" and not following.startswith("-"):
             raise UserError(f"train --resume: the run's folder comes after --out: --resume --out {quoted(following)}")
 
@@ -184,4 +191,5 @@ def _with_start(config: Config, start: Path, options: Sequence[str]) -> Config:
     network, model = Network.from_pretrained(start), start / "model" if (start / "model").is_dir() else start
     sha256 = sha256_of(model / "model.safetensors")
     place = str(start.absolute()) if start.exists() else str(start)  # on the hub
-    return replace(config, network=network.config, start=place, start_sha256=sha256)
+    own = replace(network.config, jump_rank=config.network.jump_rank or network.config.jump_rank)
+    return replace(config, network=own, start=place, start_sha256=sha256)

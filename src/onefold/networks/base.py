@@ -15,8 +15,8 @@ its architecture, and so does a network of your own:
     onefold.train(onefold.recipe("digits", network={"architecture": "mine"}))
 
 Such a network defines `encode`, `denoise`, `decode` and `role_flops`, as well as `features` for a perceptual loss,
-`denoising_parts` for conversion to a one-step generator and perhaps `generate`, so that denoising keeps its meaning
-then. Everything else has a default.
+`denoising_parts` for conversion to a one-step generator, and perhaps a `jump` with `generate_with`, so that denoising
+keeps its meaning then. Everything else has a default.
 
 Conventions: images (B, C, H, W) in [−1, 1]; latents (B, N, D), one token for each of the N = (H/p)·(W/p) patches;
 t in [0, 1] with 0 noise and 1 data; label K means "no class".
@@ -41,11 +41,11 @@ from onefold.errors import UserError, reason
 from onefold.files import read_tensors, write_tensors
 from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
+from onefold.networks.jump import Jump
 from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
 
 __all__ = [
-    "LATENT_NORMS",
     "NETWORKS",
     "Network",
     "NetworkConfig",
@@ -87,21 +87,6 @@ def register(name: str) -> Callable[[Kind], Kind]:
     return registered
 
 
-class ImageRMSNorm(nn.Module):
-    """Unit RMS over all values of an image's latent (B, N, D) jointly: tokens may differ in size."""
-
-    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return z * (z.square().mean((1, 2), keepdim=True) + 1e-6).rsqrt()
-
-
-LATENT_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "rms": lambda channels: nn.RMSNorm(channels, eps=1e-6, elementwise_affine=False),
-    "rms_image": lambda channels: ImageRMSNorm(),
-    "layer_norm": lambda channels: nn.LayerNorm(channels, eps=1e-6),
-    "none": lambda channels: nn.Identity(),
-}
-
-
 @dataclass(frozen=True)
 class NetworkConfig:
     """Everything that determines the network's shape, and the names of its classes. `classes` = 0 is unconditional."""
@@ -118,6 +103,8 @@ class NetworkConfig:
     heads: int = 4
     latent_norm: Literal["rms", "rms_image", "layer_norm", "none"] = "rms"
     """rms: unit RMS per token; rms_image: per image; layer_norm: per token, with learned scale and shift."""
+    jump_rank: int = 0
+    """Rank of the changes to the trunk's matrices that generating has of its own. 0: it shares them all."""
     output: Literal["clean", "velocity"] = "clean"
     """What the denoising exit computes: ẑ itself, or v with ẑ = z_t + (1 − t)·v. `denoise` always returns ẑ."""
     architecture: Annotated[str, Suppress] = "one_network"  # --architecture on the command line
@@ -131,7 +118,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
-        settings.check("network", self, positive=sizes, not_negative=("classes",))
+        settings.check("network", self, positive=sizes, not_negative=("classes", "jump_rank"))
         for name, value in self.kind.implied(self).items():
             object.__setattr__(self, name, value)
         if self.width % self.heads or (self.width // self.heads) % 4:
@@ -200,6 +187,8 @@ class Network(nn.Module):
 
     phases: ClassVar[tuple[str, ...]] = ("self_distillation",)
     """The default phases of its training, in order."""
+    jump: Jump
+    """What generating has of its own; a network without it denoises instead."""
     learns_codec: ClassVar[bool] = True
     """Whether encoding and decoding have weights to be learned …"""
     shares_codec: ClassVar[bool] = False
@@ -249,7 +238,7 @@ class Network(nn.Module):
         """The clean latents x̂ at which a jump from t to r aims: z_r = z_t + (r − t)/(1 − t) · (x̂ − z_t).
 
         One step is a jump from noise to r = 1, G(ε, y) = generate((1 − t₀)·ε, t₀, y). A network that has not been
-        trained for it denoises here, and so does one that does not define `generate`.
+        trained for it denoises here, and so does one without a `jump`.
 
         Args:
             z_t: Latents to start from, such as noise times 1 − t.
@@ -257,7 +246,18 @@ class Network(nn.Module):
             y: Labels; None: no class.
             r: Times of arrival, from t to 1. Default: 1.
         """
-        return self.denoise(z_t, t, y)
+        return self.generate_with(self.jump, z_t, t, y, r) if hasattr(self, "jump") else self.denoise(z_t, t, y)
+
+    def generate_with(
+        self,
+        jump: Jump,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+        r: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """As `generate`, with another generator's `jump` on top of this network's weights; one run needs it."""
+        raise NotImplementedError
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""
@@ -318,6 +318,13 @@ class Network(nn.Module):
             raise UserError(f"blocks: {depth} is not within 1 to {deepest}, the blocks of the network")
         sizes = (config.latent_channels, config.width, depth, config.heads, config.grid, config.classes)
         return Backbone(*sizes).to(self.device).copy_from(**parts)
+
+    @property
+    def denoising_trunk(self) -> Trunk:
+        """The trunk that reads noised latents."""
+        trunk = self.denoising_parts()["trunk"]
+        assert isinstance(trunk, Trunk)
+        return trunk
 
     @property
     def trunks(self) -> list[Trunk]:

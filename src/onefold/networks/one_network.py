@@ -7,8 +7,9 @@
 
 A conditioning vector tells the trunk its role: a learned vector per role, to which denoising adds features of the time
 t and a learned vector of the class y. Generating is conditioned as denoising is, plus a vector and features of the time
-of arrival (`trunk.Jump`). All roles share the trunk and its modulation; only the four linear entrances and exits, the
-maps of times and the class vectors (under 5 % of the parameters) serve fewer.
+of arrival, and may change the trunk's matrices a little (`jump.Jump`). All roles share the trunk and its modulation;
+only the four linear entrances and exits, the maps of times and the class vectors (under 5 % of the parameters) serve
+fewer.
 """
 
 from typing import ClassVar
@@ -17,8 +18,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
-from onefold.networks.trunk import TIME_FEATURES, Jump, Modulation, Trunk, conditioning
+from onefold.networks.base import Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
+from onefold.networks.jump import Jump
+from onefold.networks.norms import LATENT_NORMS
+from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
 
 __all__ = ["OneFold"]
 
@@ -41,9 +44,9 @@ class OneFold(Network):
         self.roles = nn.Embedding(len(ROLES), config.width)
         self.time = nn.Linear(TIME_FEATURES, config.width, bias=False)
         self.labels = nn.Embedding(config.classes + 1, config.width)
-        self.jump = Jump(config.width)
         self.modulation = Modulation(config.width)
         self.trunk = Trunk(config.width, config.depth, config.heads, *config.grid)
+        self.jump = Jump(self.trunk, config.jump_rank)
         self.norm = LATENT_NORMS[config.latent_norm](config.latent_channels)
 
     # --- the roles ---
@@ -62,17 +65,18 @@ class OneFold(Network):
         h = self.trunk(self.latents_in(z_t), self._condition("denoise", t, y))
         return self._clean(self.latents_out(h), z_t, t)
 
-    def generate(
+    def generate_with(
         self,
+        jump: Jump,
         z_t: Float[Tensor, "B N D"],
         t: Float[Tensor, " B"],
         y: Int64[Tensor, " B"] | None = None,
         r: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """See `Network.generate`."""
+        """See `Network.generate_with`."""
         self.check_noised(z_t, t, y)
-        h = self.trunk(self.latents_in(z_t), self._condition("denoise", t, y, self.jump(arrival(t, r))))
-        return self._clean(self.latents_out(h), z_t, t)
+        modulation = self._condition("denoise", t, y, jump.condition(arrival(t, r)))
+        return self._clean(self.latents_out(jump(self.trunk, self.latents_in(z_t), modulation)), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onefold.networks.backbone import Backbone
 from onefold.networks.base import Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
-from onefold.networks.trunk import Jump
+from onefold.networks.jump import Jump
 
 __all__ = ["PixelNetwork"]
 
@@ -28,7 +28,7 @@ class PixelNetwork(Network):
         numbers, sizes = config.latent_channels, (config.width, config.depth, config.heads)
         self.body = Backbone(numbers, *sizes, config.grid, config.classes)
         self.exit = nn.Linear(config.width, config.latent_channels)
-        self.jump = Jump(config.width)
+        self.jump = Jump(self.body.trunk, config.jump_rank)
 
     @classmethod
     def implied(cls, config: NetworkConfig) -> dict[str, int]:
@@ -50,16 +50,19 @@ class PixelNetwork(Network):
         self.check_noised(z_t, t, y)
         return self._clean(self.exit(self.body(z_t, t, y)), z_t, t)
 
-    def generate(
+    def generate_with(
         self,
+        jump: Jump,
         z_t: Float[Tensor, "B N D"],
         t: Float[Tensor, " B"],
         y: Int64[Tensor, " B"] | None = None,
         r: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """See `Network.generate`."""
+        """See `Network.generate_with`."""
         self.check_noised(z_t, t, y)
-        return self._clean(self.exit(self.body(z_t, t, y, self.jump(arrival(t, r)))), z_t, t)
+        body = self.body
+        h = jump(body.trunk, body.entrance(z_t), body.condition(t, y, jump.condition(arrival(t, r))))
+        return self._clean(self.exit(h), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Join patches into images (not clamped)."""

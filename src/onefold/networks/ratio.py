@@ -22,7 +22,7 @@ from onefold.errors import UserError, reason
 from onefold.files import read_tensors, write_tensors
 from onefold.networks.backbone import Backbone
 from onefold.networks.base import Network
-from onefold.networks.trunk import fill_with_zeros
+from onefold.networks.jump import fill_with_zeros
 
 __all__ = ["RatioConfig", "RatioNet"]
 

@@ -25,8 +25,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from onefold.errors import UserError
-from onefold.networks.base import LATENT_NORMS, Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
-from onefold.networks.trunk import TIME_FEATURES, Jump, Modulation, Trunk, conditioning
+from onefold.networks.base import Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
+from onefold.networks.jump import Jump
+from onefold.networks.norms import LATENT_NORMS
+from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
 
 __all__ = ["Depths", "ThreeNetworks", "depths"]
 
@@ -78,7 +80,7 @@ class ThreeNetworks(Network):
         self.decoder = Column(config, depth.decoder, latent, patch)
         self.time = nn.Linear(TIME_FEATURES, config.width, bias=False)
         self.labels = nn.Embedding(config.classes + 1, config.width)
-        self.jump = Jump(config.width)
+        self.jump = Jump(self.denoiser.trunk, config.jump_rank)
         self.modulation = Modulation(config.width)
         self.norm = LATENT_NORMS[config.latent_norm](latent)
         self.register_buffer("latent_mean", torch.zeros(latent))
@@ -110,17 +112,19 @@ class ThreeNetworks(Network):
         modulation = self.modulation(conditioning(self.time, self.labels, t, y))
         return self._clean(self.denoiser(z_t, modulation), z_t, t)
 
-    def generate(
+    def generate_with(
         self,
+        jump: Jump,
         z_t: Float[Tensor, "B N D"],
         t: Float[Tensor, " B"],
         y: Int64[Tensor, " B"] | None = None,
         r: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """See `Network.generate`."""
+        """See `Network.generate_with`."""
         self.check_noised(z_t, t, y)
-        modulation = self.modulation(conditioning(self.time, self.labels, t, y, self.jump(arrival(t, r))))
-        return self._clean(self.denoiser(z_t, modulation), z_t, t)
+        modulation = self.modulation(conditioning(self.time, self.labels, t, y, jump.condition(arrival(t, r))))
+        h = jump(self.denoiser.trunk, self.denoiser.entrance(z_t), modulation)
+        return self._clean(self.denoiser.exit(h), z_t, t)
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""

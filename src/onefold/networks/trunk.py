@@ -16,7 +16,6 @@ References: rotary positions: Su et al., 2021; SwiGLU: Shazeer, 2020; query-key 
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +25,9 @@ from torch import Tensor, nn
 __all__ = [
     "TIME_FEATURES",
     "Block",
-    "Jump",
     "Modulation",
     "Trunk",
     "conditioning",
-    "fill_with_zeros",
     "hidden_width",
     "rotary_table",
     "trunk_flops",
@@ -176,29 +173,6 @@ def fourier_features(t: Float[Tensor, " B"], count: int) -> Float[Tensor, "B cou
     frequencies = 0.5 * 1000 ** torch.linspace(0, 1, count // 2, device=t.device)
     angles = math.pi * t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class Jump(nn.Module):
-    """What generating adds to the conditioning of denoising: a vector, and a linear map of the time r of arrival.
-
-    Both are zero at first, so an untrained generator is the denoiser, and no random number is drawn for them. Weights
-    saved before there was this role are read as such zeros.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.vector = nn.Parameter(torch.zeros(width))
-        self.arrival = nn.Parameter(torch.zeros(width, TIME_FEATURES))
-        self.register_load_state_dict_pre_hook(fill_with_zeros)
-
-    def forward(self, r: Float[Tensor, " B"]) -> Float[Tensor, "B W"]:
-        return self.vector + F.linear(fourier_features(r, TIME_FEATURES), self.arrival)
-
-
-def fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """A hook before loading: the parameters of a module that weights saved earlier lack altogether are zero."""
-    if not any(name.startswith(prefix) for name in state_dict):
-        state_dict.update({prefix + name: torch.zeros_like(value) for name, value in module.named_parameters()})
 
 
 def conditioning(

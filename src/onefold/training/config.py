@@ -12,6 +12,7 @@ from tyro.conf import Suppress
 from onefold import settings
 from onefold.errors import UserError
 from onefold.networks import NetworkConfig
+from onefold.objectives.one_run import OneRun
 from onefold.objectives.one_step import OneStep
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.objectives.two_stages import TwoStages
@@ -102,6 +103,8 @@ class Config:
     """Settings of the phases `autoencoder` and `diffusion`, which train three networks."""
     onestep: Annotated[OneStep, Suppress] = field(default_factory=OneStep)  # its options are those of `onefold onestep`
     """Settings of the phase `one_step`."""
+    onerun: OneRun = field(default_factory=OneRun)
+    """Settings of the phase `one_run` (--one-step)."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampler: Sampler = field(default_factory=Sampler)

@@ -24,6 +24,7 @@ from onefold.pixels import to_float
 from onefold.schedule import Schedule
 from onefold.training.config import Config
 from onefold.training.health import HealthMonitor
+from onefold.training.monitor import Monitor
 from onefold.training.phases import Part, Phase, Say, Trained, names_of_phases, register
 from onefold.training.run import Run
 
@@ -49,8 +50,8 @@ class SelfDistillationPhase(Phase):
     def loss(self, network: Network, target: Network, x: Tensor, y: Tensor, draws: DenoisingDraws) -> Losses:
         return self_distillation(network, target, x, y, draws, self.config.objective)
 
-    def monitor(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> HealthMonitor:
-        return HealthMonitor(run, test, device, warmup=self.start + self.schedule.warmup)
+    def monitors(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> Sequence[Monitor]:
+        return (HealthMonitor(run, test, device, warmup=self.start + self.schedule.warmup),)
 
     def flops(self) -> float:
         """Encoding, decoding and each draw, three times with the backward pass; target and perceptual encodings."""

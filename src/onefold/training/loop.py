@@ -5,7 +5,7 @@
 `train` prepares a run and owns its files; `Trainer` takes the steps. All that changes weights is `training_step`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,7 +280,11 @@ class Trainer:
         if self.training.compile == "yes":
             self.state.compile(phase)
             self.progress.tell("compiling the network in the first steps: half a minute, or some on a busy machine")
-        self.monitor: Monitor = phase.monitor(self.run, self.data, self.test, self.device, self.progress.say)
+        self.alarmed: Monitor | None = None
+        """Which monitor has raised the last alarm."""
+        self.monitors: Sequence[Monitor] = phase.monitors(
+            self.run, self.data, self.test, self.device, self.progress.say
+        )
 
     def step(self, loader: Loader) -> None:
         """A step. A signal breaks off a compiled one, which may take a minute, where there is nothing to save."""
@@ -352,7 +356,9 @@ class Trainer:
         line["rate_factor"] = phase.schedule.rate_factor(self.images - phase.start, self.training.batch)
         line["skipped"] = self.state.counters.skipped
         if measures:
-            line |= self.monitor.look(self.state, line, self.progress.say)
+            for monitor in self.monitors:
+                line |= (found := monitor.look(self.state, line, self.progress.say))
+                self.alarmed = monitor if "alarm" in found else self.alarmed
         self.log.write(line)
         self.progress.update(self.images, note=in_words(means))
         self.state.window = Window()
@@ -375,8 +381,9 @@ class Trainer:
             self.saved = self.images
         if stops:
             curves.write(self.run.history, self.run.folder / "curves.png")
-            monitor, where = self.monitor, f"{self.run.folder}: {self.monitor.alarm} at {self.images:,} images"
-            raise TrainingAborted(f"{where}, saved: {stops}; {monitor.cure}")
+            assert self.alarmed is not None
+            where = f"{self.run.folder}: {self.alarmed.alarm} at {self.images:,} images"
+            raise TrainingAborted(f"{where}, saved: {stops}; {self.alarmed.cure}")
         if self.interruption.signal and not self.finished:
             raise self.interrupted()
 

@@ -25,6 +25,7 @@ from onefold.sampling import Sampler, check_guidance
 from onefold.schedule import Schedule
 from onefold.training import ema
 from onefold.training.config import Config
+from onefold.training.monitor import Monitor
 from onefold.training.one_step_monitor import OneStepMonitor
 from onefold.training.optimizer import RMSPropW
 from onefold.training.phases import Part, Phase, Say, Trained, averaged, register
@@ -148,9 +149,9 @@ class OneStepPhase(Phase):
         own = self.config.sampler
         return replace(own if own.jumps else Sampler(1, "refine"), start=self.config.onestep.start)
 
-    def monitor(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> OneStepMonitor:
+    def monitors(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> Sequence[Monitor]:
         warmup = self.start + self.config.onestep.critic_warmup
-        return OneStepMonitor(run, data, test, device, say, warmup=warmup)
+        return (OneStepMonitor(run, data, test, device, say, warmup=warmup),)
 
     def flops(self) -> float:
         """Of a critic update and a generator update, the latter weighted by its share of the steps.

@@ -1,87 +1,62 @@
 """The monitor of one-step training: is the generator getting better, and what does the critic know?
 
-Measured on the published average, on samples with seeds that no evaluation uses, and on held-out images:
+Of the generator, in the teacher's latents: everything in `generator_monitor`. Of a ratio network, on held-out images,
+training images and samples, at each of the noise levels `LEVELS`:
 
-    frechet             distance of `measured` samples to the training images
-    class_accuracy      of the samples, where there are classes
-    mean_shift          difference of the mean pixel from the data's, in standard deviations of the data's pixels
-    contrast            standard deviation of pixels within an image, over the data's
-    saturation          spread of a pixel's channels, over the data's; for colour images only
-    diversity           standard deviation of latents over images, over the data's; needs two held-out images or more
-    auc                 how well the ratio tells held-out data from samples, at each of the noise levels `LEVELS`: ½ is
-                        chance
+    auc                 how well the ratio tells held-out data from samples: ½ is chance
     auc_seen            the same for training images: well above `auc`, the ratio network has overfitted them
-    calibration         mean distance between σ(ℓ) and the fraction of data among inputs with that σ(ℓ), at each level:
-                        0 is exact
-    logit_real, _fake   mean ℓ at each level
+    calibration         mean distance between σ(ℓ) and the fraction of data among inputs with that σ(ℓ): 0 is exact
+    logit_real, _fake   mean ℓ
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from onefold import metrics
-from onefold.alarm import ONESTEP_CURE, departure
+from onefold.alarm import ONESTEP_CURE
 from onefold.compute import eager
-from onefold.data import Dataset, read_all
-from onefold.extractor import extractor_for
+from onefold.data import Dataset
 from onefold.networks import Network, RatioNet
 from onefold.objectives.one_step import Critic
 from onefold.paths import Linear, noised, per_token
-from onefold.pixels import to_float, to_uint8
+from onefold.pixels import to_float
 from onefold.training.engine import autocast
-from onefold.training.monitor import Line, Monitor, Values
+from onefold.training.generator_monitor import PROBE, SEED, GeneratorMonitor
+from onefold.training.monitor import Values
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 
 __all__ = ["LEVELS", "OneStepMonitor", "auc", "calibration"]
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-SEED = 2**40
-"""Seed of the first sample: far from any seeds used in evaluation."""
-REFERENCE = 10_000
-"""Maximum number of training images that the distance is taken to."""
-PROBE = 256
-"""Maximum number of held-out images, of training images, and of samples, that the critic is evaluated on …"""
 NOISES = 2
-"""… each with so many noises. Of a few hundred inputs, even exact probabilities seem off by 0.03."""
+"""Noises of each image that the critic is evaluated on. Of a few hundred inputs, even exact probabilities seem off by
+0.03."""
 BINS = 10
 SELECTION = 5
 """One in so many training images is the reference that an average is selected by."""
 
 
-class OneStepMonitor(Monitor):
+class OneStepMonitor(GeneratorMonitor):
     """Measures a one-step generator and its critic; with `onestep.selects`, keeps the best average."""
 
-    key = "onestep"
-    alarm = "the generator departs from the data"
     cure = ONESTEP_CURE
 
     def __init__(
         self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Callable[[str], None], *, warmup: int
     ) -> None:
         """`warmup`: images of the run up to which no alarm is raised."""
-        super().__init__(run)
         options = run.config.onestep
-        self.device, self.warmup = device, warmup
+        measured, features = options.measured, options.features
+        super().__init__(run, data, test, device, say, measured=measured, features=features, warmup=warmup)
         self.selects = options.selects
-        self.count = min(options.measured, len(data))
-        self.extractor = metrics.from_file(options.features) if options.features else extractor_for(data, say)
-        chosen = np.linspace(0, len(data) - 1, min(len(data), REFERENCE)).round().astype(np.int64)
-        real, labels = read_all(data, chosen)
-        features = self.extractor.features(real)
-        self.reference = metrics.Moments.from_features(features, self.extractor.sha256)
-        fifth = features[::SELECTION] if len(features) > SELECTION else features
+        fifth = self.features[::SELECTION] if len(self.features) > SELECTION else self.features
         self.selection = metrics.Moments.from_features(fifth, self.extractor.sha256)
-        self.pixels = _pixel_statistics(real)
-        self.labels = labels[np.linspace(0, len(labels) - 1, self.count).round().astype(np.int64)]
-        held_out, self.held_out_labels = read_all(test, np.arange(min(len(test), PROBE)))
-        self.held_out = to_float(held_out)
-        seen = torch.linspace(0, len(real) - 1, min(len(real), PROBE)).round().long()
-        self.seen, self.seen_labels = to_float(real[seen]), labels[seen]
+        seen = torch.linspace(0, len(self.real) - 1, min(len(self.real), PROBE)).round().long()
+        self.seen, self.seen_labels = to_float(self.real[seen]), self.real_labels[seen]
 
     def measure(self, state: TrainingState, before: Values | None) -> Values:
         """All quantities in the module's docstring; keeps the average with the least distance, if one is selected."""
@@ -89,38 +64,17 @@ class OneStepMonitor(Monitor):
         teacher, critic = state.modules["teacher"], state.modules["critic"]
         assert isinstance(teacher, Network)
         assert isinstance(critic, Critic)
-        with torch.no_grad(), eager():
-            with autocast(self.run.config.training, self.device):  # only the networks; the metrics run in float32
-                z = self._sample(network)
-                made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])
-                real = self._encoded(teacher, self.held_out)
-                told: Values = {}
-                if critic.ratio is not None:
-                    told = self._critic(critic.ratio, real, self._encoded(teacher, self.seen), z)
-            made_moments = metrics.Moments.from_features(self.extractor.features(made), self.extractor.sha256)
-            values: Values = {"frechet": metrics.frechet_from_moments(self.reference, made_moments)}
-            if self.extractor.classes == network.config.classes > 0:
-                values["class_accuracy"] = metrics.class_accuracy(self.extractor, made, self.labels)
-            values |= _compared(_pixel_statistics(made), self.pixels)
-            if len(real) > 1 and (spread := real.std(0).mean()) > 0:
-                values["diversity"] = (z.std(0).mean() / spread).item()
-            values |= told
+        values, look = self.look_at(network, teacher)
+        if critic.ratio is not None:
+            with torch.no_grad(), eager(), autocast(self.run.config.training, self.device):
+                seen = self.encoded(teacher, self.seen)
+                values |= self._critic(critic.ratio, look.held_out, seen, look.samples)
         if self.selects:
-            distance = metrics.frechet_from_moments(self.selection, made_moments)
+            distance = metrics.frechet_from_moments(self.selection, look.moments)
             if counters.best is None or distance < counters.best:
                 counters.best, counters.best_images = distance, counters.images
                 state.modules["best"].load_state_dict(network.state_dict())
         return values
-
-    def judge(self, log: Sequence[Line]) -> str | None:
-        return departure(log, warmup=self.warmup)
-
-    def _sample(self, network: Network) -> Float[Tensor, "n N D"]:
-        labels = self.labels.tolist() if network.config.classes else None
-        return torch.cat(list(network.sample_latents(range(SEED, SEED + self.count), labels, network.sampler)))
-
-    def _encoded(self, teacher: Network, images: Float[Tensor, "n C H W"]) -> Float[Tensor, "n N D"]:
-        return torch.cat([teacher.encode(part.to(self.device)) for part in images.split(256)])
 
     def _critic(
         self, ratio: RatioNet, real: Float[Tensor, "m N D"], seen: Float[Tensor, "k N D"], fake: Float[Tensor, "n N D"]
@@ -169,27 +123,3 @@ def calibration(positive: Float[Tensor, " n"], negative: Float[Tensor, " n"]) ->
     bins = (said * BINS).long().clamp(max=BINS - 1)
     error = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, said - true)
     return (error.abs().sum() / len(said)).item()
-
-
-def _compared(made: Mapping[str, float], data: Mapping[str, float]) -> dict[str, float]:
-    """Pixel statistics of samples relative to the data's, without those that are undefined for the data."""
-    found = {name: made[name] / data[name] for name in ("contrast", "saturation") if data.get(name)}
-    if data["std"] > 1e-3:
-        found["mean_shift"] = (made["mean"] - data["mean"]) / data["std"]
-    return found
-
-
-def _pixel_statistics(images: UInt8[Tensor, "n C H W"]) -> dict[str, float]:
-    """Mean pixel, standard deviation of all pixels, its mean within images, and mean spread over channels.
-
-    Images are converted to floats in parts, since as floats they are large.
-    """
-    numbers: list[tuple[Tensor, ...]] = []
-    for part in images.split(256):
-        x = to_float(part)
-        spread = (x.amax(1) - x.amin(1)).flatten(1).mean(1)
-        numbers.append((x.flatten(1).mean(1), x.square().flatten(1).mean(1), x.flatten(1).std(1), spread))
-    columns = zip(*numbers, strict=True)
-    mean, square, contrast, saturation = (torch.cat(column).double().mean().item() for column in columns)
-    found = {"mean": mean, "std": max(0.0, square - mean**2) ** 0.5, "contrast": contrast}
-    return found | ({"saturation": saturation} if images.shape[1] > 1 else {})

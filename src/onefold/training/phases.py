@@ -2,6 +2,7 @@
 
     self_distillation         encoder, denoiser and decoder together
     autoencoder, diffusion    the two stages of the baseline with three networks
+    one_run                   encoder, denoiser, decoder and one-step generator together
     one_step                  critic and one-step generator
 
 A phase starts from the network published by the previous one, with its own optimizers and averages. The phase of an
@@ -171,6 +172,7 @@ class Phase(ABC):
         fitting = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
         labels = {name for name in own if name.endswith("labels.weight")}
         missing = sorted((own.keys() ^ theirs.keys()) | (own.keys() - fitting.keys() - labels))
+        missing = [name for name in missing if not name.startswith("jump.")]  # a generator begins anew
         if missing:
             cure = "give one of the same architecture, patch, width and channels"
             raise UserError(f"start: the weights do not fit this run's network ({missing[0]} differs); {cure}")
@@ -186,8 +188,8 @@ class Phase(ABC):
         return network
 
     @abstractmethod
-    def monitor(self, run: "Run", data: Dataset, test: Dataset, device: torch.device, say: Say) -> "Monitor":
-        """The phase's monitor, on training and test images; `say` is called before anything that takes long."""
+    def monitors(self, run: "Run", data: Dataset, test: Dataset, device: torch.device, say: Say) -> Sequence["Monitor"]:
+        """The phase's monitors, on training and test images; `say` is called before anything that takes long."""
 
     @abstractmethod
     def flops(self) -> float:

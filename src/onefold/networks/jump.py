@@ -1,0 +1,79 @@
+"""What generating has of its own, beside the weights that it shares with denoising.
+
+    conditioning    that of denoising, plus a vector and a linear map of the time r of arrival
+    matrices        W + BA with a low-rank change BA of each matrix of the trunk's blocks, if it has a rank
+
+All of it changes nothing at first, so an untrained generator is the denoiser. Without a rank, generating and denoising
+share every matrix; with one, a generator can learn while the shared weights stay as they are.
+
+Reference: low-rank changes: Hu et al., 2021 (LoRA).
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from onefold.networks.trunk import TIME_FEATURES, Trunk, fourier_features
+
+__all__ = ["Jump", "fill_with_zeros"]
+
+
+class LowRank(nn.Module):
+    """A change BA of each matrix W of a trunk's blocks; B is zero at first.
+
+    The trunk is not a part of it: whatever the trunk becomes, the change is on top.
+    """
+
+    def __init__(self, trunk: Trunk, rank: int) -> None:
+        super().__init__()
+        matrices = {name: p for name, p in trunk.named_parameters() if p.ndim == 2 and not name.endswith("offset")}
+        self.names = tuple(matrices)
+        self.a = nn.ParameterList(torch.randn(rank, p.shape[1]) / math.sqrt(p.shape[1]) for p in matrices.values())
+        self.b = nn.ParameterList(torch.zeros(p.shape[0], rank) for p in matrices.values())
+
+    def forward(
+        self, trunk: Trunk, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]
+    ) -> Float[Tensor, "B N W"]:
+        """The tokens of the changed trunk."""
+        changes = zip(self.names, self.b, self.a, strict=True)
+        return functional_call(
+            trunk, {name: trunk.get_parameter(name) + b @ a for name, b, a in changes}, (h, modulation)
+        )
+
+
+class Jump(nn.Module):
+    """The vector, the map of arrival times and the low-rank changes of a generator.
+
+    Vector and map are zero at first, and no random number is drawn for them. Weights saved before there was this role
+    are read as such zeros.
+    """
+
+    def __init__(self, trunk: Trunk, rank: int = 0) -> None:
+        """Without changes to the trunk's matrices if the rank is 0."""
+        super().__init__()
+        width = trunk.norm.weight.numel()
+        self.vector = nn.Parameter(torch.zeros(width))
+        self.arrival = nn.Parameter(torch.zeros(width, TIME_FEATURES))
+        self.change = LowRank(trunk, rank) if rank else None
+        self.register_load_state_dict_pre_hook(fill_with_zeros)
+
+    def condition(self, r: Float[Tensor, " B"]) -> Float[Tensor, "B W"]:
+        """What it adds to the conditioning vector, for times of arrival."""
+        return self.vector + F.linear(fourier_features(r, TIME_FEATURES), self.arrival)
+
+    def forward(
+        self, trunk: Trunk, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]
+    ) -> Float[Tensor, "B N W"]:
+        """The trunk's tokens, with its changes."""
+        return trunk(h, modulation) if self.change is None else self.change(trunk, h, modulation)
+
+
+def fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """A hook before loading: the parameters of a module that weights saved earlier lack altogether are zero."""
+    if not any(name.startswith(prefix) for name in state_dict):
+        state_dict.update({prefix + name: torch.zeros_like(value) for name, value in module.named_parameters()})

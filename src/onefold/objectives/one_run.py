@@ -1,0 +1,162 @@
+"""One run: a network learns to encode, denoise, decode and generate in one step, all at once, from random weights.
+
+The shared weights learn by self-distillation (`self_distillation`), as without a generator. On top of their average,
+two small sets of weights (`networks.jump`) learn beside them, on a share of every batch:
+
+    G(ε, y)      the one-step generator, from (1 − t₀)·ε at t₀
+    f_q(x_t, t)  the student: a denoiser of the generator's samples x = G(ε, y)
+
+    student    ‖f_q(x_t, t, y) − sg(x)‖²
+    generator  Σ sg(f_q − f_p)(x_t, t, y) · G(ε, y),  with f_p the averaged network's denoiser
+
+The generator's gradient is that of the reverse Kullback–Leibler divergence from noised samples to noised data
+(`score_distillation`), with both scores from the network itself, as it is at that moment: there is no teacher run, no
+critic, and nothing to balance. No loss of generator or student reaches the shared weights, so encoder, denoiser and
+decoder are those of plain training. Because the student is a change to the average, the difference f_q − f_p does not
+lag behind latents that still move.
+
+References: score distillation: Wang et al., 2023 (ProlificDreamer, whose student is a low-rank change, too); Luo et
+al., 2023 (Diff-Instruct). Scores of data and samples in one network: TwinFlow (arXiv 2512.05150).
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from onefold import settings
+from onefold.errors import UserError
+from onefold.networks import Network
+from onefold.networks.jump import Jump
+from onefold.objectives import self_distillation as dsd
+from onefold.objectives.density_ratio import NoiseDraws, draw_noise
+from onefold.objectives.losses import Losses, Span, each_tensor
+from onefold.objectives.score_distillation import distillation
+from onefold.paths import Linear, TimeDistribution, noised, per_token
+from onefold.sampling import with_guidance
+
+__all__ = ["OneRun", "OneRunDraws", "draw", "one_run"]
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """How a network learns to generate in one step while it learns everything else."""
+
+    start: float = 0.3
+    """The generator's time t₀: it starts from (1 − t₀)·ε."""
+    begin: float = 0.3
+    """When generator and student begin to learn, as a fraction of the run's images."""
+    share: float = 0.75
+    """Fraction of every batch that they learn from."""
+    generator_rate: float = 1e-3
+    """Learning rate of the generator."""
+    student_rate: float = 2e-3
+    """Learning rate of the student."""
+    decay: float = 0.3
+    """Fraction of the run, at its end, over which both rates fall linearly to 0."""
+    time: TimeDistribution = field(default_factory=TimeDistribution)
+    """Noise levels at which samples and data are compared …"""
+    t_max: float = 0.8
+    """… times this, the latest."""
+    guidance: float = 1.0
+    """Guidance of the data's score (Ho & Salimans, 2022): the generator learns to sample as under it."""
+    measured: int = 1000
+    """Samples of each measurement in the log."""
+    features: str | None = None
+    """File of the feature extractor for this measurement (.safetensors, .pt or .onnx). None: a small classifier of the
+    data, which is first trained on the CPU; for large images, give another."""
+
+    def __post_init__(self) -> None:
+        settings.check(
+            "onerun",
+            self,
+            positive=("share", "generator_rate", "student_rate", "measured"),
+            not_negative=("guidance",),
+            shares=("begin", "share", "decay", "t_max"),
+        )
+        if self.measured == 1:
+            raise UserError("onerun.measured: 1 sample has no distance; give at least 2")
+        if not 0 <= self.start < 1:
+            raise UserError(f"onerun.start: {self.start} must be at least 0 (noise) and below 1 (data)")
+
+
+class OneRunDraws(NamedTuple):
+    """The randomness of one batch of B images and of as many samples."""
+
+    denoising: dsd.DenoisingDraws
+    eps: Float[Tensor, "B N D"]
+    unlabelled: Bool[Tensor, " B"]
+    score: NoiseDraws
+    span: Span
+
+    def part(self, start: int, stop: int) -> "OneRunDraws":
+        """The draws of images `start` to `stop`."""
+        cut = each_tensor(self, lambda value: value[start:stop])
+        span = self.span.part(start, stop)
+        return cut._replace(span=span, denoising=cut.denoising._replace(span=span))
+
+
+def draw(
+    options: OneRun, objective: dsd.SelfDistillation, batch: int, latent_shape: tuple[int, int], rng: torch.Generator
+) -> OneRunDraws:
+    """Draw for `batch` images with latents of shape (N, D), on the device of `rng`; self-distillation's draws first."""
+    shape = (batch, *latent_shape)
+    return OneRunDraws(
+        denoising=dsd.draw(objective, batch, latent_shape, rng),
+        eps=torch.randn(shape, generator=rng, device=rng.device),
+        unlabelled=torch.rand(batch, generator=rng, device=rng.device) < objective.label_dropout,
+        score=draw_noise(options.time, options.t_max, shape, rng),
+        span=Span(0, batch, batch),
+    )
+
+
+def one_run(
+    student: Jump,
+    generator: Jump,
+    network: Network,
+    average: Network,
+    x: Float[Tensor, "B C H W"],
+    y: Int64[Tensor, " B"],
+    draws: OneRunDraws,
+    options: OneRun,
+    objective: dsd.SelfDistillation,
+) -> Losses:
+    """The loss of self-distillation, and of student and generator.
+
+    Args:
+        student: Learns to denoise the generator's samples.
+        generator: Learns to generate in one step.
+        network: The online network, which learns by self-distillation.
+        average: Its average, on top of which generator and student act. Receives no gradient.
+        x: Images in [−1, 1].
+        y: Labels 0…K−1 (ignored by an unconditional network).
+        draws: The batch's randomness.
+        options: Of generator and student.
+        objective: Of self-distillation.
+    """
+    losses = dsd.self_distillation(network, average, x, y, draws.denoising, objective)
+    count = max(1, round(options.share * draws.span.batch))
+    kept = draws.span.spread(count, x.device)
+    if not len(kept):
+        return losses
+    classes = network.config.classes
+    labels = y.masked_fill(draws.unlabelled, classes)[kept] if classes else None
+    start = torch.full((len(kept),), options.start, device=x.device)
+    eps = draws.eps[kept]
+    noise = noised(Linear(), torch.zeros_like(eps), eps, per_token(start))
+    fake = average.generate_with(generator, noise, start, labels)
+    error, gradient = distillation(
+        with_guidance(average.denoise, options.guidance, classes),
+        partial(average.generate_with, student),
+        fake,
+        labels,
+        NoiseDraws(*(value[kept] for value in draws.score)),
+        normalised=False,
+    )
+    assert gradient is not None
+    share = len(kept) / count
+    told = {"student": share * error.detach(), "difference": share * gradient.square().mean()}
+    return Losses(losses.total + share * (error + (gradient * fake).mean()), losses.parts | told)
