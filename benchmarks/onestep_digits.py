@@ -61,19 +61,37 @@ class Measured(NamedTuple):
     """Protocol of the first evaluation, and subject."""
 
 
+def measured(run: Run, sampler: Sampler | None = None, verifier: Any = None) -> Measured:
+    """A row: the mean over evaluations of a run, of up to `CHEAP` steps with each of `SEEDS`."""
+    seeds = SEEDS if (sampler or run.network.sampler).steps <= CHEAP else SEEDS[:1]
+    records = [evaluate(run, sampler=sampler, seed=seed, verifier=verifier) for seed in seeds]
+    numbers = {key: mean(record.numbers()[key] for record in records) for key in COLUMNS}
+    return Measured(numbers, {name: records[0][name] for name in ("protocol", "subject")})
+
+
+def summarised(found: list[dict[str, Measured]]) -> dict[str, dict[str, Any]]:
+    """Rows over runs, printed as a table: mean, standard deviation and values of each column, and the records."""
+    print(f"| {len(found)} seeds | {' | '.join(COLUMNS.values())} |\n|---|{'---:|' * len(COLUMNS)}")
+    summary: dict[str, dict[str, Any]] = {}
+    for row in found[0]:
+        values = {key: [rows[row].numbers[key] for rows in found] for key in COLUMNS}
+        spread = {key: stdev(seen) if len(seen) > 1 else None for key, seen in values.items()}
+        summary[row] = {key: {"mean": mean(values[key]), "std": spread[key], "values": values[key]} for key in COLUMNS}
+        summary[row]["records"] = [rows[row].about for rows in found]
+        cells = [f"{mean(seen):.3g}" + (f" ± {spread[key]:.2g}" if spread[key] else "") for key, seen in values.items()]
+        print(f"| {row} | {' | '.join(cells)} |")
+    return summary
+
+
 def rows_of(teacher: Run, fast: Run, *, brief: bool) -> dict[str, Measured]:
     """What is measured of one run and of its one-step generator, by row."""
     one = fast.network.sampler
 
-    def measured(run: Run, sampler: Sampler | None = None, candidates: int = 0, choice: Any = "best") -> Measured:
+    def chosen(choice: Any) -> Measured:
         def chooser(network: Network) -> Verifier:
-            return Verifier(network, RatioNet.from_pretrained(fast.folder / "ratio"), candidates, choice)
+            return Verifier(network, RatioNet.from_pretrained(fast.folder / "ratio"), 4, choice)
 
-        verifier = chooser if candidates else None
-        seeds = SEEDS if (sampler or run.network.sampler).steps <= CHEAP else SEEDS[:1]
-        records = [evaluate(run, sampler=sampler, seed=seed, verifier=verifier) for seed in seeds]
-        numbers = {key: mean(record.numbers()[key] for record in records) for key in COLUMNS}
-        return Measured(numbers, {name: records[0][name] for name in ("protocol", "subject")})
+        return measured(fast, verifier=chooser)
 
     if brief:
         return {"1 step": measured(fast)}
@@ -85,8 +103,7 @@ def rows_of(teacher: Run, fast: Run, *, brief: bool) -> dict[str, Measured]:
         **{f"{steps} steps": measured(fast, one.with_options(steps=steps)) for steps in (2, 4, 8, 16)},
     }
     if (fast.folder / "ratio").exists():
-        rows |= {"best of 4": measured(fast, candidates=4)}
-        rows |= {"resampled from 4": measured(fast, candidates=4, choice="resample")}
+        rows |= {"best of 4": chosen("best"), "resampled from 4": chosen("resample")}
     return rows
 
 
@@ -120,15 +137,7 @@ def main(
         minutes.append((written - (out / "config.json").stat().st_mtime) / 60)
         updates = updates_of(fast)
         found.append(rows_of(onefold.load_run(folder), fast, brief=brief))
-    print(f"| {len(runs)} seeds | {' | '.join(COLUMNS.values())} |\n|---|{'---:|' * len(COLUMNS)}")
-    summary: dict[str, dict[str, Any]] = {}
-    for row in found[0]:
-        values = {key: [rows[row].numbers[key] for rows in found] for key in COLUMNS}
-        spread = {key: stdev(seen) if len(seen) > 1 else None for key, seen in values.items()}
-        summary[row] = {key: {"mean": mean(values[key]), "std": spread[key], "values": values[key]} for key in COLUMNS}
-        summary[row]["records"] = [rows[row].about for rows in found]
-        cells = [f"{mean(seen):.3g}" + (f" ± {spread[key]:.2g}" if spread[key] else "") for key, seen in values.items()]
-        print(f"| {row} | {' | '.join(cells)} |")
+    summary = summarised(found)
     print("\nminutes:", ", ".join(f"{m:.1f}" for m in minutes))
     if json_file is not None:
         about = {"onefold": onefold.__version__, "method": method, "minutes": minutes, "seeds of samples": SEEDS}

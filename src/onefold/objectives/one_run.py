@@ -1,7 +1,7 @@
 """One run: a network learns to encode, denoise, decode and generate in one step, all at once, from random weights.
 
 The shared weights learn by self-distillation (`self_distillation`), as without a generator. On top of their average,
-two small sets of weights (`networks.jump`) learn beside them, on a share of every batch:
+two small sets of weights (`networks.jump`) learn at the same steps:
 
     G(ε, y)      the one-step generator, from (1 − t₀)·ε at t₀
     f_q(x_t, t)  the student: a denoiser of the generator's samples x = G(ε, y)
@@ -31,7 +31,6 @@ from onefold import settings
 from onefold.errors import UserError
 from onefold.networks import Network
 from onefold.networks.jump import Jump
-from onefold.objectives import self_distillation as dsd
 from onefold.objectives.density_ratio import NoiseDraws, draw_noise
 from onefold.objectives.losses import Losses, Span, each_tensor
 from onefold.objectives.score_distillation import distillation
@@ -47,15 +46,18 @@ class OneRun:
 
     start: float = 0.3
     """The generator's time t₀: it starts from (1 − t₀)·ε."""
-    begin: float = 0.3
+    begin: float = 0.35
     """When generator and student begin to learn, as a fraction of the run's images."""
-    share: float = 0.75
-    """Fraction of every batch that they learn from."""
-    generator_rate: float = 1e-3
+    updates: int = 2
+    """Their updates at each step …"""
+    share: float = 0.5
+    """… and samples of each, as a fraction of the batch."""
+    generator_rate: float = 2e-3
     """Learning rate of the generator."""
-    student_rate: float = 2e-3
+    student_rate: float = 4e-3
     """Learning rate of the student."""
-    decay: float = 0.3
+    normalised: bool = False
+    decay: float = 0.5
     """Fraction of the run, at its end, over which both rates fall linearly to 0."""
     time: TimeDistribution = field(default_factory=TimeDistribution)
     """Noise levels at which samples and data are compared …"""
@@ -73,7 +75,7 @@ class OneRun:
         settings.check(
             "onerun",
             self,
-            positive=("share", "generator_rate", "student_rate", "measured"),
+            positive=("updates", "share", "generator_rate", "student_rate", "measured"),
             not_negative=("guidance",),
             shares=("begin", "share", "decay", "t_max"),
         )
@@ -84,9 +86,8 @@ class OneRun:
 
 
 class OneRunDraws(NamedTuple):
-    """The randomness of one batch of B images and of as many samples."""
+    """The randomness of K samples and of their comparison with data, for a batch of B images."""
 
-    denoising: dsd.DenoisingDraws
     eps: Float[Tensor, "B N D"]
     unlabelled: Bool[Tensor, " B"]
     score: NoiseDraws
@@ -94,20 +95,17 @@ class OneRunDraws(NamedTuple):
 
     def part(self, start: int, stop: int) -> "OneRunDraws":
         """The draws of images `start` to `stop`."""
-        cut = each_tensor(self, lambda value: value[start:stop])
-        span = self.span.part(start, stop)
-        return cut._replace(span=span, denoising=cut.denoising._replace(span=span))
+        return each_tensor(self, lambda value: value[start:stop])._replace(span=self.span.part(start, stop))
 
 
 def draw(
-    options: OneRun, objective: dsd.SelfDistillation, batch: int, latent_shape: tuple[int, int], rng: torch.Generator
+    options: OneRun, label_dropout: float, batch: int, latent_shape: tuple[int, int], rng: torch.Generator
 ) -> OneRunDraws:
-    """Draw for `batch` images with latents of shape (N, D), on the device of `rng`; self-distillation's draws first."""
+    """Draw for a batch of `batch` images with latents of shape (N, D), on the device of `rng`."""
     shape = (batch, *latent_shape)
     return OneRunDraws(
-        denoising=dsd.draw(objective, batch, latent_shape, rng),
         eps=torch.randn(shape, generator=rng, device=rng.device),
-        unlabelled=torch.rand(batch, generator=rng, device=rng.device) < objective.label_dropout,
+        unlabelled=torch.rand(batch, generator=rng, device=rng.device) < label_dropout,
         score=draw_noise(options.time, options.t_max, shape, rng),
         span=Span(0, batch, batch),
     )
@@ -116,35 +114,28 @@ def draw(
 def one_run(
     student: Jump,
     generator: Jump,
-    network: Network,
     average: Network,
-    x: Float[Tensor, "B C H W"],
     y: Int64[Tensor, " B"],
     draws: OneRunDraws,
     options: OneRun,
-    objective: dsd.SelfDistillation,
 ) -> Losses:
-    """The loss of self-distillation, and of student and generator.
+    """The loss of student and generator, from whose backward pass each receives the gradient of its own.
 
     Args:
         student: Learns to denoise the generator's samples.
         generator: Learns to generate in one step.
-        network: The online network, which learns by self-distillation.
-        average: Its average, on top of which generator and student act. Receives no gradient.
-        x: Images in [−1, 1].
-        y: Labels 0…K−1 (ignored by an unconditional network).
+        average: The average of the network that trains, on top of which both act. Receives no gradient.
+        y: Labels 0…K−1 of a batch of images (ignored by an unconditional network); the samples have those of a share.
         draws: The batch's randomness.
         options: Of generator and student.
-        objective: Of self-distillation.
     """
-    losses = dsd.self_distillation(network, average, x, y, draws.denoising, objective)
     count = max(1, round(options.share * draws.span.batch))
-    kept = draws.span.spread(count, x.device)
+    kept = draws.span.spread(count, y.device)
     if not len(kept):
-        return losses
-    classes = network.config.classes
+        return Losses(torch.zeros((), device=y.device), {})
+    classes = average.config.classes
     labels = y.masked_fill(draws.unlabelled, classes)[kept] if classes else None
-    start = torch.full((len(kept),), options.start, device=x.device)
+    start = torch.full((len(kept),), options.start, device=y.device)
     eps = draws.eps[kept]
     noise = noised(Linear(), torch.zeros_like(eps), eps, per_token(start))
     fake = average.generate_with(generator, noise, start, labels)
@@ -154,9 +145,9 @@ def one_run(
         fake,
         labels,
         NoiseDraws(*(value[kept] for value in draws.score)),
-        normalised=False,
+        normalised=options.normalised,
     )
     assert gradient is not None
     share = len(kept) / count
     told = {"student": share * error.detach(), "difference": share * gradient.square().mean()}
-    return Losses(losses.total + share * (error + (gradient * fake).mean()), losses.parts | told)
+    return Losses(share * (error + (gradient * fake).mean()), told)

@@ -62,14 +62,15 @@ class OneRunPhase(SelfDistillationPhase):
 
     @cached_property
     def parts(self) -> Sequence[Part]:
-        options, schedule = self.config.onerun, self.schedule
+        options, schedule, reads = self.config.onerun, self.schedule, ("average-0",)
         network = Trained("network", self.optimizers, schedule, schedule.ema_half_lives)
-        constant = replace(schedule, warmup=0, decay=options.decay)
-        student = Trained("student", self.student_optimizers, constant, norm="student_norm")
-        generator = Trained("generator", self.generator_optimizers, constant, norm="generator_norm")
-        trains, reads = (student, generator, network), ("average-0",)
-        joined = Part(trains, reads, self.draw_joined, self.joined_loss, start=self.begin, finish=hand_over)
-        return Part((network,), reads, self.draw, self.loss, unless=joined), joined
+        own = replace(schedule, warmup=0, decay=options.decay)
+        student = Trained("student", self.student_optimizers, own, norm="student_norm")
+        generator = Trained("generator", self.generator_optimizers, own, norm="generator_norm")
+        beside = Part(
+            (student, generator), reads, self.draw_beside, self.loss_beside, start=self.begin, finish=hand_over
+        )
+        return Part((network,), reads, self.draw, self.loss), *[beside] * options.updates
 
     def student_optimizers(self, student: nn.Module) -> list[Optimizer]:
         return [RMSPropW(student.parameters(), lr=self.config.onerun.student_rate, beta=BETA, weight_decay=0.0)]
@@ -84,21 +85,15 @@ class OneRunPhase(SelfDistillationPhase):
         student = Jump(network.denoising_trunk, self.config.network.jump_rank).to(network.device)
         return {**found, "generator": generator, "student": student}
 
-    def draw_joined(self, batch: int, rng: torch.Generator) -> OneRunDraws:
+    def draw_beside(self, batch: int, rng: torch.Generator) -> OneRunDraws:
         network, config = self.config.network, self.config
-        return draw(config.onerun, config.objective, batch, (network.tokens, network.latent_channels), rng)
+        shape = network.tokens, network.latent_channels
+        return draw(config.onerun, config.objective.label_dropout, batch, shape, rng)
 
-    def joined_loss(
-        self,
-        student: Jump,
-        generator: Jump,
-        network: Network,
-        average: Network,
-        x: Tensor,
-        y: Tensor,
-        draws: OneRunDraws,
+    def loss_beside(
+        self, student: Jump, generator: Jump, average: Network, x: Tensor, y: Tensor, draws: OneRunDraws
     ) -> Losses:
-        return one_run(student, generator, network, average, x, y, draws, self.config.onerun, self.config.objective)
+        return one_run(student, generator, average, y, draws, self.config.onerun)
 
     @property
     def sampler(self) -> Sampler:
@@ -117,8 +112,8 @@ class OneRunPhase(SelfDistillationPhase):
         """As of self-distillation; of samples and student, each with its gradient, and of the data's score."""
         options, images = self.config.onerun, self.schedule.images
         passes = 6 + (1 if options.guidance == 1 else 2)
-        joined = options.share * max(0, images - self.begin) / images
-        return super().flops() + joined * passes * self._role_flops.denoise
+        samples = options.updates * options.share * max(0, images - self.begin) / images
+        return super().flops() + samples * passes * self._role_flops.denoise
 
 
 @torch.no_grad()

@@ -1,0 +1,71 @@
+"""One run over several seeds: one step, few and many steps of the same network, as JSON and as a Markdown table.
+
+    python benchmarks/one_run.py --seeds 5 --json-file docs/results/one-run-digits.json
+    python benchmarks/one_run.py fashion --data fashion-mnist --seeds 1
+
+Each run is that of `onefold train RECIPE --one-step`. Its shared weights are those of plain training to the bit
+(`tests/test_one_run.py`), so its own 50 steps are also those of a run without a generator. Evaluations and the file are
+as in `onestep_digits.py`. A finished run is not trained again; an interrupted one is continued.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+import onefold
+from onefold.sampling import Sampler
+from onefold.training.one_run import with_one_step
+from onefold.training.run import Run
+from onestep_digits import Measured, measured, summarised
+
+STEPS = (2, 4, 8, 16, 50)
+
+
+def rows_of(run: Run) -> dict[str, Measured]:
+    """What is measured of a run, by row."""
+    own = run.network.sampler
+    return {
+        "1 step": measured(run),
+        **{f"{steps} steps": measured(run, own.with_options(steps=steps)) for steps in STEPS},
+        "denoiser, 50 steps": measured(run, Sampler(50)),
+    }
+
+
+def main(
+    recipe: Positional[str] = "digits",
+    seeds: int = 3,
+    first: int = 0,
+    data: str | None = None,
+    images: int | None = None,
+    change: Annotated[tuple[str, ...], arg(aliases=["-c"])] = (),
+    out: Path = Path("runs/one-run"),
+    json_file: Path | None = None,
+) -> None:
+    """Train with the seeds `first`, `first` + 1, …, evaluate and summarise. `change`: settings, as name=value."""
+    found: list[dict[str, Measured]] = []
+    minutes: list[float] = []
+    for seed in range(first, first + seeds):
+        folder = out / f"{recipe}{seed}"
+        if (folder / "config.json").exists():
+            run = onefold.train(None, folder, resume=True)
+        else:
+            wanted = {"training.seed": seed, "data.source": data, "training.images": images}
+            changes = {name: value for name, value in wanted.items() if value is not None}
+            changes |= {name: json.loads(value) for name, value in (each.split("=", 1) for each in change)}
+            run = onefold.train(with_one_step(onefold.recipe(recipe)).with_changes(changes), folder)
+        written = (folder / "model" / "model.safetensors").stat().st_mtime
+        minutes.append((written - (folder / "config.json").stat().st_mtime) / 60)
+        found.append(rows_of(run))
+    summary = summarised(found)
+    print("\nminutes:", ", ".join(f"{m:.1f}" for m in minutes))
+    if json_file is not None:
+        about = {"onefold": onefold.__version__, "recipe": recipe, "changes": list(change), "minutes": minutes}
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps({**about, "rows": summary}, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
