@@ -30,7 +30,7 @@ help:  ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
-demo: $(DEMO_STAMP)  ## train on the digits, make a one-step generator, evaluate both; pictures in demo/, demo-onestep/
+demo: $(DEMO_STAMP)  ## one run on the digits, sampled in one step and in 50, evaluated; pictures in demo/
 	$(SAY) "Demo: train, sample and evaluate on the digits"
 	@$(VENV)/bin/onefold demo --out demo
 
@@ -56,7 +56,7 @@ docs: $(DEV_STAMP)  ## build the documentation into site/
 	@echo "built: site/index.html"
 
 clean:  ## remove what make made: .venv, demo, site, caches; never runs/
-	rm -rf $(VENV) demo demo-onestep site dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site dist .pytest_cache .ruff_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(PY):

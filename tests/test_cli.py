@@ -672,18 +672,16 @@ def test_demo_trains_once_and_shows(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(demo, "evaluate", functools.partial(demo.evaluate, images=20))
     assert call("demo", "--out", "shown", "--seed", "3", "--quiet") == 0
     shown = capsys.readouterr().out
-    for name in ("shown/samples.png", "shown-onestep/one-step.png"):
+    for name in ("shown/samples.png", "shown/one-step.png"):
         assert name in shown
         assert Path(name).exists()
-    for name in ("shown", "shown-onestep"):
-        assert Record.read(Path(name) / "evaluation" / "demo.json")["protocol"]["steps"] == (
-            2 if name == "shown" else 1
-        )
+    records = {name: Record.read(Path("shown/evaluation") / f"{name}.json") for name in ("demo", "demo-many")}
+    assert {name: record["protocol"]["steps"] for name, record in records.items()} == {"demo": 1, "demo-many": 2}
     assert load_run("shown").config.training.seed == 3
     before = newest(Path("shown"))
     assert call("demo", "--out", "shown", "--seed", "3", "--quiet") == 0
     assert differing(before, newest(Path("shown"))) == []
-    assert "shown-onestep: was trained before" in capsys.readouterr().out
+    assert "shown: was trained before" in capsys.readouterr().out
     assert call("demo", "--out", "shown", "--seed", "4", "--quiet") == 2
     assert "shown: holds another run than this demo's" in capsys.readouterr().err
 

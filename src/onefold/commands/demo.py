@@ -1,8 +1,11 @@
-"""`onefold demo`: train on the embedded digits, make a one-step generator, evaluate both, and show the pictures."""
+"""`onefold demo`: one run on the embedded digits, sampled in many steps and in one, evaluated and shown."""
 
 import statistics
 import time
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
 
 from onefold.commands import tables
 from onefold.commands.terminal import console
@@ -13,23 +16,25 @@ from onefold.metrics import Record
 from onefold.pictures import panels
 from onefold.pictures.grids import sample_grid
 from onefold.recipes import recipe
-from onefold.sampling import resolve_labels
+from onefold.sampling import Sampler, resolve_labels
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.conversion import converted
 from onefold.training.loop import train
+from onefold.training.one_run import with_one_step
 from onefold.training.prepare import fit_to_data
 from onefold.training.run import Run, load_run
 
 __all__ = ["demo"]
 
 SHOWN = 100
+FEW = 4
+"""Steps between one and many, for the picture."""
 TURNS = 5
 """Measurements of each speed."""
 
 
 def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
-    """Train on the embedded digits, sample, evaluate, and show where the pictures are.
+    """Train on the embedded digits, sample in one step and in many, evaluate, and show where the pictures are.
 
     Example: onefold demo --out demo
 
@@ -38,28 +43,24 @@ def demo(out: Path = Path("demo"), seed: int = 0, quiet: bool = False) -> None:
         seed: Seed of the training.
         quiet: No progress bar.
     """
-    config = recipe("digits", **{"training.seed": seed})
+    config = with_one_step(recipe("digits", **{"training.seed": seed}))
     console.print(
-        f"One network of {config.network.depth} blocks learns to encode, denoise and decode "
-        f"{len(open_dataset('digits')):,} handwritten digits, from random weights."
+        f"One network of {config.network.depth} blocks learns to encode, denoise, decode and generate in one step "
+        f"{len(open_dataset('digits')):,} handwritten digits, in one run from random weights."
     )
     run = _train(config, out, quiet=quiet)
-    record = _evaluate(run)
+    many = run.config.sampler
+    record, many_record = _evaluate(run, None, "demo"), _evaluate(run, many, "demo-many")
     picture = out / "samples.png"
     sample_grid(run.network, picture, count=SHOWN, columns=10)
     newest = sorted((out / "samples").glob("*-reconstructions.png"))[-1]
-    console.print(f"samples, a column per class: {picture}")
-    console.print(f"test images above their reconstructions: {newest}\n")
-
-    console.print("The same weights become a one-step generator, taught by their own score.")
-    fast = _train(converted(out), out.with_name(f"{out.name}-onestep"), quiet=quiet)
-    fast_record = _evaluate(fast)
-    both = fast.folder / "one-step.png"
-    _show(both, run, fast, record, fast_record)
-    times = _times_as_fast(run, fast)
-    console.print(f"one step instead of {run.config.sampler.steps}: {times:.0f} times as many images per second")
-    console.print(f"{run.config.sampler.steps} steps, one step before and one step after, side by side: {both}")
-    console.print(f"the runs: {out}, {fast.folder}; the records: evaluation/demo.json in both")
+    sheet = out / "one-step.png"
+    _show(sheet, run, record, many_record)
+    console.print(f"samples in one step, a column per class: {picture}")
+    console.print(f"the same noise and classes in 1, {FEW} and {many.steps} steps, side by side: {sheet}")
+    console.print(f"test images above their reconstructions: {newest}")
+    console.print(f"one step instead of {many.steps}: {_times_as_fast(run):.0f} times as many images per second")
+    console.print(f"the run: {out}; the records: evaluation/demo.json, evaluation/demo-many.json")
 
 
 def _train(config: Config, folder: Path, *, quiet: bool) -> Run:
@@ -88,42 +89,44 @@ def _train(config: Config, folder: Path, *, quiet: bool) -> Run:
     return run
 
 
-def _evaluate(run: Run) -> Record:
-    record = evaluate(run, say=lambda line: console.print(line, style="dim"))
-    record.write(run.folder / "evaluation" / "demo.json")
+def _evaluate(run: Run, sampler: Sampler | None, name: str) -> Record:
+    record = evaluate(run, sampler=sampler, say=lambda line: console.print(line, style="dim"))
+    record.write(run.folder / "evaluation" / f"{name}.json")
     tables.show_record(console, record)
     return record
 
 
-def _times_as_fast(run: Run, fast: Run) -> float:
+def _times_as_fast(run: Run) -> float:
     """How many times as fast one step is, by the medians of measurements in turns: a busy moment slows both down."""
     times: list[tuple[float, float]] = []
     for _ in range(TURNS):
         start = time.perf_counter()
-        run.network.sample(SHOWN)
+        _sample(run, run.config.sampler)
         between = time.perf_counter()
-        fast.network.sample(SHOWN)
+        _sample(run, run.network.sampler)
         times.append((between - start, time.perf_counter() - between))
     many, one = (statistics.median(each) for each in zip(*times, strict=True))
     return many / one
 
 
-def _show(path: Path, run: Run, fast: Run, record: Record, fast_record: Record) -> None:
-    """Samples of the same seeds and classes: many steps, one step before, one step after."""
-    steps = run.config.sampler.steps
+def _sample(run: Run, sampler: Sampler) -> UInt8[np.ndarray, "n H W C"]:
+    network = run.network
+    labels = resolve_labels(SHOWN, None, 0, network.config.classes)
+    return network.pictures(network.sample_latents(range(SHOWN), labels, sampler))
 
-    def title(text: str, numbers: Record) -> str:
-        return f"{text}: accuracy {numbers['class_accuracy']:.3f}, Fréchet {numbers['frechet_distance']:.2f}"
 
-    many = run.network.sample(SHOWN)
-    labels = resolve_labels(SHOWN, None, 0, run.network.config.classes)
-    start = run.network.sample_latents(range(SHOWN), labels, fast.network.sampler)
-    before, after = run.network.pictures(start), fast.network.sample(SHOWN)
+def _show(path: Path, run: Run, record: Record, many_record: Record) -> None:
+    """Samples of the same seeds and classes, in one step, in a few and in many."""
+
+    def title(steps: str, numbers: Record) -> str:
+        return f"{steps}: accuracy {numbers['class_accuracy']:.3f}, Fréchet {numbers['frechet_distance']:.2f}"
+
+    one, many = run.network.sampler, run.config.sampler
     panels.write(
         path,
         [
-            (title(f"{steps} steps", record), many),
-            ("1 step of the same network, before", before),
-            (title("1 step, after", fast_record), after),
+            (title("1 step", record), _sample(run, one)),
+            (f"{FEW} steps", _sample(run, one.with_options(steps=FEW))),
+            (title(f"{many.steps} steps", many_record), _sample(run, many)),
         ],
     )
