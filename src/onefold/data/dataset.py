@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onefold.data import stamp
 from onefold.data.decode import Pixels, Shape
 from onefold.data.listing import HEADERS, Listing, Unreadable, spread_indices
 from onefold.data.messages import count_text, shape_text, shortened
@@ -82,7 +83,9 @@ class Dataset(ABC):
         """Compute what `digest` gives."""
 
     def digest(self) -> str:
-        """SHA-256 of the images, their order and classes, in hexadecimal; computed once, by reading all."""
+        """SHA-256 of the images, their order and classes, in hexadecimal.
+
+        Computed once, by reading all; of a large set in files it is remembered until one of them is touched (`stamp`)."""
         if self._digest is None:
             self._digest = self._hash()
         return self._digest
@@ -139,7 +142,7 @@ class ListingDataset(Dataset):
         return self._listing.labels[self._kept]
 
     def _hash(self) -> str:
-        return self._listing.digest(self._kept.tolist())
+        return stamp.digest(self._listing, self._kept)
 
     def fingerprint(self) -> str | None:
         return self._fingerprint

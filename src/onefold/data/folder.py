@@ -29,9 +29,11 @@ def list_folder(source: str, path: Path, labels_from: str | None = None) -> File
         with (path / names[index]).open("rb") as file:
             return file.read(-1 if limit is None else limit)
 
-    return FileListing(
+    listing = FileListing(
         source, names, layout.labels, layout.class_names, read, layout.rest, layout.notes, layout.test_parts
     )
+    listing.files = lambda: (f"{path}/{name}" for name in names)
+    return listing
 
 
 def files_of(path: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 import numpy as np
@@ -59,10 +59,12 @@ class Listing(ABC):
     test_parts: parts of the source beside the one that is read, whose images training may be tested on.
     is_stored: whether an image is the same whenever it is read, and its label known without reading it.
     is_numbered: whether classes have no names, so that a number is that of a class of whatever data it is used with.
+    files: gives the files that the images are stored in, all of them; None where there are others, or none.
     """
 
     is_stored = True
     is_numbered = False
+    files: Callable[[], Iterable[str | Path]] | None = None
 
     def __init__(
         self,

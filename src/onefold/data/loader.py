@@ -8,7 +8,7 @@ A small data set is read into memory once; a large one is decoded batch by batch
 Either way, and for any number of threads, the batches are the same.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache
 from itertools import count
 from types import TracebackType
@@ -139,6 +139,14 @@ def read_all(
     for _ in map_indices(fill, range(len(chosen)), progress):
         pass
     return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def read_batches(
+    dataset: Dataset, indices: Sequence[int] | NDArray[np.int64] | None = None, batch: int = 256
+) -> Iterator[Batch]:
+    """Read images as `read_all` does, but `batch` at a time, so that no more are held than are at work."""
+    chosen = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
+    return (read_all(dataset, chosen[start : start + batch]) for start in range(0, len(chosen), batch))
 
 
 def _read(dataset: Dataset, chosen: NDArray[np.int64]) -> Batch:

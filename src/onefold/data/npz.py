@@ -50,10 +50,11 @@ def list_npz(source: str, path: Path, labels_from: str | None = None) -> ArrayLi
         raise UserError(f"{source}: not a .npz file of plain arrays; write it with numpy.savez") from error
     notes = (*notes, *choice.notes)
     listing = list_arrays(source, images, labels, notes, choice.tests)
-    if names is None or not listing.class_names:
-        return listing
-    numbers = np.array([int(name) for name in listing.class_names])[listing.labels]
-    return ArrayListing(source, listing.images, numbers, names, notes, choice.tests)
+    if names is not None and listing.class_names:
+        numbers = np.array([int(name) for name in listing.class_names])[listing.labels]
+        listing = ArrayListing(source, listing.images, numbers, names, notes, choice.tests)
+    listing.files = lambda: [path]
+    return listing
 
 
 def list_npy(source: str, path: Path, labels_from: str | None = None) -> ArrayListing:
@@ -67,7 +68,9 @@ def list_npy(source: str, path: Path, labels_from: str | None = None) -> ArrayLi
                 raise ValueError("an archive")
     except _NO_ARRAYS as error:
         raise UserError(f"{source}: not a .npy file of a plain array; write it with numpy.save") from error
-    return list_arrays(source, images)
+    listing = list_arrays(source, images)
+    listing.files = lambda: [path]
+    return listing
 
 
 def _images_key(source: str, keys: list[str]) -> tuple[str, Choice]:

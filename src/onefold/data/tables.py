@@ -177,9 +177,23 @@ def _list(source: str, files: Sequence[Path], folder: Path, choice: Choice, labe
         return _bytes_of(tables[table][index - int(starts[table])].as_py(), folder, limit)
 
     row_names = [f"row {k}" for k in range(count)]
-    return FileListing(
+    listing = FileListing(
         source, row_names, labels, class_names, read, notes=(*notes, *choice.notes), test_parts=choice.tests
     )
+    if all(_holds_bytes(column) for column in tables):
+        listing.files = lambda: files
+    return listing
+
+
+def _holds_bytes(column: Any) -> bool:
+    """Whether all images of a column are in the table itself, none in a file that it names."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_struct(kind):
+        fields = [kind.field(k).name for k in range(kind.num_fields)]
+        return "bytes" in fields and all(chunk.field("bytes").null_count == 0 for chunk in column.chunks)
+    return not (pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _open(source: str, path: Path) -> tuple[Any, Any]:

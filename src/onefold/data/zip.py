@@ -51,9 +51,11 @@ def list_zip(source: str, path: Path, labels_from: str | None = None) -> FileLis
     notes = list(layout.notes)
     if letters := [name for name in layout.names if "\\" in name]:
         notes.append(f"backslashes are taken for letters, not for folders, in {shortened(letters, 3)}")
-    return FileListing(
+    listing = FileListing(
         source, layout.names, layout.labels, layout.class_names, read, layout.rest, notes, layout.test_parts
     )
+    listing.files = lambda: [path]
+    return listing
 
 
 def _names(entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:

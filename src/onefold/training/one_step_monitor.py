@@ -76,6 +76,9 @@ class OneStepMonitor(Monitor):
         self.reference = metrics.Moments.from_features(features, self.extractor.sha256)
         fifth = features[::SELECTION] if len(features) > SELECTION else features
         self.selection = metrics.Moments.from_features(fifth, self.extractor.sha256)
+        if self.selects and self.count < self.extractor.width:
+            what = f"{self.count} samples, fewer than the {self.extractor.width} features: chance decides"
+            say(f"note: an average is selected by {what}; give more with --onestep.measured, if there are more images")
         self.pixels = _pixel_statistics(real)
         self.labels = labels[np.linspace(0, len(labels) - 1, self.count).round().astype(np.int64)]
         held_out, self.held_out_labels = read_all(test, np.arange(min(len(test), PROBE)))
