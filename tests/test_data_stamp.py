@@ -81,7 +81,9 @@ def test_other_labels_have_another_digest(tmp_path: Path, kind: str):
 
 def test_what_is_left_out_has_its_part_in_it(tmp_path: Path):
     folder = write_folder(tmp_path / "set", {**FILES, "cat/broken.png": b"?"})
-    assert open_dataset(folder, unreadable="skip").digest() == open_dataset(write_folder(tmp_path / "b", FILES)).digest()
+    assert (
+        open_dataset(folder, unreadable="skip").digest() == open_dataset(write_folder(tmp_path / "b", FILES)).digest()
+    )
     with pytest.raises(UserError, match=r"broken\.png"):
         open_dataset(folder)
 

@@ -34,10 +34,14 @@ def test_equal_to_the_definition():
 
 
 @settings(max_examples=60)
-@given(n=st.integers(6, 40), m=st.integers(6, 40), block=st.integers(1, 45), k=st.integers(1, 5), seed=st.integers(0, 99))
+@given(
+    n=st.integers(6, 40), m=st.integers(6, 40), block=st.integers(1, 45), k=st.integers(1, 5), seed=st.integers(0, 99)
+)
 def test_blocks_of_any_size_give_what_all_distances_at_once_give(n: int, m: int, block: int, k: int, seed: int):
     real, generated = normal(seed, n, 3), 1.5 * normal(seed + 1, m, 3)
-    pixels = [np.random.default_rng(seed + j).integers(0, 256, (size, 5), dtype=np.uint8) for j, size in enumerate((n, m))]
+    pixels = [
+        np.random.default_rng(seed + j).integers(0, 256, (size, 5), dtype=np.uint8) for j, size in enumerate((n, m))
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "BLOCK", block)
         assert precision_recall(real, generated, k) == pytest.approx(by_definition(real, generated, k))

@@ -139,9 +139,9 @@ def evaluate(
         UserError: no model, unreadable data, a sampler that does not suit the network, statistics of another extractor,
             or a metric with the name of another or without a number.
 
-    Images are read, made, measured and dropped batch by batch. Of n images stay their features (n, d), float32, and their
-    pixels reduced to at most 64 × 64, uint8, which the share of copies needs; of test images also latents, up to 256 MiB.
-    Only `metrics` of the caller's own are given all pixels, and so keep them in memory.
+    Images are read, made, measured and dropped batch by batch. Of n images stay their features (n, d), float32, and
+    their pixels reduced to at most 64 × 64, uint8, which the share of copies needs; of test images also latents, up to
+    256 MiB. Only `metrics` of the caller's own are given all pixels, and so keep them in memory.
     """
     if not isinstance(cast(object, run), Run | str | Path):
         cure = "give a run, or its folder: a network alone does not know its data"
@@ -231,9 +231,7 @@ def evaluate(
     numbers |= {name: _number(name, metric(real.pixels, generated.pixels)) for name, metric in (metrics or {}).items()}
     outside = count - 1 if test is train else len(chosen)
     subject, selection, selected = _subject(run, len(train))
-    few = few_images(
-        generated=count, held_out=outside, tested=len(chosen), width=extractor.width, selected_by=selected
-    )
+    few = few_images(generated=count, held_out=outside, tested=len(chosen), width=extractor.width, selected_by=selected)
     if numbers["memorisation"] is None:
         few.pop("memorisation", None)
     numbers["few"] = {name: why for name, why in few.items() if name.partition(".")[0] in {*numbers, "selection"}}

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from onefold.errors import UserError, placeholder, printable, writing
 
-__all__ = ["cache_folder", "is_unused", "locked", "read_tensors", "refuse_placeholder", "sha256_of", "unfinished", "write_tensors"]
+__all__ = [
+    "cache_folder",
+    "is_unused",
+    "locked",
+    "read_tensors",
+    "refuse_placeholder",
+    "sha256_of",
+    "unfinished",
+    "write_tensors",
+]
 __all__ += ["write_whole"]
 
 UNFINISHED = ".writing-"

@@ -179,7 +179,7 @@ def indices(length: int, seed: int, start: int, count: int) -> NDArray[np.int64]
     while count > 0:
         epoch, place = divmod(start, length)
         part = _permutation(length, seed, epoch)[place : place + count]
-        parts.append(part)
+        parts.append(part.astype(np.int64))
         start += len(part)
         count -= len(part)
     return np.concatenate(parts)
@@ -187,7 +187,9 @@ def indices(length: int, seed: int, start: int, count: int) -> NDArray[np.int64]
 
 # A batch needs one epoch, or two where they meet; training and testing may take turns.
 @lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.integer]:
     permutation = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(length)
+    if length < 1 << 32:  # half the memory, for as long as it is kept
+        permutation = permutation.astype(np.uint32)
     permutation.flags.writeable = False
     return permutation

@@ -30,7 +30,7 @@ def as_rows(values: FeatureArray, name: str = "features", at_least: int = 1) -> 
     else:
         try:
             array = np.asarray(values)
-            plain = array.dtype in (np.uint8, np.float32, np.float64) and array.flags.writeable
+            plain = array.dtype.name in ("uint8", "float32", "float64") and array.flags.writeable
             x = torch.from_numpy(np.ascontiguousarray(array) if plain else np.array(values, dtype=np.float64))
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: not an array of numbers; give (n, d), one row of values per image") from error
