@@ -51,7 +51,7 @@ def evaluate(count: int, side: int) -> dict[str, Any]:
         images.flush()
         sizes = {"patch": side // 4, "width": 32, "depth": 1, "heads": 2, "latent_channels": 8}
         network = {"image_size": (side, side), "channels": 3, "classes": 0, **sizes}
-        training = {"images": 64, "batch": 32, "precision": "float32", "device": "cpu"}
+        training = {"images": 64, "batch": 32, "precision": "float32", "device": "cpu", "compile": "no"}
         data = {"source": str(path), "test": None, "holdout": 1000 / count}
         config = onefold.recipe("digits", network=network, training=training, data=data)
         run = onefold.train(config, Path(folder) / "run", data=Mapped(images), quiet=True)

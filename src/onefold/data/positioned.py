@@ -1,11 +1,34 @@
-"""A file that any number of threads read at any place."""
+"""Files of images as they are read: regular ones alone, of no more than a bounded size, by any number of threads."""
 
 import os
+import stat
 import threading
 import weakref
 from pathlib import Path
 
-__all__ = ["PositionedFile"]
+__all__ = ["LARGEST", "PositionedFile", "open_regular", "read_file"]
+
+LARGEST = 1 << 30
+"""Bytes of an image's file, at most: what is larger is none, and would fill the memory."""
+
+
+def open_regular(path: str | Path) -> int:
+    """Open a file to read; gives its descriptor. Raises ValueError for a pipe or a device, which may never end."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("not a regular file")
+    return descriptor
+
+
+def read_file(path: str | Path, limit: int | None = None) -> bytes:
+    """Give a file's content, or its first `limit` bytes. Raises OSError, and ValueError for what is no image's file."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST:
+            raise ValueError(f"{size:,} bytes are too many for an image")
+        return file.read(-1 if limit is None else limit)
 
 
 class PositionedFile:
@@ -15,8 +38,8 @@ class PositionedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError when it cannot be opened."""
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        """Raises OSError when it cannot be opened, and ValueError as `open_regular`."""
+        descriptor = open_regular(path)
         self._descriptor = descriptor
         self._lock = threading.Lock()
         weakref.finalize(self, os.close, descriptor)

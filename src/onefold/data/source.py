@@ -118,6 +118,8 @@ def list_source(source: str | Path, labels_from: str | None = None) -> Listing:
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
     if not path.exists() and (shards := _matching(path)):
         return list_shards(name, path.parent, shards, labels_from)
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{name}: is neither a file nor a folder, but a pipe or a device; copy it into a file")
     suffix = _suffix_of(path)
     if path.is_file() and suffix in _BUILT_IN and (what := _stand_in(path)):
         raise UserError(f"{name}: {what}")

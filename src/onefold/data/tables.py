@@ -25,6 +25,7 @@ from onefold.data.folder import files_of
 from onefold.data.listing import FileListing, Names
 from onefold.data.messages import count_text, shortened
 from onefold.data.parts import Choice, choose_shards, part_in, part_named
+from onefold.data.positioned import read_file
 from onefold.errors import UserError
 
 Table: TypeAlias = Any
@@ -216,8 +217,13 @@ def _open(source: str, path: Path) -> tuple[Any, Any]:
         except pa.ArrowInvalid:  # the other of Arrow's two formats
             return pa.ipc.open_file(file).read_all()
 
+    def checked(names: list[str]) -> Table:
+        columns = table.select(names)
+        columns.validate(full=True)  # of a damaged file Arrow would read beyond the end
+        return columns
+
     table = guarded(source, path, mapped)
-    return table.schema, table.select
+    return table.schema, lambda names: guarded(source, path, checked, names)
 
 
 def _image_column(source: str, schema: Any, features: dict[str, Any]) -> str:
@@ -324,8 +330,7 @@ def _bytes_of(value: object, folder: Path, limit: int | None) -> bytes:
         raise ValueError(
             f"the row holds no bytes, perhaps only a path: {path} is not there; store the images in the table"
         )
-    with file.open("rb") as opened:
-        return opened.read(-1 if limit is None else limit)
+    return read_file(file, limit)
 
 
 def _features(schema: Any, file: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from onefold.data.layout import FOLDERS
 from onefold.data.listing import FileListing, Names
 from onefold.data.messages import count_text, shortened
 from onefold.data.parts import Choice, choose_shards, part_in, part_named
-from onefold.data.positioned import PositionedFile
+from onefold.data.positioned import LARGEST, PositionedFile
 from onefold.errors import UserError, reason
 
 SUFFIX = ".tar"
@@ -174,8 +174,8 @@ class _Index:
         if not images:
             return
         image = members[images[0]]
-        if image.size >= 1 << 32:
-            raise ValueError(f"{image.name} has {image.size:,} bytes, which is no image")
+        if image.size > LARGEST:
+            raise ValueError(f"{image.name} has {image.size:,} bytes, too many for an image")
         if not self._is_known:
             self._choose(file, members)
         value = self._value(file, key, members)

@@ -14,7 +14,7 @@ from onefold.data.decode import is_image, is_visible
 from onefold.data.layout import lay_out
 from onefold.data.listing import FileListing
 from onefold.data.messages import shortened
-from onefold.data.positioned import PositionedFile
+from onefold.data.positioned import LARGEST, PositionedFile
 from onefold.errors import UserError
 
 # The fixed part of an entry's own header: its name and an extra field follow, then the data.
@@ -71,6 +71,8 @@ def _read(file: PositionedFile, entry: zipfile.ZipInfo, limit: int | None) -> by
     """Give an entry's content, or its first `limit` bytes. Raises ValueError or zlib.error when broken."""
     if entry.flag_bits & _ENCRYPTED:
         raise ValueError("encrypted; pack it without a password")
+    if entry.file_size > LARGEST:  # as announced: a small hostile file must not fill the memory
+        raise ValueError(f"{entry.file_size:,} bytes are too many for an image")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"zip compression method {entry.compress_type}; pack it as stored or deflated")
     signature, name_length, extra_length = _HEADER.unpack(file.read(entry.header_offset, _HEADER.size))
