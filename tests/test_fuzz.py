@@ -6,11 +6,13 @@ are exchanged. `make nightly` has 10,000 cases and more, others each time; what 
 
 import io
 import json
+import os
 import random
 import shutil
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -267,3 +269,114 @@ def test_damaged_features(seed: int):
         survives(lambda: Moments.load(path))
         path.write_bytes(damaged(digits_classifier().to_bytes()[:4000], random.Random(seed)))
         survives(lambda: Classifier.load(path))
+
+
+# --- hostile on purpose -----------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_lead_out_of_an_archive_write_nothing(tmp_path: Path):
+    inside = tmp_path / "in" / "side"
+    inside.mkdir(parents=True)
+    names = ["../../evil.png", "/tmp/onefold-evil.png", "a/../../../evil.png", "..\\..\\evil.png", "C:\\evil.png"]
+    with zipfile.ZipFile(inside / "a.zip", "w") as archive:
+        [archive.writestr(name, png(seed=k)) for k, name in enumerate(names)]
+    with tarfile.open(inside / "a.tar", "w") as archive:
+        for k, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = len(png(seed=k))
+            archive.addfile(info, io.BytesIO(png(seed=k)))
+    for name in ("a.zip", "a.tar"):
+        for options in ({}, {"labels_from": "none"}, {"labels_from": "folders"}):
+            survives(lambda name=name, options=options: read(inside / name, **options))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "a.zip", "in", "side"]
+    assert not Path("/tmp/onefold-evil.png").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "link.png"])
+def test_tables_read_no_file_outside_their_folder(tmp_path: Path, name: str):
+    (tmp_path / "secret.png").write_bytes(png())
+    (folder := tmp_path / "set").mkdir()
+    (folder / "link.png").symlink_to("../secret.png")
+    pq.write_table(pa.table({"image": [name]}), folder / "a.parquet")
+    refused(folder / "a.parquet", "a path outside the folder")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: os.mkfifo(path), "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to("nowhere.png"), "No such file"),
+        (lambda path: path.symlink_to(path.name), "symbolic links"),
+        (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 1 << 40), "too many for an image"),
+    ],
+    ids=["pipe", "device", "dangling link", "link to itself", "a terabyte"],
+)
+def test_images_that_are_no_files(tmp_path: Path, make: Callable[[Path], None], said: str):
+    folder = write_folder(tmp_path / "set", {"1.png": png(), "2.png": png(seed=2)})
+    make(folder / "3.png")
+    refused(folder, said)
+    data = open_dataset(folder, unreadable="skip")
+    assert (len(data), data.skipped) == (2, ("3.png",))
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".npz", ".npy", ".parquet", "-images-idx3-ubyte"])
+def test_a_pipe_in_place_of_a_file(tmp_path: Path, suffix: str):
+    os.mkfifo(tmp_path / f"a{suffix}")
+    refused(tmp_path / f"a{suffix}", "is neither a file nor a folder, but a pipe or a device")
+
+
+def header_of(width: int, height: int) -> bytes:
+    """A PNG of few bytes that announces so many pixels."""
+    data = bytearray(png(4, 4))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+def test_small_files_that_would_fill_the_memory(tmp_path: Path):
+    refused(write_folder(tmp_path / "png", {"1.png": header_of(60_000, 60_000)}), "too many pixels")
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.png", png())
+    data = bytearray(path.read_bytes())
+    directory = data.index(b"PK\x01\x02")
+    data[directory + 24 : directory + 28] = struct.pack("<I", 0xF0000000)  # bytes when unpacked
+    path.write_bytes(data)
+    refused(path, "too many for an image")
+    info = tarfile.TarInfo("1.png")
+    info.size = 1 << 40
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    refused(tmp_path / "a.tar", "cut short")
+    head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 64, 64, 3)}".ljust(117) + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
+    with pytest.raises(UserError, match=r"memory|plain array"):
+        open_dataset(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("labels", [[0, -5], [0, 2], [2**40, 0]])
+def test_labels_out_of_range(tmp_path: Path, labels: list[int]):
+    names = np.array(["a", "b"])
+    np.savez(tmp_path / "a.npz", images=noise(2, 4, 4), labels=labels, class_names=names)
+    refused(tmp_path / "a.npz", "2 names; make them fit")
+    features = {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}
+    table = pa.table({"image": [png(), png()], "label": labels})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", "there are 2 classes")
+
+
+@pytest.mark.parametrize("changes", [{"width": 2**20}, {"depth": 10**7}, {"patch": 0}, {"image_size": [2**20, 2**20]}])
+def test_a_configuration_that_would_fill_the_memory(run: Path, tmp_path: Path, changes: dict[str, Any]):
+    shutil.copytree(run / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError):
+        Network.from_pretrained(tmp_path)

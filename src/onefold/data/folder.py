@@ -49,9 +49,17 @@ def _files(folder: str, prefix: str, depth: int) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 if depth > 1 and is_visible(entry.name):
                     yield name + "/"
                     yield from _files(entry.path, name + "/", depth - 1)
             elif is_visible(entry.name):
                 yield name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a link that leads in a circle is none, and is named when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
