@@ -23,7 +23,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types tests docs clean
+.PHONY: help demo test lint types tests nightly docs clean
 
 help:  ## list the targets
 	@echo "onefold: one network, one training run, one sampling step"
@@ -49,6 +49,10 @@ types: $(DEV_STAMP)  ## static types (basedpyright)
 tests: $(DEV_STAMP)  ## the tests alone (pytest)
 	$(SAY) "Tests: pytest"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses auto --dist worksteal
+
+nightly: $(DEV_STAMP)  ## what takes longer: 10,000 damaged inputs, 50 killed trainings
+	$(SAY) "Nightly: damaged inputs and killed trainings"
+	@ONEFOLD_NIGHTLY=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --timeout 3600 --numprocesses auto tests/test_fuzz.py tests/test_faults.py
 
 docs: $(DEV_STAMP)  ## build the documentation into site/
 	$(SAY) "Docs: mkdocs"

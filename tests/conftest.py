@@ -4,6 +4,7 @@ Plain types are left to the static checker (and to the functions that refuse wro
 """
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -21,7 +22,9 @@ install_import_hook("onefold", "conftest.shapes_checked")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 hypothesis.settings.register_profile("onefold", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("onefold")
+hypothesis.settings.register_profile("nightly", deadline=None, derandomize=False, print_blob=True)
+NIGHTLY = bool(os.environ.get("ONEFOLD_NIGHTLY"))  # `make nightly`: many more cases, and others each time
+hypothesis.settings.load_profile("nightly" if NIGHTLY else "onefold")
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 

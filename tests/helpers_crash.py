@@ -1,4 +1,4 @@
-"""A program for test_interruption.py: trains in forks of itself, kills them, and prints what became of the runs.
+"""A program for test_faults.py: trains in forks of itself, kills them, and prints what became of the runs.
 
 Forks, because they start in no time; a process of its own, because only one without threads may fork.
 """
@@ -18,6 +18,7 @@ import numpy as np
 
 from data_images import noise
 from helpers_runs import log, tiny
+from onefold.errors import UserError
 from onefold.networks.one_network import OneFold
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
@@ -73,23 +74,57 @@ def begin_or_go_on(config: Config, folder: Path) -> None:
     train(config, folder, resume=(folder / "config.json").exists(), quiet=True)
 
 
-def kill_at_random(config: Config, folder: Path) -> None:
-    """A run that saves at each step, killed again and again at random moments until it is through."""
+def kill_at_random(config: Config, folder: Path, kills: int) -> None:
+    """Runs that save at each step, killed again and again at random moments until they are through; `kills` in all.
+
+    Before each kill a run has certain checkpoints, of which the newest must still be there after it.
+    """
     config = config.with_changes({"training.images": 768})
-    whole, killed = folder / "whole", folder / "killed"
+    whole = folder / "whole"
     begin_or_go_on(config, whole)
-    choose, kills, code = random.Random(0), 0, -1
-    while code != 0:
-        pid = fork(lambda: begin_or_go_on(config, killed))
-        time.sleep(choose.uniform(0.02, 0.2) * (1 + kills / 20))
-        os.kill(pid, signal.SIGKILL)
-        code = ended(pid)
-        assert code in (0, -signal.SIGKILL), code
-        kills += code != 0
-    print(json.dumps({"kills": kills, "whole": outcome(whole), "killed": outcome(killed)}))
+    expected, choose, done, lost, failures = outcome(whole), random.Random(kills), 0, 0, list[str]()
+    while done < kills:
+        killed, code = folder / f"killed at {done}", -1
+        while code != 0:
+            pid = fork(lambda killed=killed: begin_or_go_on(config, killed))
+            time.sleep(choose.uniform(0.02, 0.2) * (1 + done % 50 / 20))
+            before = newest_of(killed)
+            os.kill(pid, signal.SIGKILL)
+            code = ended(pid)
+            assert code in (0, -signal.SIGKILL), code
+            done += code != 0
+            lost += newest_of(killed) < before
+        found = outcome(killed)
+        failures += [f"{killed.name}: other {key}" for key in expected if expected[key] != found[key]]
+    print(json.dumps({"kills": done, "lost": lost, "failures": failures}))
 
 
-def kill_at_each_touch(config: Config, folder: Path) -> None:
+def newest_of(folder: Path) -> int:
+    """Images of the newest complete checkpoint, −1 without."""
+    found = checkpoints(folder)
+    return int(found[-1].name) if found else -1
+
+
+def two_jobs(config: Config, folder: Path, kills: int) -> None:
+    """A second job in the folder of one that is training: it is refused, and the first comes to what it would have."""
+    config = config.with_changes({"training.images": 320})
+    whole, shared = folder / "whole", folder / "shared"
+    begin_or_go_on(config, whole)
+    pid, refused, others = fork(lambda: begin_or_go_on(config, shared)), 0, list[str]()
+    while newest_of(shared) < 16 * 4:
+        time.sleep(0.01)
+    for resume in (True, False, True):
+        try:
+            train(None if resume else config, shared, resume=resume, quiet=True)
+        except UserError as error:
+            refused += "another process is working in this folder" in str(error) or "holds a run already" in str(error)
+        else:
+            others.append("a second job has trained")
+    code = ended(pid)
+    print(json.dumps({"refused": refused, "others": others, "code": code, "same": outcome(whole) == outcome(shared)}))
+
+
+def kill_at_each_touch(config: Config, folder: Path, kills: int) -> None:
     """The last step of a run, with its log line, pictures, checkpoint and model, killed before each file operation.
 
     After each kill the model must load, and the run must go on to where it would have come without.
@@ -130,13 +165,14 @@ def kill_at_each_touch(config: Config, folder: Path) -> None:
     print(json.dumps({"touches": touches, "failures": failures}))
 
 
-def main(mode: str, folder: Path) -> None:
+def main(mode: str, folder: Path, kills: int) -> None:
     np.savez(folder / "images.npz", images=noise(40, 4, 4, 1))
     data = {"data__source": str(folder / "images.npz"), "data__test": None}
     config = tiny(**data, training__images=64, training__log_every=16, training__checkpoint_every=16)
     begin_or_go_on(config, folder / "warm")  # whatever torch does only once is done before the forks
-    {"random": kill_at_random, "touches": kill_at_each_touch}[mode](config, folder)
+    modes = {"random": kill_at_random, "touches": kill_at_each_touch, "two": two_jobs}
+    modes[mode](config, folder, kills)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

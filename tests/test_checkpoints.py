@@ -61,6 +61,7 @@ def loaded_from(config: Config, path: Path) -> TrainingState:
 def signed(path: Path) -> None:
     """Write `COMPLETE` anew, as if what is there now had been saved."""
     (path / "COMPLETE").unlink(missing_ok=True)
+    (path / "checksums.json").unlink(missing_ok=True)
     sizes = {file.name: file.stat().st_size for file in path.iterdir()}
     (path / "COMPLETE").write_text(json.dumps(sizes))
 
@@ -148,7 +149,12 @@ def test_a_checkpoint_has_a_file_for_each_module(kind: str, tmp_path: Path):
         modules |= {"teacher", "critic"} | ({"best"} if config.onestep.selects else set())
     assert state.modules.keys() == modules
     expected = {f"{name}.safetensors" for name in modules}
-    assert {file.name for file in path.iterdir()} == expected | {"optimizer.safetensors", "state.json", "COMPLETE"}
+    assert {file.name for file in path.iterdir()} == expected | {
+        "optimizer.safetensors",
+        "state.json",
+        "checksums.json",
+        "COMPLETE",
+    }
     for name, module in state.modules.items():
         assert differing(load_file(path / f"{name}.safetensors"), dict(module.state_dict())) == []
 
@@ -162,9 +168,9 @@ def test_moments_stand_under_the_names_of_their_modules(finished: Run):
 
 def test_a_checkpoint_holds_these_files(finished: Run):
     path = checkpoints(finished.folder)[-1]
-    assert sorted(file.name for file in path.iterdir()) == sorted([*FILES, "COMPLETE"])
+    assert sorted(file.name for file in path.iterdir()) == sorted([*FILES, "checksums.json", "COMPLETE"])
     sizes = json.loads((path / "COMPLETE").read_text())
-    assert sizes == {name: (path / name).stat().st_size for name in FILES}
+    assert sizes == {name: (path / name).stat().st_size for name in [*FILES, "checksums.json"]}
     described = json.loads((path / "state.json").read_text())
     assert described["counters"] == asdict(Counters(images=160))
 

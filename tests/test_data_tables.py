@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_images import noise, png, write_folder
-from onefold.data import inspect, open_dataset
+from onefold.data import inspect, open_dataset, tables
+from onefold.data.columns import OnDisk
 from onefold.data.listing import Unreadable
 from onefold.errors import UserError
 
@@ -352,3 +353,46 @@ def test_sources_without_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert open_dataset(source, labels_from="none").classes == 0
     with pytest.raises(UserError, match=r"--labels-from y: .*; leave it out"):
         open_dataset(source, labels_from="y")
+
+
+# --- large files ------------------------------------------------------------------------------------------------------
+
+
+def write_shards(folder: Path, shards: int, rows: int) -> list[bytes]:
+    """Shards of `rows` images in groups of 3 rows; gives all the files in them."""
+    folder.mkdir()
+    files = [png(seed=k) for k in range(shards * rows)]
+    for shard in range(shards):
+        own = slice(shard * rows, (shard + 1) * rows)
+        images = [{"bytes": file, "path": None} for file in files[own]]
+        table = pa.table({"image": images, "label": [k % 2 for k in range(rows)]})
+        pq.write_table(table, folder / f"train-{shard:05d}-of-{shards:05d}.parquet", row_group_size=3)
+    return files
+
+
+def test_a_large_table_is_read_group_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_shards(tmp_path / "set", 2, 8)
+    held = open_dataset(tmp_path / "set")
+    monkeypatch.setattr(tables, "_IN_MEMORY", 100)
+    reads: list[int] = []
+    honest = OnDisk._read
+    monkeypatch.setattr(OnDisk, "_read", lambda self, group: reads.append(group) or honest(self, group))
+    on_disk = open_dataset(tmp_path / "set")
+    order = [15, 0, 7, 8, 3, 3]
+    for k in order:
+        assert np.array_equal(on_disk[k][0], held[k][0])
+        assert on_disk[k][1] == held[k][1]
+    assert 6 <= len(reads) < 20, "each group when it is opened, then as they are asked for"
+    assert on_disk.digest() == held.digest()
+
+
+def test_a_damaged_shard_is_named_and_refused_or_skipped(tmp_path: Path):
+    write_shards(tmp_path / "set", 3, 4)
+    for which in ("00000", "00001"):
+        path = tmp_path / "set" / f"train-{which}-of-00003.parquet"
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"train-00000-of-00003\.parquet is damaged \(not a whole parquet file\)"):
+        open_dataset(tmp_path / "set")
+    data = open_dataset(tmp_path / "set", unreadable="skip")
+    assert len(data) == 4
+    assert data.skipped == ("train-00000-of-00003.parquet", "train-00001-of-00003.parquet")

@@ -55,7 +55,7 @@ def unlabelled(tmp_path: Path) -> Run:
 
 
 class Seeing:
-    """A feature extractor that keeps what it is shown."""
+    """A feature extractor that keeps what it is shown: real, generated, and test images with their reconstructions."""
 
     def __init__(self) -> None:
         self.shown: list[Tensor] = []
@@ -151,6 +151,9 @@ def test_it_says_which_checkpoint_a_run_chose_and_how(run: Run, tmp_path: Path):
     assert sizes == {"training_seed": 3, "images_seen": 160, "checkpoint": 64}
     selection = "least Fréchet distance of 40 samples of other seeds to a fifth of the training images"
     assert record["protocol"]["selection"] == selection
+    assert record["few"]["selection"].startswith("40 samples, below the 64 features")
+    tables.show_record(Console(file=(shown := io.StringIO()), width=200), record)
+    assert "The published weights were selected by 40 samples, below the 64 features" in shown.getvalue()
 
 
 def test_without_checkpoints_it_does_not_pretend_to_know(run: Run, tmp_path: Path):
@@ -197,6 +200,31 @@ def test_an_evaluation_is_repeatable_and_leaves_the_run_alone(run: Run, record: 
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
+def test_of_large_latents_only_so_many_are_kept(run: Run, record: metrics.Record, monkeypatch: pytest.MonkeyPatch):
+    latents = run.network.config.tokens * run.network.config.latent_channels
+    monkeypatch.setattr(evaluation, "LATENTS", 30 * latents + 1)
+    found = evaluate(run, images=100, batch=20)
+    assert found["latent"]["images"] == 30
+    assert found["latent"]["std"] == pytest.approx(record["latent"]["std"], rel=0.1)
+    assert found["reconstruction"]["psnr"] == pytest.approx(record["reconstruction"]["psnr"])
+    assert "images" not in record["latent"]
+
+
+def test_pixels_are_dropped_unless_a_metric_needs_them(run: Run, monkeypatch: pytest.MonkeyPatch):
+    kept: list[Tensor] = []
+    honest = evaluation._Images.add
+
+    def add(self: evaluation._Images, images: Tensor, labels: Tensor | None = None) -> None:
+        honest(self, images, labels)
+        kept.extend(part for name, parts in self._parts.items() if name == "pixels" for part in parts)
+
+    monkeypatch.setattr(evaluation._Images, "add", add)
+    evaluate(run, images=20)
+    assert not kept
+    evaluate(run, images=20, metrics={"one": lambda real, made: 1.0 * (len(real) == len(made) == 20)})
+    assert kept
+
+
 # --- batches, seeds, labels -------------------------------------------------------------------------------------------
 
 
@@ -215,7 +243,9 @@ def test_the_batch_size_has_no_part_in_it(run: Run, record: metrics.Record, batc
 def test_generated_images_have_their_seeds_and_the_labels_of_the_reference(run: Run, batch: int):
     seeing = Seeing()
     record = evaluate(run, images=30, seed=5, extractor=seeing, batch=batch)
-    real, made = seeing.shown[:2]
+    batches = -(-30 // batch)
+    assert max(map(len, seeing.shown)) == min(batch, 30)
+    real, made = torch.cat(seeing.shown[:batches]), torch.cat(seeing.shown[batches : 2 * batches])
     images, classes = read_all(open_data(run.config.data)[0])
     place = {image.numpy().tobytes(): k for k, image in enumerate(images)}
     labels = [int(classes[place[image.numpy().tobytes()]]) for image in real]
@@ -256,7 +286,16 @@ def test_of_many_test_images_those_measured_are_drawn_at_random(run: Run):
 
 
 def generated_by(monkeypatch: pytest.MonkeyPatch, images: Tensor) -> None:
-    monkeypatch.setattr(Network, "pictures", lambda network, latents: images.permute(0, 2, 3, 1).numpy())
+    """The network decodes what it samples to these images, batch by batch."""
+    left = images.permute(0, 2, 3, 1).numpy()
+
+    def pictures(network: Network, latents: list[Tensor]) -> np.ndarray:
+        nonlocal left
+        count = sum(map(len, latents))
+        batch, left = left[:count], left[count:]
+        return batch
+
+    monkeypatch.setattr(Network, "pictures", pictures)
 
 
 def reference(run: Run, count: int, seed: int = 0) -> Tensor:
@@ -301,7 +340,7 @@ def test_the_numbers_against_the_test_images_are_those_of_the_metrics(run: Run, 
     made = reference(run, 400, seed=9)
     generated_by(monkeypatch, made)
     found = evaluate(run, images=400, extractor=(seeing := Seeing()))["test"]
-    tested, made = (metrics.digits_classifier().features(images) for images in (seeing.shown[2], made))
+    tested, made = (metrics.digits_classifier().features(images) for images in (torch.cat(seeing.shown[4::2]), made))
     assert len(tested) == 360
     assert found["frechet_distance"] == pytest.approx(metrics.frechet_distance(tested, made))
     kid, kid_error = metrics.kernel_distance(tested, made)
@@ -557,7 +596,8 @@ def test_large_images_are_compared_reduced():
     assert torch.equal(evaluation._shrink(small), small.flatten(1))
     found = evaluation._shrink(large)
     assert found.shape == (3, 3 * 64 * 64)
-    assert found[0, 0] == pytest.approx(large[0, 0, :3, :2].float().mean().item())
+    assert found.dtype == torch.uint8
+    assert found[0, 0] == round(large[0, 0, :3, :2].float().mean().item())
 
 
 def test_the_classifier_of_a_large_set_sees_images_spread_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import signal
@@ -6,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +17,6 @@ from onefold.training.config import Config
 from onefold.training.loop import train
 from onefold.training.run import Run, load_run
 
-TESTS = Path(__file__).parent
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -168,22 +165,3 @@ def test_signals_to_a_real_process(tmp_path: Path):
         now = int(checkpoints(run)[-1].name)
         assert now > reached
         reached = now
-
-
-def crash(mode: str, folder: Path) -> dict[str, Any]:
-    program = [sys.executable, str(TESTS / "helpers_crash.py"), mode, str(folder)]
-    done = subprocess.run(program, capture_output=True, text=True, env=ALONE, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def test_kills_at_random_moments_change_nothing(tmp_path: Path):
-    found = crash("random", tmp_path)
-    assert found["kills"] >= 5
-    assert found["killed"] == found["whole"]
-
-
-def test_a_kill_before_any_file_operation_changes_nothing(tmp_path: Path):
-    found = crash("touches", tmp_path)
-    assert found["touches"] > 30
-    assert found["failures"] == []

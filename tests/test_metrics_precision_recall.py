@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from onefold.errors import UserError
 from onefold.metrics import arrays
 from onefold.metrics.memorisation import memorisation, nearest_distance
-from onefold.metrics.precision_recall import precision_recall
+from onefold.metrics.precision_recall import neighbour_distance, precision_recall
 
 
 def normal(seed: int, n: int = 400, d: int = 8) -> np.ndarray:
@@ -26,13 +26,31 @@ def by_definition(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[floa
     return share(generated, real), share(real, generated)
 
 
-def test_equal_to_the_definition(monkeypatch):
+def test_equal_to_the_definition():
     real, generated = normal(0, 40, 3), 1.5 * normal(1, 30, 3)
     expected = by_definition(real, generated, 3)
     assert expected[0] != expected[1]
     assert precision_recall(real, generated) == pytest.approx(expected)
-    monkeypatch.setattr(arrays, "AT_ONCE", 100)  # several chunks
-    assert precision_recall(real, generated) == pytest.approx(expected)
+
+
+@settings(max_examples=60)
+@given(
+    n=st.integers(6, 40), m=st.integers(6, 40), block=st.integers(1, 45), k=st.integers(1, 5), seed=st.integers(0, 99)
+)
+def test_blocks_of_any_size_give_what_all_distances_at_once_give(n: int, m: int, block: int, k: int, seed: int):
+    real, generated = normal(seed, n, 3), 1.5 * normal(seed + 1, m, 3)
+    pixels = [
+        np.random.default_rng(seed + j).integers(0, 256, (size, 5), dtype=np.uint8) for j, size in enumerate((n, m))
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "BLOCK", block)
+        assert precision_recall(real, generated, k) == pytest.approx(by_definition(real, generated, k))
+        x = torch.from_numpy(real)
+        expected = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").sort(1).values[:, k]
+        assert neighbour_distance(x, k).numpy() == pytest.approx(expected.numpy())
+        a, b = (rows.astype(float) for rows in pixels)
+        between = np.linalg.norm(a[:, None] - b[None], axis=2).min(1)
+        assert nearest_distance(*pixels).numpy() == pytest.approx(between)
 
 
 @settings(max_examples=50, deadline=None)

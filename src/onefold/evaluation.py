@@ -32,7 +32,7 @@ from torch import Tensor
 
 from onefold import __version__, sampling
 from onefold.compute import sampling_context
-from onefold.data import Dataset, read_all
+from onefold.data import Dataset, read_batches
 from onefold.data.messages import count_text
 from onefold.errors import UserError, quoted
 from onefold.extractor import extractor_for
@@ -42,20 +42,17 @@ from onefold.metrics import (
     Protocol,
     Record,
     Subject,
-    class_accuracy,
     effective_rank,
     frechet_distance,
     frechet_from_moments,
     kernel_distance,
     memorisation,
     precision_recall,
-    psnr,
-    ssim,
 )
 from onefold.metrics.few import few_images, wilson_interval
+from onefold.metrics.reconstruction import image_psnr, image_ssim
 from onefold.networks.base import Network
-from onefold.pictures.grids import encode_decode
-from onefold.pixels import to_float
+from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
 from onefold.settings import Precision
 from onefold.training.checkpoint import checkpoints
@@ -95,6 +92,8 @@ NEIGHBOURS = 3
 SPLIT = "train (samples), test (the group `test`, reconstructions, latents)"
 REDUCED = 64
 """Height and width that larger images are reduced to before they are compared pixel by pixel."""
+LATENTS = 2**26
+"""Numbers in the latents that are kept for their rank, 256 MiB; the group `latent` is of as many test images as fit."""
 
 Metric = Callable[[UInt8[Tensor, "n C H W"], UInt8[Tensor, "n C H W"]], float]
 """(real, generated) → one finite number. Generated image k has the label of real image k."""
@@ -139,6 +138,10 @@ def evaluate(
     Raises:
         UserError: no model, unreadable data, a sampler that does not suit the network, statistics of another extractor,
             or a metric with the name of another or without a number.
+
+    Images are read, made, measured and dropped batch by batch. Of n images stay their features (n, d), float32, and
+    their pixels reduced to at most 64 × 64, uint8, which the share of copies needs; of test images also latents, up to
+    256 MiB. Only `metrics` of the caller's own are given all pixels, and so keep them in memory.
     """
     if not isinstance(cast(object, run), Run | str | Path):
         cure = "give a run, or its folder: a network alone does not know its data"
@@ -163,23 +166,36 @@ def evaluate(
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
-    say(f"reading {count:,} training and up to {images:,} test images")
-    real, labels = read_all(train, drawn(train, count, seed))
-    held_out, held_out_labels = read_all(test, drawn(test, images, seed))
+    say(f"measuring {count:,} training images")
+    keep = bool(metrics)
+    real = _Images(extractor, keep=keep)
+    for x, y in read_batches(train, drawn(train, count, seed), batch):
+        real.add(x, y)
 
     say(f"sampling {count:,} images in {count_text(sampler.steps, 'step')}")
-    wanted = labels.tolist() if network.config.classes else None
+    wanted = real.labels.tolist() if network.config.classes else None
+    classifies = wanted is not None and extractor.classes == network.config.classes
+    generated = _Images(extractor, classifies=classifies, keep=keep)
     source = verifier(network) if verifier else network
     with sampling_context(network, torch.device(device), precision=precision, compiled=compiled) as computed:
-        start = time.perf_counter()
-        latents = source.sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
-        generated = torch.from_numpy(network.pictures(latents)).permute(0, 3, 1, 2)
-        seconds = time.perf_counter() - start
+        seconds, start = 0.0, time.perf_counter()
+        for latents in source.sample_latents(range(seed, seed + count), wanted, sampler, batch=batch):
+            made = torch.from_numpy(network.pictures([latents])).permute(0, 3, 1, 2)
+            seconds += time.perf_counter() - start
+            with torch.autocast(torch.device(device).type, enabled=False):
+                generated.add(made)
+            start = time.perf_counter()
 
-    say("measuring")
-    real_features, generated_features, test_features = (
-        extractor.features(each, batch) for each in (real, generated, held_out)
-    )
+    chosen = drawn(test, images, seed)
+    say(f"measuring {count_text(len(chosen), 'test image')}")
+    held_out = _Images(extractor, classifies=classifies)
+    reconstructed = _Reconstructions(network, extractor)
+    for x, y in read_batches(test, chosen, batch):
+        held_out.add(x, y)
+        reconstructed.add(x)
+
+    say("comparing")
+    real_features, generated_features, test_features = real.features, generated.features, held_out.features
     kid, kid_error = kernel_distance(real_features, generated_features, subset=min(1000, count // 2), seed=seed)
     precision_, recall = precision_recall(real_features, generated_features, NEIGHBOURS)
     halves, matched = _yardsticks(real_features, generated_features, seed)
@@ -195,28 +211,30 @@ def evaluate(
         "kid_error": kid_error,
         "precision": precision_,
         "recall": recall,
-        "memorisation": _memorisation(generated, real, None if test is train else held_out, say),
-        "reconstruction": _reconstruction(network, held_out, test_features, extractor, batch),
-        "latent": _latent(network, held_out, batch),
+        "memorisation": _memorisation(generated.rows, real.rows, None if test is train else held_out.rows, say),
+        "reconstruction": reconstructed.numbers(test_features),
+        "latent": reconstructed.latent(),
         "images_per_second": count / seconds,
     }
-    if test is not train and len(held_out) >= LEAST_IMAGES:
+    if test is not train and len(chosen) >= LEAST_IMAGES:
         numbers["test"] = _against_test(real_features, generated_features, test_features, seed)
-    if wanted is not None and extractor.classes == network.config.classes:
-        numbers["class_accuracy"] = class_accuracy(extractor, generated, labels, batch)
-        numbers["class_accuracy_real"] = class_accuracy(extractor, held_out, held_out_labels)
-        for name, seen in (("class_accuracy", count), ("class_accuracy_real", len(held_out))):
-            numbers[f"{name}_interval"] = list(wilson_interval(float(numbers[name]), seen))  # type: ignore[arg-type]
+    if classifies:
+        for name, seen, labels in (
+            ("class_accuracy", generated, real.labels),
+            ("class_accuracy_real", held_out, held_out.labels),
+        ):
+            share = (seen.classes == labels).double().mean().item()
+            numbers[name], numbers[f"{name}_interval"] = share, list(wilson_interval(share, len(labels)))
     if reference is not None:
         moments = Moments.from_features(generated_features, extractor.sha256)
         numbers["frechet_to_reference"] = frechet_from_moments(reference, moments)
-    numbers |= {name: _number(name, metric(real, generated)) for name, metric in (metrics or {}).items()}
-    outside = count - 1 if test is train else len(held_out)
-    few = few_images(generated=count, held_out=outside, tested=len(held_out), width=extractor.width)
+    numbers |= {name: _number(name, metric(real.pixels, generated.pixels)) for name, metric in (metrics or {}).items()}
+    outside = count - 1 if test is train else len(chosen)
+    subject, selection, selected = _subject(run, len(train))
+    few = few_images(generated=count, held_out=outside, tested=len(chosen), width=extractor.width, selected_by=selected)
     if numbers["memorisation"] is None:
         few.pop("memorisation", None)
-    numbers["few"] = {name: why for name, why in few.items() if name.partition(".")[0] in numbers}
-    subject, selection = _subject(run, len(train))
+    numbers["few"] = {name: why for name, why in few.items() if name.partition(".")[0] in {*numbers, "selection"}}
     protocol = Protocol(
         data=train.source,
         data_sha256=train.digest(),
@@ -227,7 +245,7 @@ def evaluate(
         real_images=count,
         generated_images=count,
         few_images=count < 2 * extractor.width,
-        test_images=len(held_out),
+        test_images=len(chosen),
         test_data_sha256=test.digest(),
         kid_subset=min(1000, count // 2),
         neighbours=NEIGHBOURS,
@@ -266,11 +284,11 @@ def _number(name: str, value: object) -> float:
     return number
 
 
-def _subject(run: Run, train_images: int) -> tuple[Subject, str]:
-    """Which weights are published, and how they were chosen: by the counters of the newest checkpoint."""
+def _subject(run: Run, train_images: int) -> tuple[Subject, str, int | None]:
+    """Which weights are published, and how and by how many samples they were chosen: by the newest checkpoint."""
     described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
     found = checkpoints(run.folder)
-    seen, checkpoint, selection = run.images, None, "unknown: the run has no checkpoints"
+    seen, checkpoint, selection, samples = run.images, None, "unknown: the run has no checkpoints", None
     if found:
         counters = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))["counters"]
         seen = checkpoint = counters["images"]
@@ -288,7 +306,7 @@ def _subject(run: Run, train_images: int) -> tuple[Subject, str]:
         training_commit=described.get("commit"),
         commit=git_commit(),
     )
-    return subject, selection
+    return subject, selection, samples
 
 
 def _sampler_text(sampler: Sampler) -> str:
@@ -301,23 +319,74 @@ def _sampler_text(sampler: Sampler) -> str:
     return text
 
 
-def _memorisation(generated: Tensor, real: Tensor, held_out: Tensor | None, say: Say) -> dict[str, float] | None:
+class _Images:
+    """What is kept of images that come batch by batch and go: features, classes, and their pixels reduced to rows.
+
+    A row takes H·W·C bytes, of images larger than `REDUCED` as many as one of that size: 12 KiB of an RGB image.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, *, classifies: bool = False, keep: bool = False) -> None:
+        """`classifies`: keep the extractor's classes; `keep`: all pixels, which metrics of the caller's own need."""
+        self._extractor, self._classifies, self._keep = extractor, classifies, keep
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, images: UInt8[Tensor, "B C H W"], labels: Int64[Tensor, " B"] | None = None) -> None:
+        found = {"features": self._extractor.features(images, len(images)), "rows": _shrink(images)}
+        if self._classifies:
+            found["classes"] = self._extractor.predict(images, len(images))
+        if self._keep:
+            found["pixels"] = images
+        if labels is not None:
+            found["labels"] = labels
+        for name, part in found.items():
+            self._parts.setdefault(name, []).append(part)
+
+    def _all(self, name: str) -> Tensor:
+        parts = self._parts[name]
+        if len(parts) > 1:
+            self._parts[name] = [torch.cat(parts)]
+        return self._parts[name][0]
+
+    @property
+    def features(self) -> Float[Tensor, "n d"]:
+        return self._all("features")
+
+    @property
+    def rows(self) -> UInt8[Tensor, "n d"]:
+        return self._all("rows")
+
+    @property
+    def classes(self) -> Int64[Tensor, " n"]:
+        return self._all("classes")
+
+    @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        return self._all("labels")
+
+    @property
+    def pixels(self) -> UInt8[Tensor, "n C H W"]:
+        return self._all("pixels")
+
+
+def _memorisation(
+    generated: UInt8[Tensor, "n d"], real: UInt8[Tensor, "n d"], held_out: UInt8[Tensor, "m d"] | None, say: Say
+) -> dict[str, float] | None:
     """In pixels, of images reduced to `REDUCED`, against the reference; None where those are copies of one another."""
     try:
-        found = memorisation(_shrink(generated), _shrink(real), None if held_out is None else _shrink(held_out))
+        found = memorisation(generated, real, held_out)
     except UserError as error:
         say(f"memorisation is not measured: {error}")
         return None
     return {"share": found.share, "ratio": found.ratio}
 
 
-def _shrink(images: UInt8[Tensor, "n C H W"]) -> Tensor:
-    """Pixels in rows (n, d), of means over areas where an image is larger than `REDUCED`."""
+def _shrink(images: UInt8[Tensor, "n C H W"]) -> UInt8[Tensor, "n d"]:
+    """Pixels in rows; where an image is larger than `REDUCED`, means over areas, rounded."""
     height, width = images.shape[2:]
     if max(height, width) <= REDUCED:
         return images.flatten(1)
     size = min(height, REDUCED), min(width, REDUCED)
-    return torch.cat([F.adaptive_avg_pool2d(part.float(), size).flatten(1) for part in images.split(256)])
+    return F.adaptive_avg_pool2d(images.float(), size).round().to(torch.uint8).flatten(1)
 
 
 def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: int) -> tuple[float, float]:
@@ -351,27 +420,44 @@ def _against_test(
     }
 
 
-def _reconstruction(
-    network: Network,
-    x: UInt8[Tensor, "n C H W"],
-    features: Float[Tensor, "n d"],
-    extractor: FeatureExtractor,
-    batch: int,
-) -> dict[str, float]:
-    """`features` are those of x."""
-    x_hat = torch.from_numpy(encode_decode(network, x, batch=batch)).permute(0, 3, 1, 2)
-    distance = frechet_distance(features, extractor.features(x_hat, batch))
-    return {"psnr": psnr(x_hat, x), "ssim": ssim(x_hat, x), "frechet_distance": distance}
+class _Reconstructions:
+    """What is kept of images that are encoded and decoded batch by batch: features, errors and latents."""
 
+    def __init__(self, network: Network, extractor: FeatureExtractor) -> None:
+        self._network, self._extractor = network, extractor
+        self._features: list[Tensor] = []
+        self._psnr: list[Tensor] = []
+        self._ssim: list[Tensor] = []
+        self._latents: list[Tensor] = []
+        self._room = LATENTS
+        self._values = 1
 
-@torch.no_grad()
-def _latent(network: Network, x: UInt8[Tensor, "n C H W"], batch: int) -> dict[str, float]:
-    """Effective rank over tokens and over whole latents, and the standard deviation over images, averaged."""
-    z = torch.cat([network.encode(to_float(part.to(network.device))).cpu() for part in x.split(batch)])
-    pixels = x[0].numel()
-    return {
-        "effective_rank": effective_rank(z.flatten(0, 1)),
-        "effective_rank_whole": effective_rank(z.flatten(1)),
-        "std": z.std(0).mean().item(),
-        "numbers_per_pixel_value": z[0].numel() / pixels,
-    }
+    @torch.no_grad()
+    def add(self, x: UInt8[Tensor, "B C H W"]) -> None:
+        z = self._network.encode(to_float(x.to(self._network.device)))
+        x_hat = to_uint8(self._network.decode(z)).cpu()
+        self._features.append(self._extractor.features(x_hat, len(x)))
+        self._psnr.append(image_psnr(x_hat, x))
+        self._ssim.append(image_ssim(x_hat, x))
+        kept = z[: self._room // z[0].numel()].cpu()
+        self._room -= kept.numel()
+        self._latents.append(kept)
+        self._values = x[0].numel()
+
+    def numbers(self, features: Float[Tensor, "n d"]) -> dict[str, float]:
+        """`features` are those of the images."""
+        psnr, ssim = (torch.cat(parts).mean().item() for parts in (self._psnr, self._ssim))
+        distance = frechet_distance(features, torch.cat(self._features))
+        return {"psnr": psnr, "ssim": ssim, "frechet_distance": distance}
+
+    def latent(self) -> dict[str, float]:
+        """Effective rank over tokens and over whole latents, and the standard deviation over images, averaged."""
+        z = torch.cat(self._latents)
+        found = {
+            "effective_rank": effective_rank(z.flatten(0, 1)),
+            "effective_rank_whole": effective_rank(z.flatten(1)),
+            "std": z.std(0).mean().item(),
+            "numbers_per_pixel_value": z[0].numel() / self._values,
+        }
+        fewer = len(z) < sum(map(len, self._psnr))
+        return found | {"images": len(z)} if fewer else found

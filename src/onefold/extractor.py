@@ -1,15 +1,14 @@
 """The features that a data set is measured in unless others are given: those of a small classifier of its own."""
 
 import contextlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from onefold import metrics
 from onefold.data import Dataset, read_all
 from onefold.errors import UserError, printable
+from onefold.files import cache_folder
 
 __all__ = ["extractor_for"]
 
@@ -25,7 +24,7 @@ def extractor_for(data: Dataset, say: Callable[[str], None] = lambda line: None)
     """
     if data.source in ("digits", "digits:test"):
         return metrics.digits_classifier()
-    folder = Path(os.environ.get("ONEFOLD_CACHE") or Path.home() / ".cache" / "onefold")
+    folder = cache_folder()
     path = folder / f"classifier-{data.digest()[:16]}.safetensors"
     with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
         return metrics.from_file(path)

@@ -14,10 +14,24 @@ from torch import Tensor
 
 from onefold.errors import UserError, placeholder, printable, writing
 
-__all__ = ["is_unused", "locked", "read_tensors", "refuse_placeholder", "sha256_of", "unfinished", "write_tensors"]
+__all__ = [
+    "cache_folder",
+    "is_unused",
+    "locked",
+    "read_tensors",
+    "refuse_placeholder",
+    "sha256_of",
+    "unfinished",
+    "write_tensors",
+]
 __all__ += ["write_whole"]
 
 UNFINISHED = ".writing-"
+
+
+def cache_folder() -> Path:
+    """Where what is expensive to make is kept for the next time: `$ONEFOLD_CACHE`, or else `~/.cache/onefold`."""
+    return Path(os.environ.get("ONEFOLD_CACHE") or Path.home() / ".cache" / "onefold")
 
 
 def unfinished(path: Path) -> Path:

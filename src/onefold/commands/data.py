@@ -111,6 +111,8 @@ def stats(
         unreadable: Stop at an image that cannot be read, or leave it out.
         labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
     """
+    import torch
+
     from onefold import data, metrics
     from onefold.data.messages import count_text
     from onefold.data.source import check_output
@@ -124,11 +126,14 @@ def stats(
         _check_statistics(out)
     dataset = data.open_dataset(source, unreadable=unreadable, labels_from=labels_from)
     learned_from = dataset if run is None else load_run(run).open_data(console.print)[0]
-    images, _ = data.read_all(dataset)  # first, for it may find an image that cannot be read
+    if features is None:
+        for _ in data.read_batches(dataset):  # before a classifier is trained: an image may be broken
+            pass
     extractor = metrics.from_file(features) if features else extractor_for(learned_from, console.print)
+    rows = torch.cat([extractor.features(x) for x, _ in data.read_batches(dataset)])
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        metrics.Moments.from_features(extractor.features(images), extractor.sha256).save(out)
+        metrics.Moments.from_features(rows, extractor.sha256).save(out)
     console.print(f"{out}: mean and covariance of {extractor.width} features of {count_text(len(dataset))}")
     _report_skipped(dataset.skipped, dataset.notes)
 

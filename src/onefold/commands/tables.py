@@ -126,6 +126,8 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         console.print(
             f"The Fréchet distance is {frechet['ratio']:.2f} times that between two halves of the real images."
         )
+    if "selection" in few:
+        console.print(f"The published weights were selected by {few['selection']}.")
     if few:
         console.print("Numbers with a count in their note rest on few images; see docs/metrics.md.")
 

@@ -80,6 +80,8 @@ def convert(
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another name, or replace it with --overwrite")
     listing = list_source(source, labels_from)
+    if unreadable == "refuse":
+        listing.refuse_damaged()
 
     def attempt(function: Callable[[int], Result], index: int) -> Result | None:
         try:
@@ -103,7 +105,8 @@ def convert(
 
     readable = [index for index in everything if shapes[index] is not None]
     written, enlarged = 0, 0
-    skipped = [listing.names[index] for index in everything if shapes[index] is None]
+    skipped = [name for name, _ in listing.damaged]
+    skipped += [listing.names[index] for index in everything if shapes[index] is None]
     with _whole_zip(out) as archive:
         chunk = min(CHUNK, max(1, _PIXELS // (height * width)))
         for index, result in zip(readable, map_indices(render, readable, progress, chunk=chunk), strict=True):

@@ -19,6 +19,7 @@ from onefold.data.decode import Pixels, Shape
 from onefold.data.listing import HEADERS, Listing, Unreadable, spread_indices
 from onefold.data.messages import count_text, shape_text, shortened
 from onefold.data.parallel import map_indices
+from onefold.data.stamp import digest_of
 from onefold.errors import UserError, printable
 
 
@@ -82,7 +83,10 @@ class Dataset(ABC):
         """Compute what `digest` gives."""
 
     def digest(self) -> str:
-        """SHA-256 of the images, their order and classes, in hexadecimal; computed once, by reading all."""
+        """SHA-256 of the images, their order and classes, in hexadecimal.
+
+        Computed once, by reading all; of a large set in files it is remembered until one of them is touched (`stamp`).
+        """
         if self._digest is None:
             self._digest = self._hash()
         return self._digest
@@ -106,6 +110,8 @@ class ListingDataset(Dataset):
     def __init__(self, listing: Listing, unreadable: Literal["refuse", "skip"] = "refuse") -> None:
         self._listing = listing
         everything = np.arange(len(listing), dtype=np.int64)
+        if unreadable == "refuse":
+            listing.refuse_damaged()
         if unreadable == "skip":
             shapes = _readable_shapes(listing)
             kept = np.array(list(shapes), dtype=np.int64)
@@ -118,7 +124,8 @@ class ListingDataset(Dataset):
             raise UserError(f"{listing.source}: none of its images can be read; check the files")
         self._kept = kept
         self._first, shape = next(iter(shapes.items()))
-        skipped = tuple(listing.names[int(k)] for k in np.setdiff1d(everything, kept))
+        left_out = np.setdiff1d(everything, kept) if len(kept) < len(everything) else []
+        skipped = (*(name for name, _ in listing.damaged), *(listing.names[int(k)] for k in left_out))
         super().__init__(listing.source, shape, listing.class_names, skipped, tuple(listing.notes))
         self.is_numbered = listing.is_numbered
         self.test_sources = tuple(f"{listing.source}:{part}" for part in listing.test_parts)
@@ -136,10 +143,11 @@ class ListingDataset(Dataset):
         return pixels, label
 
     def _read_labels(self) -> NDArray[np.int64]:
-        return self._listing.labels[self._kept]
+        labels = self._listing.labels
+        return labels if len(self._kept) == len(labels) else labels[self._kept]
 
     def _hash(self) -> str:
-        return self._listing.digest(self._kept.tolist())
+        return digest_of(self._listing, self._kept)
 
     def fingerprint(self) -> str | None:
         return self._fingerprint

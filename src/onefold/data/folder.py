@@ -7,6 +7,7 @@ from pathlib import Path
 from onefold.data.decode import is_image, is_visible
 from onefold.data.layout import lay_out
 from onefold.data.listing import FileListing
+from onefold.data.positioned import read_file
 from onefold.errors import UserError
 
 _DEPTH = 6
@@ -22,16 +23,17 @@ def list_folder(source: str, path: Path, labels_from: str | None = None) -> File
     except OSError as error:
         raise UserError(f"{source}: cannot be listed ({error.strerror}); check its permissions") from error
     images, rest = [name for name in found if is_image(name)], [name for name in found if not is_image(name)]
-    layout = lay_out(source, images, rest, lambda name: (path / name).read_bytes(), labels_from=labels_from)
+    layout = lay_out(source, images, rest, lambda name: read_file(path / name), labels_from=labels_from)
     names = layout.names
 
     def read(index: int, limit: int | None) -> bytes:
-        with (path / names[index]).open("rb") as file:
-            return file.read(-1 if limit is None else limit)
+        return read_file(f"{path}/{names[index]}", limit)
 
-    return FileListing(
+    listing = FileListing(
         source, names, layout.labels, layout.class_names, read, layout.rest, layout.notes, layout.test_parts
     )
+    listing.files = lambda: (f"{path}/{name}" for name in names)
+    return listing
 
 
 def files_of(path: Path) -> Iterator[str]:
@@ -47,9 +49,17 @@ def _files(folder: str, prefix: str, depth: int) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 if depth > 1 and is_visible(entry.name):
                     yield name + "/"
                     yield from _files(entry.path, name + "/", depth - 1)
             elif is_visible(entry.name):
                 yield name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a link that leads in a circle is none, and is named when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -40,10 +40,11 @@ def list_idx(source: str, path: Path, labels_from: str | None = None) -> ArrayLi
         ),
         None,
     )
-    if labels_from == "none":
-        return list_arrays(source, images)
-    notes = () if beside else (f"there are no labels, for there is no file {name} beside it",)
-    return list_arrays(source, images, None if beside is None else _read(str(beside), beside), notes)
+    notes = () if beside or labels_from == "none" else (f"there are no labels, for there is no file {name} beside it",)
+    values = None if beside is None or labels_from == "none" else _read(str(beside), beside)
+    listing = list_arrays(source, images, values, notes)
+    listing.files = lambda: [path]
+    return listing
 
 
 def list_idx_folder(source: str, path: Path, labels_from: str | None = None) -> ArrayListing:
@@ -52,7 +53,9 @@ def list_idx_folder(source: str, path: Path, labels_from: str | None = None) -> 
     choice = choose_part(source, there)
     listing = list_idx(str(there[choice.part]), there[choice.part], labels_from)
     notes = (*listing.notes, *choice.notes)
-    return ArrayListing(source, listing.images, listing.labels, listing.class_names, notes, choice.tests)
+    chosen = ArrayListing(source, listing.images, listing.labels, listing.class_names, notes, choice.tests)
+    chosen.files = listing.files
+    return chosen
 
 
 def is_idx_folder(path: Path) -> bool:

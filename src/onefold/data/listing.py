@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from pathlib import PurePosixPath
-from typing import TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,27 @@ class Unreadable(UserError):
         return printable(f"{self._listing.source}: {what}; replace it{cure and ', or ' + cure}")
 
 
+class Names(Sequence[str]):
+    """Names of images that are made when they are asked for: of a large set they would fill the memory."""
+
+    def __init__(self, count: int, name: Callable[[int], str]) -> None:
+        self._count, self._name = count, name
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self._name(k) for k in range(self._count)[index]]
+        return self._name(range(self._count)[index])
+
+
 class Listing(ABC):
     """The images of a source, in their fixed order.
 
@@ -59,10 +80,14 @@ class Listing(ABC):
     test_parts: parts of the source beside the one that is read, whose images training may be tested on.
     is_stored: whether an image is the same whenever it is read, and its label known without reading it.
     is_numbered: whether classes have no names, so that a number is that of a class of whatever data it is used with.
+    files: gives the files that the images are stored in, all of them; None where there are others, or none.
+    damaged: files of many images, of which one or more cannot be reached: (name, reason) of each.
     """
 
     is_stored = True
     is_numbered = False
+    files: Callable[[], Iterable[str | Path]] | None = None
+    damaged: tuple[tuple[str, str], ...] = ()
 
     def __init__(
         self,
@@ -106,12 +131,21 @@ class Listing(ABC):
         if files:
             number = count_text(len(files), "file")
             lines.append(f"{number} left out, for onefold does not read such files as images: {suffix_counts(files)}")
-        used = {name.rpartition("/")[0] for name in self.names}
+        lines += [f"{name} is damaged ({why}): images in it are missing" for name, why in self.damaged]
         depth = self.names[0].count("/")
         folders = {name.rpartition("/")[0] for name in self._rest if name.count("/") == depth}
+        used = {name.rpartition("/")[0] for name in self.names} if folders else set[str]()
         if empty := sorted(folders - used, key=natural_key):
             lines.append(f"no class is made of {shortened(empty)}, where there are no images that onefold reads")
         return lines
+
+    def refuse_damaged(self) -> None:
+        """Raise a UserError where a file of many images is damaged."""
+        for name, why in self.damaged:
+            raise UserError(
+                f"{self.source}: {name} is damaged ({why}); copy it again, or leave out what cannot be reached with "
+                "--unreadable skip"
+            )
 
     def without_labels(self) -> "Listing":
         """Forget the classes, before anyone has asked for a label; gives itself."""
@@ -222,7 +256,7 @@ class ArrayListing(Listing):
         notes: Sequence[str] = (),
         test_parts: tuple[str, ...] = (),
     ) -> None:
-        names = [f"image {k}" for k in range(len(images))]
+        names = Names(len(images), lambda k: f"image {k}")
         super().__init__(source, names, labels, class_names, notes=notes, test_parts=test_parts)
         self.images = images
 

@@ -8,7 +8,7 @@ A small data set is read into memory once; a large one is decoded batch by batch
 Either way, and for any number of threads, the batches are the same.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache
 from itertools import count
 from types import TracebackType
@@ -141,6 +141,14 @@ def read_all(
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
+def read_batches(
+    dataset: Dataset, indices: Sequence[int] | NDArray[np.int64] | None = None, batch: int = 256
+) -> Iterator[Batch]:
+    """Read images as `read_all` does, but `batch` at a time, so that no more are held than are at work."""
+    chosen = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
+    return (read_all(dataset, chosen[start : start + batch]) for start in range(0, len(chosen), batch))
+
+
 def _read(dataset: Dataset, chosen: NDArray[np.int64]) -> Batch:
     """Read one batch in the thread that calls."""
     images, labels = _empty_batch(dataset, len(chosen))
@@ -171,7 +179,7 @@ def indices(length: int, seed: int, start: int, count: int) -> NDArray[np.int64]
     while count > 0:
         epoch, place = divmod(start, length)
         part = _permutation(length, seed, epoch)[place : place + count]
-        parts.append(part)
+        parts.append(part.astype(np.int64))
         start += len(part)
         count -= len(part)
     return np.concatenate(parts)
@@ -179,7 +187,9 @@ def indices(length: int, seed: int, start: int, count: int) -> NDArray[np.int64]
 
 # A batch needs one epoch, or two where they meet; training and testing may take turns.
 @lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.integer]:
     permutation = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(length)
+    if length < 1 << 32:  # half the memory, for as long as it is kept
+        permutation = permutation.astype(np.uint32)
     permutation.flags.writeable = False
     return permutation

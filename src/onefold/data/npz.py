@@ -7,8 +7,6 @@ part is read, or the one named after a colon: mnist.npz:test. Nothing is ever un
 """
 
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -28,8 +26,7 @@ _IMAGES = ("images", "x", "arr_0", "data", "image", "imgs", "img")
 # Where the names of the classes stand, by their numbers.
 _CLASS_NAMES = ("class_names", "label_names", "target_names", "classes", "names")
 
-# What numpy raises on files that hold no plain arrays.
-_NO_ARRAYS = (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+_TOO_LARGE = "its arrays do not fit into memory, or it is damaged; store large sets as image files or tar shards"
 
 
 def list_npz(source: str, path: Path, labels_from: str | None = None) -> ArrayListing:
@@ -46,14 +43,17 @@ def list_npz(source: str, path: Path, labels_from: str | None = None) -> ArrayLi
                 notes = (*notes, *(f"{key} may hold labels, but of a part, and is not used" for key in unused))
     except UserError:
         raise
-    except _NO_ARRAYS as error:
+    except MemoryError as error:
+        raise UserError(f"{source}: {_TOO_LARGE}") from error
+    except Exception as error:  # numpy fails in many ways on what is no array
         raise UserError(f"{source}: not a .npz file of plain arrays; write it with numpy.savez") from error
     notes = (*notes, *choice.notes)
     listing = list_arrays(source, images, labels, notes, choice.tests)
-    if names is None or not listing.class_names:
-        return listing
-    numbers = np.array([int(name) for name in listing.class_names])[listing.labels]
-    return ArrayListing(source, listing.images, numbers, names, notes, choice.tests)
+    if names is not None and listing.class_names:
+        numbers = np.array([int(name) for name in listing.class_names])[listing.labels]
+        listing = ArrayListing(source, listing.images, numbers, names, notes, choice.tests)
+    listing.files = lambda: [path]
+    return listing
 
 
 def list_npy(source: str, path: Path, labels_from: str | None = None) -> ArrayListing:
@@ -65,9 +65,13 @@ def list_npy(source: str, path: Path, labels_from: str | None = None) -> ArrayLi
             images = np.load(opened, allow_pickle=False)
             if not isinstance(images, np.ndarray):
                 raise ValueError("an archive")
-    except _NO_ARRAYS as error:
+    except MemoryError as error:
+        raise UserError(f"{source}: {_TOO_LARGE}") from error
+    except Exception as error:  # numpy fails in many ways on what is no array
         raise UserError(f"{source}: not a .npy file of a plain array; write it with numpy.save") from error
-    return list_arrays(source, images)
+    listing = list_arrays(source, images)
+    listing.files = lambda: [path]
+    return listing
 
 
 def _images_key(source: str, keys: list[str]) -> tuple[str, Choice]:

@@ -6,7 +6,7 @@ read, and those beside it give the test images of a training.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from onefold.errors import UserError
@@ -71,6 +71,30 @@ def choose_part(source: str, there: Iterable[str], found: str = "") -> Choice:
         )
     tests = tuple(there[1:])
     return Choice("train", (f"of its parts ({', '.join(there)}), train is read",), tests)
+
+
+def choose_shards(source: str, parts: Mapping[str, list[str]]) -> tuple[list[str], Choice]:
+    """Choose the files of the part that is read, as `choose_part` does, where several files are a part.
+
+    `parts` are the files of each part, and of other words in their names. Raises UserError when it is not clear which
+    are meant.
+    """
+    known = [part for part in parts if part_named(part) == part]
+    if known:
+        choice = choose_part(source, known, ", ".join(parts))
+        left = [part or "those without a word for it" for part in parts if part not in known]
+        if left:
+            few = ", ".join(sorted(left)[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+            notes = (*choice.notes, f"not read, for they are no part to train or test on: {few}")
+            choice = choice._replace(notes=notes)
+        return parts[choice.part], choice
+    if len(parts) > 1:
+        few = ", ".join(sorted(parts)[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
+        raise UserError(f"{source}: holds several tables ({few}), and none is named train; give one of them")
+    if part_of(source) is not None:
+        raise UserError(f"{source}: has no parts; give it without :{source.rpartition(':')[2]}")
+    (chosen,) = parts.values()
+    return chosen, Choice("")
 
 
 def parts_of_folders(folders: Sequence[str]) -> dict[str, str] | None:

@@ -18,6 +18,7 @@ from onefold.data.npz import list_npy, list_npz
 from onefold.data.objects import ObjectListing, source_name
 from onefold.data.parts import part_of
 from onefold.data.tables import is_table_folder, list_table, list_table_folder
+from onefold.data.tar import is_tar_folder, list_shards, list_tar, list_tar_folder
 from onefold.data.zip import list_zip
 from onefold.errors import UserError, placeholder, writing
 
@@ -36,6 +37,7 @@ _BUILT_IN: dict[str, BuiltIn] = {
     "-ubyte.gz": list_idx,
     ".parquet": list_table,
     ".arrow": list_table,
+    ".tar": list_tar,
 }
 _WITH_PARTS = frozenset({".npz", ".zip"})
 
@@ -114,6 +116,10 @@ def list_source(source: str | Path, labels_from: str | None = None) -> Listing:
         return list_digits(name, labels_from)
     if not name or not exists(path):
         raise UserError(f"{name or 'an empty name'}: no such file or folder; give {_known_kinds()}")
+    if not path.exists() and (shards := _matching(path)):
+        return list_shards(name, path.parent, shards, labels_from)
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{name}: is neither a file nor a folder, but a pipe or a device; copy it into a file")
     suffix = _suffix_of(path)
     if path.is_file() and suffix in _BUILT_IN and (what := _stand_in(path)):
         raise UserError(f"{name}: {what}")
@@ -134,6 +140,8 @@ def list_source(source: str | Path, labels_from: str | None = None) -> Listing:
 def _folder_reader(path: Path) -> BuiltIn:
     if is_idx_folder(path):
         return list_idx_folder
+    if is_tar_folder(path):
+        return list_tar_folder
     return list_table_folder if is_table_folder(path) else list_folder
 
 
@@ -147,9 +155,16 @@ def _stand_in(path: Path) -> str | None:
 def exists(path: Path) -> bool:
     """Whether something is there; nothing is at a name that the system does not take, being too long, for one."""
     try:
-        return path.exists()
+        return path.exists() or bool(_matching(path))
     except OSError:
         return False
+
+
+def _matching(path: Path) -> list[str]:
+    """The shards that a pattern stands for, such as shards/train-*.tar, by their names in its folder."""
+    if path.suffix.lower() != ".tar" or not any(sign in path.name for sign in "*?["):
+        return []
+    return [found.name for found in path.parent.glob(path.name) if found.is_file()]
 
 
 def path_of(source: str | Path) -> Path | None:
@@ -223,7 +238,8 @@ def _suffix_of(path: Path) -> str | None:
 def _known_kinds() -> str:
     *others, last = [*_BUILT_IN, *_READERS]
     words = " and ".join(DIGITS)
-    return f"an image folder, a folder of tables, a {', '.join(others)} or {last} file, or one of the words {words}"
+    folders = "an image folder, a folder of tables or tar shards"
+    return f"{folders}, a {', '.join(others)} or {last} file, or one of the words {words}"
 
 
 def _would_be_an_image_of(path: Path, folder: Path) -> bool:

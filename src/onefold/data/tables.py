@@ -4,7 +4,8 @@ A file is .parquet or .arrow; a folder of such files is a set in shards, whose n
 train-00000-of-00002.parquet. The column `image` (or `img`, or the one that the table itself calls an image) holds the
 files' bytes, or a struct with a field `bytes`, or a `path` of a file in the table's folder. The column of the labels is
 `label`, or another word for it, or the one that the table itself calls a ClassLabel, whose names of the classes are
-kept. Tables are held in memory in their encoded form, those of Arrow mapped from the disk.
+kept. Parquet files of up to 1 GiB together are held in memory in their encoded form, of more a few groups of rows at a
+time; those of Arrow are mapped from the disk.
 """
 
 import json
@@ -18,17 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onefold.data.classes import choose_column, classes_of, distinct, looks_like_labels, natural_key
+from onefold.data.columns import Column, Damaged, Held, OnDisk, guarded, joined, plain
 from onefold.data.decode import is_image
 from onefold.data.folder import files_of
-from onefold.data.listing import FileListing
+from onefold.data.listing import FileListing, Names
 from onefold.data.messages import count_text, shortened
-from onefold.data.parts import Choice, choose_part, part_in, part_named, part_of
+from onefold.data.parts import Choice, choose_shards, part_in, part_named
+from onefold.data.positioned import read_file
 from onefold.errors import UserError
 
 Table: TypeAlias = Any
 """A pyarrow.Table: pyarrow is optional, and brings no types."""
 
 SUFFIXES = (".parquet", ".arrow")
+
+_IN_MEMORY = 1 << 30
+"""Bytes of parquet files up to which they are held in memory."""
 
 _IMAGES = ("image", "img", "images", "picture", "photo", "png", "jpg", "jpeg", "webp")
 
@@ -58,24 +64,7 @@ def list_table_folder(source: str, path: Path, labels_from: str | None = None) -
     parts: dict[str, list[str]] = {}
     for name in sorted(files, key=natural_key):
         parts.setdefault(_part_of_file(path, name), []).append(name)
-    known = [part for part in parts if part_named(part) == part]
-    if known:
-        choice = choose_part(source, known, ", ".join(parts))
-        chosen = parts[choice.part]
-        if left := [part for part in parts if part not in known]:
-            some = shortened(sorted(left), 3)
-            choice = choice._replace(
-                notes=(*choice.notes, f"not read, for they are no part to train or test on: {some}")
-            )
-    else:
-        if len(parts) > 1:
-            raise UserError(
-                f"{source}: holds several tables ({shortened(sorted(parts), 4)}), and none is named train; give one of "
-                "them"
-            )
-        if part_of(source) is not None:
-            raise UserError(f"{source}: has no parts; give it without :{source.rpartition(':')[2]}")
-        choice, (chosen,) = Choice(""), parts.values()
+    chosen, choice = choose_shards(source, parts)
     chosen = _in_order(source, path, chosen)
     if beside := sum(is_image(name) for name in files_of(path)):
         line = f"{count_text(beside, 'image file')} beside the tables not read, but for those that the tables name"
@@ -143,43 +132,66 @@ def _in_order(source: str, folder: Path, names: list[str]) -> list[str]:
 
 def _list(source: str, files: Sequence[Path], folder: Path, choice: Choice, labels_from: str | None) -> FileListing:
     """List the rows of tables of one kind, one after the other."""
-    tables, features = [], {}
+    columns: list[Column] = []
+    damaged: list[tuple[str, str]] = []
     names: tuple[str, ...] | None = None
     notes: list[str] = []
-    values: list[object] = []
-    wanted: tuple[str, str | None] = "", None
-    for number, file in enumerate(files):
+    values: list[NDArray[np.integer] | list[object]] = []
+    wanted: tuple[str, str | None] | None = None
+    first = ""
+    parquet = [file for file in files if file.suffix.lower() == ".parquet"]
+    is_large = bool(parquet) and sum(file.stat().st_size for file in parquet if file.is_file()) > _IN_MEMORY
+    for file in files:
         where = source if len(files) == 1 else str(file)
-        schema, reader = _open(where, file)
-        features = _features(schema, file)
-        image = _image_column(where, schema, features)
-        if number == 0:
-            column = _label_column(source, schema, features, image, labels_from, reader)
-            wanted, notes = (image, column[0]), column[1]
-            names = _names_of(features.get(column[0] or ""))
-        needed = [wanted[0], *([wanted[1]] if wanted[1] else [])]
-        if lacking := [name for name in needed if name not in schema.names]:
-            raise UserError(f"{where}: holds no column {lacking[0]}, but {files[0].name} does; make the shards alike")
-        if wanted[1] and _names_of(features.get(wanted[1])) != names:
-            raise UserError(f"{where}: names other classes than {files[0].name}; make the shards alike")
-        table = reader(needed)
-        tables.append(table.column(wanted[0]))
-        if wanted[1]:
-            values += table.column(wanted[1]).to_pylist()
-    rows = [len(table) for table in tables]
+        try:
+            schema, reader = _open(where, file)
+            features = _features(schema, file)
+            image = _image_column(where, schema, features)
+            if wanted is None:
+                column = _label_column(source, schema, features, image, labels_from, reader)
+                wanted, notes, first = (image, column[0]), column[1], file.name
+                names = _names_of(features.get(column[0] or ""))
+            image, label = wanted
+            if lacking := [name for name in (image, label) if name and name not in schema.names]:
+                raise UserError(f"{where}: holds no column {lacking[0]}, but {first} does; make the shards alike")
+            if label and _names_of(features.get(label)) != names:
+                raise UserError(f"{where}: names other classes than {first}; make the shards alike")
+            images = OnDisk.of(where, file, image) if is_large else Held(reader([image]).column(0))
+            own = plain(reader([label]).column(0)) if label else None
+        except Damaged as error:
+            if len(files) == 1:
+                raise
+            damaged.append((file.relative_to(folder).as_posix(), error.why))
+            continue
+        columns.append(images)
+        if own is not None:
+            values.append(own)
+    if not columns:
+        raise UserError(f"{source}: {damaged[0][0]} is {damaged[0][1]}, and so are all others; copy them again")
+    rows = [len(column) for column in columns]
     count, starts = sum(rows), np.cumsum([0, *rows])
     if count == 0:
         raise UserError(f"{source}: holds no images, for its table has no rows; write at least one")
-    labels, class_names = _labels(source, count, values if wanted[1] else None, names, wanted[1])
+    label = wanted[1] if wanted else None
+    labels, class_names = _labels(source, count, joined(values) if label else None, names, label)
 
     def read(index: int, limit: int | None) -> bytes:
         table = int(np.searchsorted(starts, index, side="right")) - 1
-        return _bytes_of(tables[table][index - int(starts[table])].as_py(), folder, limit)
+        return _bytes_of(columns[table].value(index - int(starts[table])), folder, limit)
 
-    row_names = [f"row {k}" for k in range(count)]
-    return FileListing(
-        source, row_names, labels, class_names, read, notes=(*notes, *choice.notes), test_parts=choice.tests
+    listing = FileListing(
+        source,
+        Names(count, lambda k: f"row {k}"),
+        labels,
+        class_names,
+        read,
+        notes=(*notes, *choice.notes),
+        test_parts=choice.tests,
     )
+    listing.damaged = tuple(damaged)
+    if all(column.holds_bytes for column in columns):
+        listing.files = lambda: files
+    return listing
 
 
 def _open(source: str, path: Path) -> tuple[Any, Any]:
@@ -191,19 +203,12 @@ def _open(source: str, path: Path) -> tuple[Any, Any]:
         raise UserError(
             f"{source}: reading {path.suffix} needs pyarrow; run: pip install 'onefold[parquet]'"
         ) from error
-
-    def guarded(action: Any, *arguments: Any) -> Any:
-        try:
-            return action(*arguments)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{source}: not a whole {path.suffix[1:]} file; copy or write it again") from error
-
     if path.suffix.lower() == ".parquet":
 
         def columns(names: list[str]) -> Table:
-            return guarded(partial(pq.read_table, columns=names), path)
+            return guarded(source, path, partial(pq.read_table, columns=names), path)
 
-        return guarded(pq.read_schema, path), columns
+        return guarded(source, path, pq.read_schema, path), columns
 
     def mapped() -> Any:
         file = pa.memory_map(str(path))
@@ -212,8 +217,13 @@ def _open(source: str, path: Path) -> tuple[Any, Any]:
         except pa.ArrowInvalid:  # the other of Arrow's two formats
             return pa.ipc.open_file(file).read_all()
 
-    table = guarded(mapped)
-    return table.schema, table.select
+    def checked(names: list[str]) -> Table:
+        columns = table.select(names)
+        columns.validate(full=True)  # of a damaged file Arrow would read beyond the end
+        return columns
+
+    table = guarded(source, path, mapped)
+    return table.schema, lambda names: guarded(source, path, checked, names)
 
 
 def _image_column(source: str, schema: Any, features: dict[str, Any]) -> str:
@@ -276,7 +286,11 @@ def _could_be_labels(field: Any, reader: Callable[[list[str]], Table]) -> bool:
 
 
 def _labels(
-    source: str, count: int, values: list[object] | None, names: tuple[str, ...] | None, column: str | None
+    source: str,
+    count: int,
+    values: NDArray[np.integer] | list[object] | None,
+    names: tuple[str, ...] | None,
+    column: str | None,
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Give labels, int64 (n,), and class names, by Hugging Face's metadata or else by the values."""
     labels, found = classes_of(source, count, values)
@@ -284,7 +298,8 @@ def _labels(
         return labels, found
     if found == ("-1",):  # the Hub's mark for a test set without labels
         return np.zeros(count, dtype=np.int64), ()
-    words = any(isinstance(value[0] if isinstance(value, list) and value else value, str) for value in values or ())
+    listed = values if isinstance(values, list) else []
+    words = any(isinstance(value[0] if isinstance(value, list) and value else value, str) for value in listed)
     number = {name if words else str(k): k for k, name in enumerate(names)}
     for row, label in enumerate(labels.tolist()):
         if found[label] not in number:
@@ -315,8 +330,7 @@ def _bytes_of(value: object, folder: Path, limit: int | None) -> bytes:
         raise ValueError(
             f"the row holds no bytes, perhaps only a path: {path} is not there; store the images in the table"
         )
-    with file.open("rb") as opened:
-        return opened.read(-1 if limit is None else limit)
+    return read_file(file, limit)
 
 
 def _features(schema: Any, file: Path) -> dict[str, Any]:

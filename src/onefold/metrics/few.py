@@ -29,7 +29,9 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return max(0.0, (centre - reach) / (1 + square)), min(1.0, (centre + reach) / (1 + square))
 
 
-def few_images(*, generated: int, held_out: int, tested: int, width: int) -> dict[str, str]:
+def few_images(
+    *, generated: int, held_out: int, tested: int, width: int, selected_by: int | None = None
+) -> dict[str, str]:
     """The numbers of a record that rest on few images, by name, each with the reason in words.
 
     Args:
@@ -37,6 +39,7 @@ def few_images(*, generated: int, held_out: int, tested: int, width: int) -> dic
         held_out: Real images whose distances to the training images give the scale of copies.
         tested: Test images that are reconstructed, classified, and compared with the generated ones.
         width: Number of features.
+        selected_by: Samples whose Fréchet distance chose the published weights, if they were chosen.
     """
     found: dict[str, str] = {}
     if generated < 2 * width:
@@ -50,6 +53,8 @@ def few_images(*, generated: int, held_out: int, tested: int, width: int) -> dic
     if held_out < LEAST_HELD_OUT:
         chance = max(0.05, 1 / (held_out + 1))
         found["memorisation"] = f"{held_out} images held out: new images may have {chance:.2f} and more"
+    if selected_by is not None and selected_by < width:
+        found["selection"] = f"{selected_by} samples, below the {width} features: chance chose among the averages"
     if tested < LEAST_SHARE:
         found["class_accuracy_real"] = f"{tested} images"
     if tested < LEAST_RECONSTRUCTED:

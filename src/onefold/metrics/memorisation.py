@@ -7,7 +7,8 @@
 
 A generator that makes new images of the same kind has share ≈ q and ratio ≈ 1; one that copies has a share
 far above q and a ratio towards 0; one far from the data has share 0 and a ratio above 1. Where there are no
-held-out images, each training row against all others (leave one out) takes their place.
+held-out images, each training row against all others (leave one out) takes their place. All pairs are compared block
+by block: beside the rows as they are given, memory does not grow with their number.
 
 Shapes: rows (n, d), features or flattened pixels, float or integer. Reference: the nearest-neighbour test of
 Meehan et al. 2020, arXiv:2004.05675, in its simplest form.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from onefold.errors import UserError
-from onefold.metrics.arrays import FeatureArray, as_matrix, matrix_pair, pairwise_distances
+from onefold.metrics.arrays import FeatureArray, as_rows, pairwise_squares, row_pair
 from onefold.metrics.precision_recall import neighbour_distance
 
 
@@ -36,8 +37,11 @@ def nearest_distance(samples: FeatureArray, reference: FeatureArray) -> Tensor:
 
     Raises `UserError` if a set is empty, the widths differ, or numbers are not finite.
     """
-    x, y = matrix_pair(samples, reference)
-    return torch.cat([d.amin(1) for _, d in pairwise_distances(x, y)])
+    x, y = row_pair(samples, reference)
+    nearest = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    for rows, _, squares in pairwise_squares(x, y):
+        nearest[rows] = torch.minimum(nearest[rows], squares.amin(1))
+    return nearest.sqrt()
 
 
 def memorisation(
@@ -53,7 +57,7 @@ def memorisation(
         raise UserError(f"quantile: {quantile} is not between 0 and 1; 0.05 is usual")
     sample_distances = nearest_distance(samples, training)
     if held_out is None:
-        real_distances = neighbour_distance(as_matrix(training, "training rows", at_least=2), 1)
+        real_distances = neighbour_distance(as_rows(training, "training rows", at_least=2), 1)
     else:
         real_distances = nearest_distance(held_out, training)
     scale = real_distances.median().item()

@@ -42,6 +42,7 @@ from onefold.files import read_tensors, write_tensors
 from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
 from onefold.networks.jump import Jump
+from onefold.networks.published import check_fits, download
 from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
 
@@ -441,23 +442,28 @@ class Network(nn.Module):
         """
         folder = Path(source)
         if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            folder = _download(str(source))
+            folder = download(str(source))
         folder = folder / "model" if (folder / "model").is_dir() else folder
         if not (folder / "config.json").is_file():
             raise UserError(f"{source}: no config.json there; give the folder of a run or of a saved network")
         if _is_run(folder / "config.json"):
             raise UserError(f"{source}: no model yet; a run has one after its first checkpoint")
-        network = build(settings.from_file(NetworkConfig, folder / "config.json"))
+        config, path = settings.from_file(NetworkConfig, folder / "config.json"), folder / "model.safetensors"
+        try:
+            tensors = read_tensors(path)[0]
+            check_fits(config, tensors)
+            network = build(config)
+            network.load_state_dict(tensors)
+        except (OSError, SafetensorError, RuntimeError, MemoryError, ArithmeticError, ValueError, KeyError) as error:
+            if isinstance(error, UserError):  # which knows what it is instead
+                raise
+            cure = "copy or download it whole, or give another run"
+            raise UserError(f"{path}: does not hold this network ({reason(error)}); {cure}") from error
         if (folder / "sampler.json").is_file():  # a network saved by hand may lack it
             network.sampler = settings.from_file(sampling.Sampler, folder / "sampler.json")
         if not isinstance(network, cls):
             other = f"{type(network).__name__}, not {cls.__name__}"
             raise UserError(f"{source}: holds {other}; load it with {type(network).__name__}.from_pretrained")
-        try:
-            network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
-        except (OSError, SafetensorError, RuntimeError) as error:
-            path, cure = folder / "model.safetensors", "copy or download it whole, or give another run"
-            raise UserError(f"{path}: does not hold this network ({reason(error)}); {cure}") from error
         return network.eval()
 
 
@@ -484,16 +490,3 @@ def parameter_shares(network: Network) -> dict[str, float]:
     total = sum(p.numel() for p in network.parameters())
     shared = sum(p.numel() for part in network.shared_parts for p in part.parameters())
     return {"parameters": total, "shared": shared, "share": shared / total}
-
-
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise UserError(
-            f"no such folder: {repository}; nor does the hub give out a network of that name "
-            f"({type(error).__name__}); check the spelling, or the connection"
-        ) from error

@@ -1,9 +1,10 @@
 """Checkpoints: the training state in files, exact to the bit, all or nothing.
 
 `checkpoints/<images>/` has a file of tensors (safetensors) for each module of the state, by its name, one for all
-optimizers, the counters (`state.json`) and, last, `COMPLETE`, which lists the size of every file. It is written into a
-temporary folder, flushed to the disk and renamed: a process killed at any moment leaves either a complete checkpoint or
-one that is recognised as incomplete.
+optimizers, the counters (`state.json`), the SHA-256 of all these (`checksums.json`) and, last, `COMPLETE`, which lists
+the size of every file. It is written into a temporary folder, flushed to the disk and renamed: a process killed at any
+moment leaves either a complete checkpoint or one that is recognised as incomplete. One that the disk has changed since
+is refused by its checksums.
 """
 
 import json
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 
 from onefold import settings
 from onefold.errors import UserError, reason
-from onefold.files import UNFINISHED, read_tensors, unfinished, write_tensors
+from onefold.files import UNFINISHED, read_tensors, sha256_of, unfinished, write_tensors
 from onefold.training.config import Config
 from onefold.training.log import Window
 from onefold.training.phases import phases_of
@@ -31,6 +32,8 @@ from onefold.training.state import Counters, Skips, TrainingState
 __all__ = ["checkpoints", "is_amid_skips", "publish", "restore", "save"]
 
 FORMAT = "onefold checkpoint 2"
+CHECKSUMS = "checksums.json"
+"""Checkpoints of earlier versions have none."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -90,6 +93,7 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
     if not is_complete(path):
         raise UserError(f"{path}: the checkpoint is incomplete; delete it to continue from the previous one")
     try:
+        _check_sums(path)
         described = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if described["format"] != FORMAT:
             raise UserError(f"{path}: written as {described['format']!r}, this version reads {FORMAT!r}")
@@ -114,6 +118,15 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
         raise UserError(
             f"{path}: not a checkpoint of this run ({reason(error)}); delete it or choose another run"
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    if not (path / CHECKSUMS).is_file():
+        return
+    for name, expected in json.loads((path / CHECKSUMS).read_text(encoding="utf-8")).items():
+        if sha256_of(path / name) != expected:
+            cure = "delete the checkpoint to continue from the previous one"
+            raise UserError(f"{path}: {name} is damaged: its checksum does not match; {cure}")
 
 
 def publish(state: TrainingState, config: Config, folder: Path) -> None:
@@ -161,6 +174,8 @@ def _write(state: TrainingState, config: Config, folder: Path) -> None:
         "network": json.loads(settings.to_json(config.network)),
     }
     (folder / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+    checksums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=2), encoding="utf-8")
     _flush(folder)
 
 

@@ -55,6 +55,9 @@ class OneStepMonitor(GeneratorMonitor):
         self.selects = options.selects
         fifth = self.features[::SELECTION] if len(self.features) > SELECTION else self.features
         self.selection = metrics.Moments.from_features(fifth, self.extractor.sha256)
+        if self.selects and self.count < self.extractor.width:
+            what = f"{self.count} samples, fewer than the {self.extractor.width} features: chance decides"
+            say(f"note: an average is selected by {what}; give more with --onestep.measured, if there are more images")
         seen = torch.linspace(0, len(self.real) - 1, min(len(self.real), PROBE)).round().long()
         self.seen, self.seen_labels = to_float(self.real[seen]), self.real_labels[seen]
 
