@@ -59,6 +59,7 @@ from onefold.pixels import to_float
 from onefold.sampling import Sampler
 from onefold.settings import Precision
 from onefold.training.checkpoint import checkpoints
+from onefold.training.engine import joined, ranks
 from onefold.training.run import Run, git_commit, load_run
 from onefold.verifier import Verifier
 
@@ -101,6 +102,7 @@ Metric = Callable[[UInt8[Tensor, "n C H W"], UInt8[Tensor, "n C H W"]], float]
 Say = Callable[[str], None]
 
 
+@joined()
 def evaluate(
     run: Run | str | Path,
     *,
@@ -117,7 +119,7 @@ def evaluate(
     metrics: Mapping[str, Metric] | None = None,
     say: Say = lambda line: None,
 ) -> Record:
-    """Measure a run's published network.
+    """Measure a run's published network. Started by a launcher, processes sample together, and the first measures.
 
     Args:
         run: A run with a model, or its folder.
@@ -170,12 +172,17 @@ def evaluate(
     say(f"sampling {count:,} images in {count_text(sampler.steps, 'step')}")
     wanted = labels.tolist() if network.config.classes else None
     source = verifier(network) if verifier else network
+    group = ranks()
+    first, stop = group.span(count)  # of the images that this rank samples
     with sampling_context(network, torch.device(device), precision=precision, compiled=compiled) as computed:
         start = time.perf_counter()
-        latents = source.sample_latents(range(seed, seed + count), wanted, sampler, batch=batch)
-        generated = torch.from_numpy(network.pictures(latents)).permute(0, 3, 1, 2)
+        own = None if wanted is None else wanted[first:stop]
+        latents = source.sample_latents(range(seed + first, seed + stop), own, sampler, batch=batch)
+        generated = group.gathered(torch.from_numpy(network.pictures(latents)), count).permute(0, 3, 1, 2)
         seconds = time.perf_counter() - start
 
+    if not group.first:
+        return Record(json.loads(group.of_first("")))
     say("measuring")
     real_features, generated_features, test_features = (
         extractor.features(each, batch) for each in (real, generated, held_out)
@@ -242,7 +249,9 @@ def evaluate(
         seed=seed,
         version=__version__,
     )
-    return Record.of(protocol, subject, **numbers)
+    record = Record.of(protocol, subject, **numbers)
+    group.of_first(json.dumps(record))
+    return record
 
 
 def drawn(data: Dataset, count: int, seed: int) -> Int64[np.ndarray, " n"]:
