@@ -225,7 +225,10 @@ def joined() -> Generator[Ranks]:
     except Elsewhere:
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if group.says(error):
+        is_new = group.says(error)
+        if group.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(GRACE)  # the store is in this process: the others look there
+        if is_new:
             raise
         raise Elsewhere(_exit_code(error)) from error
     finally:
