@@ -215,6 +215,20 @@ def not_a_number(first: int, last: int) -> Callable[[int], None]:
     return prepare
 
 
+def other_weights(rank: int) -> None:
+    """Prepares the second rank to begin with other weights than the first, and to see NaN once."""
+    honest = loop.TrainingState.fresh
+
+    def fresh(*arguments: Any) -> TrainingState:
+        state = honest(*arguments)
+        for p in state.network.parameters():
+            p.data += rank
+        return state
+
+    loop.TrainingState.fresh = fresh
+    not_a_number(32, 32)(rank)
+
+
 def refuse() -> None:
     raise UserError("photo.png: cannot be read; give another")
 
@@ -247,7 +261,7 @@ def faults(folder: Path) -> None:
             found[name] |= {"saved": [path.name for path in checkpoints(folder / name)]}
 
     found: dict[str, dict[str, Any]] = {}
-    tried("skips", before=not_a_number(32, 32))
+    tried("skips", before=other_weights)
     tried("rolls back", "--training.images 320", before=not_a_number(64, 320))
     tried("killed", before=at_step(64, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     tried("hangs", before=impatient)
@@ -255,6 +269,9 @@ def faults(folder: Path) -> None:
     tried("alarm", "--on-collapse stop --training.health-every 32", before=alarmed)
     tried("all refuse", "--network.patch 3")
     tried("odd", count=3)
+    # The folders of a run at 48 images and of one that is through.
+    at = {"0": command(folder / "killed", "train --resume"), "1": command(folder / "skips", "train --resume")}
+    found["apart"] = together(2, folder / "apart", lambda: at[os.environ["RANK"]]())
     found["alone"] = together(2, folder / "alone", lambda: cli.run(["estimate", "digits"]))
     print(json.dumps(found))
 

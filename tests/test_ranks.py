@@ -123,6 +123,7 @@ def test_a_rank_that_dies_or_hangs_is_named(faults: dict[str, Any], how: str):
             "training.batch: 16 images cannot be divided among 3 ranks; give 15 or 18, or launch one of 1, 2, 4",
         ),
         ("alarm", 3, "the latents collapse at 32 images, saved: so it says"),
+        ("apart", 2, "is not one folder for all ranks (rank 0 finds it at 48 images, another at 160); choose one that"),
         ("alone", 2, "estimate: is the work of one process; leave the launcher (torchrun) out"),
     ],
 )
