@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGINT, _leave)  # while modules are imported, which may not bear an exception
     sys.unraisablehook = _not_ignored
     code = run(list(sys.argv[1:] if arguments is None else arguments))
-    if code > 128:  # threads and processes that still work have nothing to add
+    if code > 128 or (code and "RANK" in os.environ):  # threads and processes that still work have nothing to add
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -31,7 +31,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from onefold import __version__, sampling
-from onefold.compute import sampling_context
+from onefold.compute import resolve_precision, sampling_context
 from onefold.data import Dataset, read_all
 from onefold.data.messages import count_text
 from onefold.errors import UserError, quoted
@@ -161,7 +161,6 @@ def evaluate(
         raise UserError(f"images: {count} are too few to measure anything; give at least {LEAST_IMAGES}")
     if len(test) < LEAST_TEST_IMAGES:
         raise UserError(f"{test.source}: {count_text(len(test), 'test image')} is too few; give more with --test-data")
-    extractor = extractor or extractor_for(train, say)
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
@@ -174,6 +173,8 @@ def evaluate(
     source = verifier(network) if verifier else network
     group = ranks()
     first, stop = group.span(count)  # of the images that this rank samples
+    if precision == "auto":  # what one rank measures holds for all
+        precision = cast(Precision, group.of_first(resolve_precision(precision, torch.device(device))))
     with sampling_context(network, torch.device(device), precision=precision, compiled=compiled) as computed:
         start = time.perf_counter()
         own = None if wanted is None else wanted[first:stop]
@@ -183,6 +184,7 @@ def evaluate(
 
     if not group.first:
         return Record(json.loads(group.of_first("")))
+    extractor = extractor or extractor_for(train, say)
     say("measuring")
     real_features, generated_features, test_features = (
         extractor.features(each, batch) for each in (real, generated, held_out)

@@ -6,7 +6,7 @@ What needs torch is imported where it is used, so that `--help` does without it.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 from tyro.conf import Positional
@@ -74,7 +74,7 @@ def sample(
     """
     import torch
 
-    from onefold.compute import resolve_device, sampling_context
+    from onefold.compute import resolve_device, resolve_precision, sampling_context
     from onefold.data.messages import count_text
     from onefold.networks.base import Network
     from onefold.pictures.grids import grid, save_png
@@ -94,6 +94,8 @@ def sample(
     check_guidance(sampler.guidance, network.config.classes)
     where, group = resolve_device(device), ranks()
     first, stop = group.span(n)  # of the images that this rank samples
+    if precision == "auto":  # what one rank measures holds for all
+        precision = cast(Precision, group.of_first(resolve_precision(precision, where)))
     own = None if y is None else y[first:stop]
     with sampling_context(network, where, precision=precision, compiled=compiled) as computed:
         source = verifier(network) if verifier else network

@@ -31,7 +31,7 @@ from torch import Tensor
 from onefold.errors import Elsewhere, Interrupted, TrainingAborted, UserError
 from onefold.training.config import TrainingConfig
 
-__all__ = ["Ranks", "autocast", "joined", "ranks"]
+__all__ = ["Ranks", "alone", "autocast", "joined", "ranks"]
 
 BUCKET = 1 << 25
 """Values that are added up over ranks at once."""
@@ -200,6 +200,17 @@ def ranks() -> Ranks:
 
 
 @contextmanager
+def alone() -> Generator[None]:
+    """Work that each rank does for itself, such as to measure how long steps take."""
+    global _present
+    before, _present = _present, ALONE
+    try:
+        yield
+    finally:
+        _present = before
+
+
+@contextmanager
 def joined() -> Generator[Ranks]:
     """Work together with the other ranks, if a launcher has started some; also a decorator.
 
@@ -220,12 +231,14 @@ def joined() -> Generator[Ranks]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=seconds))
     _present = group = Ranks(rank, count, store)
     store.set(f"name/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
+    ends = True
     try:
         yield group
     except Elsewhere:
+        ends = False
         raise
     except (Exception, KeyboardInterrupt) as error:
-        is_new = group.says(error)
+        is_new, ends = group.says(error), False
         if group.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(GRACE)  # the store is in this process: the others look there
         if is_new:
@@ -233,7 +246,8 @@ def joined() -> Generator[Ranks]:
         raise Elsewhere(_exit_code(error)) from error
     finally:
         _present = ALONE
-        dist.destroy_process_group()
+        if ends or backend == "gloo":  # NCCL would wait for ranks that have ended
+            dist.destroy_process_group()
 
 
 @cache

@@ -111,7 +111,7 @@ def train(
             network = _beginning(run.config, network)
         if ranks().first:
             check_new(folder)
-    group = ranks()
+    group, run = ranks(), _of_first(run)
     group.check_batch(run.config.training.batch)
     device, quiet = resolve_device(run.config.training.device), quiet or not group.first
     with locked(folder) if group.first else nullcontext():
@@ -120,9 +120,7 @@ def train(
         elif group.first:
             run = run if images is None else extend(run, images)
             run = move_data(run, *(given if isinstance(given, str | Path) else None for given in (data, test_data)))
-        if group.count > 1:  # what the first has decided and measured holds for all
-            chosen = group.of_first(settings.to_json(run.config))
-            run = replace(run, config=settings.from_json(Config, chosen, str(folder)))
+        run = _of_first(run)
         notes = data_notes(run) if group.first else []
         if not quiet:
             print("\n".join(notes))
@@ -173,6 +171,14 @@ def _new(config: Config, folder: Path, data: object, test_data: object, network:
     if note is not None:
         say(note)
     return Run(folder, decide(config, resolve_device(config.training.device), say), datasets)
+
+
+def _of_first(run: Run) -> Run:
+    """The run as the first rank sees it, whose decisions and measurements hold for all."""
+    if ranks().count == 1:
+        return run
+    config = ranks().of_first(settings.to_json(run.config))
+    return replace(run, config=settings.from_json(Config, config, str(run.folder)))
 
 
 def _check_fit(run: Run) -> None:
