@@ -154,7 +154,7 @@ def agree(folder: Path) -> None:
 
 
 WORDS = "train digits --network.width 32 --network.depth 1 --network.heads 2 --training.batch 16 --training.images 160"
-WORDS += " --training.warmup 32 --training.ema-half-lives 32 64 --training.log-every 16 --training.health-every 80"
+WORDS += " --training.warmup 32 --training.ema-half-lives 32 64 --training.log-every 16 --training.health-every 160"
 WORDS += " --training.sample-every 64 --training.checkpoint-every 48 --training.precision float32 --training.device cpu"
 
 
