@@ -21,12 +21,14 @@ from helpers_runs import log, newest, tensors, tiny
 from onefold import cli
 from onefold.errors import UserError
 from onefold.files import sha256_of
-from onefold.training import loop
+from onefold.training import engine, loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.conversion import converted
+from onefold.training.engine import ranks
 from onefold.training.health import HealthMonitor
 from onefold.training.loop import train
+from onefold.training.run import Run
 from onefold.training.state import TrainingState
 
 LAST: list[TrainingState] = []
@@ -100,17 +102,18 @@ def together(count: int, folder: Path, work: Work, before: Callable[[int], None]
     return {"codes": codes, **told, "weights": weights, "seconds": time.monotonic() - begun}
 
 
-def trained(config: Config | None, folder: Path, count: int = 1) -> None:
-    """A run, or what is left of it, by so many ranks."""
-    resume = config is None
+def alone(run: Run, line: dict[str, Any]) -> None:
+    """A callback, which the first rank calls and which may do what it likes, such as evaluate."""
+    assert ranks().count == 1
+
+
+def trained(config: Config, folder: Path, count: int = 1) -> None:
+    """A run by so many ranks."""
     if count == 1:
-        train(config, folder, resume=resume, quiet=True)
+        train(config, folder, quiet=True)
         return
-    done = together(
-        count,
-        folder.with_name(f"{folder.name}-ranks"),
-        lambda: train(config, folder, resume=resume, quiet=True) and None,
-    )
+    words = folder.with_name(f"{folder.name}-words")
+    done = together(count, words, lambda: train(config, folder, quiet=True, callbacks=[alone]) and None)
     assert done["codes"] == [0] * count, done["err"]
     assert len(set(done["weights"])) == 1, "the ranks have other weights"
 
@@ -127,6 +130,7 @@ def farthest(one: Path, other: Path) -> float:
 
 
 def agree(folder: Path) -> None:
+    engine.BUCKET = 1000  # several of them
     """20 steps of 16 images of each phase: whole, in micro-batches, and by ranks."""
     length = {"training.images": 320, "training.ema_half_lives": (32, 64), "training.log_every": 80}
     length["training.checkpoint_every"] = 320
@@ -149,7 +153,9 @@ def agree(folder: Path) -> None:
         if name in ("plain", "ratio"):  # of the others, other tests
             trained(config.with_changes({"training.micro_batch": 16 // count}), places["accumulated"])
         trained(config, places["ranks"], count)
-        found[name] = {kind: farthest(places["whole"], each) for kind, each in places.items() if each.exists()}
+        found[name] = {
+            kind: farthest(places["whole"], each) for kind, each in places.items() if kind != "whole" and each.exists()
+        }
     print(json.dumps(found))
 
 

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from onefold.errors import Elsewhere, Interrupted, TrainingAborted, UserError
+from onefold.errors import Elsewhere, Interrupted, TrainingAborted, UserError, reason
 from onefold.training.config import TrainingConfig
 
 __all__ = ["Ranks", "alone", "autocast", "joined", "ranks"]
@@ -56,7 +56,7 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    store: dist.Store | None = None
+    store: "dist.Store | None" = None  # a name that a torch without them lacks
     """Where ranks leave word for each other."""
 
     @property
@@ -166,9 +166,9 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            raise self._why() from error
+            raise self._why(error) from error
 
-    def _why(self) -> Exception:
+    def _why(self, error: RuntimeError) -> Exception:
         """Why an exchange has failed: every rank that lives says so here, and the others are waited for no longer."""
         assert self.store is not None
         places = [f"here/{rank}" for rank in range(self.count)]
@@ -184,7 +184,7 @@ class Ranks:
         except RuntimeError:  # the store was in the process that has died
             names = ["0"]
         if not names:
-            return TrainingAborted("the ranks have lost their connection; go on with --resume")
+            return TrainingAborted(f"the ranks cannot reach each other ({reason(error)}); go on with --resume")
         which = f"rank {names[0]} has" if len(names) == 1 else f"ranks {', '.join(names)} have"
         return TrainingAborted(f"{which} died or not answered in time; go on with --resume")
 
@@ -251,7 +251,7 @@ def joined() -> Generator[Ranks]:
 
 
 @cache
-def _launchers_store() -> dist.Store:
+def _launchers_store() -> "dist.Store":
     """The store of the launcher, or of the first rank where the launcher has none."""
     return next(dist.rendezvous("env://"))[0]
 
@@ -264,11 +264,12 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
+    bucket, size = list[Tensor](), 0
     for tensor in tensors:
-        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
+        if bucket and size + tensor.numel() > BUCKET:
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(tensor)
+        size += tensor.numel()
     if bucket:
         yield bucket

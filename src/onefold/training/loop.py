@@ -30,7 +30,7 @@ from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import open_data, place, split, with_test_part
-from onefold.training.engine import joined, ranks
+from onefold.training.engine import alone, joined, ranks
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
@@ -78,7 +78,7 @@ def train(
             `len()` and `[i]` → (uint8 (H, W, C), label); or a source. With `resume`, the place that they have now.
         test_data: Images of the same kind for evaluation alone; default: some of `data` are set apart.
         network: A network whose weights to start from, such as `OneFold.from_pretrained(…)`; it stays as it is.
-        callbacks: Called with (run, line) after each line of the log.
+        callbacks: Called with (run, line) after each line of the log; of several ranks, by the first.
         resume: Continue the run in `out` from its newest complete checkpoint, with its own configuration.
         images: With `resume`, make the run longer: so many images in all (see `training.run.extend`).
         quiet: No progress bar, nor lines of it.
@@ -387,7 +387,8 @@ class Trainer:
         means, stops = self.state.window.means(), ""
         self.state.window = Window()
         if self.group.first:
-            alarm = self.write_line(means, measures=measures).get("alarm")
+            with alone():
+                alarm = self.write_line(means, measures=measures).get("alarm")
             if alarm and self.training.on_collapse == "stop":
                 stops = f"{self.monitor.alarm} at {self.images:,} images, saved: {alarm}; {self.monitor.cure}"
         return self.told(stops) if measures else stops
