@@ -21,12 +21,18 @@ from onefold.compute import resolve_device
 from onefold.data import Loader, open_dataset
 from onefold.errors import UserError
 from onefold.training.checkpoint import checkpoints
-from onefold.training.engine import Ranks
+from onefold.training.engine import Ranks, joined, ranks
 from onefold.training.run import load_run
 
 pytestmark = pytest.mark.timeout(600)  # ranks wait for each other: on a busy machine each exchange takes a while
 TESTS = Path(__file__).parent
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def program(mode: str, folder: Path) -> Any:
@@ -172,20 +178,38 @@ def test_each_rank_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch):
     assert resolve_device("cpu").type == "cpu"
 
 
+def test_a_rank_that_no_other_meets_says_where_it_waited(monkeypatch: pytest.MonkeyPatch):
+    place = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "ONEFOLD_TIMEOUT": 1}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    with (
+        pytest.raises(UserError, match=f"rank 0: the 2 ranks have not met at 127.0.0.1:{place['MASTER_PORT']}"),
+        joined(),
+    ):
+        pass
+    assert ranks().count == 1
+
+
 # --- the launcher -----------------------------------------------------------------------------------------------------
 
 
 def test_torchrun(tmp_path: Path):
     """Started by torchrun, and stopped by a signal to it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     run = tmp_path / "run"
     words = (
         "train digits --network.width 32 --network.depth 1 --network.heads 2 --training.batch 8 --training.images 3992"
     )
     words += " --training.log-every 8 --training.precision float32 --training.device cpu"
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), "-m", "onefold"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+        "-m",
+        "onefold",
+    ]
     process = subprocess.Popen(
         [sys.executable, *launch, *words.split(), "--out", str(run)],
         stdout=subprocess.PIPE,

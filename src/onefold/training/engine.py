@@ -222,15 +222,20 @@ def joined() -> Generator[Ranks]:
     if count == 1 or _present is not ALONE or "RANK" not in os.environ:
         yield _present
         return
-    store = dist.PrefixStore(f"onefold/{next(_times)}", _launchers_store())
     local, seconds = int(os.environ.get("LOCAL_RANK") or 0), float(os.environ.get("ONEFOLD_TIMEOUT") or TIMEOUT)
-    backend = "gloo"
+    backend, timeout = "gloo", timedelta(seconds=seconds)
     if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=seconds))
+    try:
+        store = dist.PrefixStore(f"onefold/{next(_times)}", _launchers_store(timeout))
+        store.set(f"name/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        why = f"the {count} ranks have not met at {place} ({reason(error)[:200]})"
+        raise UserError(f"rank {rank}: {why}; start all of them, with that address (see docs/scale.md)") from error
     _present = group = Ranks(rank, count, store)
-    store.set(f"name/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
     ends = True
     try:
         yield group
@@ -251,9 +256,9 @@ def joined() -> Generator[Ranks]:
 
 
 @cache
-def _launchers_store() -> "dist.Store":
+def _launchers_store(timeout: timedelta) -> "dist.Store":
     """The store of the launcher, or of the first rank where the launcher has none."""
-    return next(dist.rendezvous("env://"))[0]
+    return next(dist.rendezvous("env://", timeout=timeout))[0]
 
 
 def _exit_code(error: BaseException) -> int:

@@ -207,10 +207,8 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
     state = TrainingState.fresh(run.config, device, network, run.open_data()[0])
     if saved:
         checkpoint.restore(state, run.config, saved[-1])
-        if group.first:
-            checkpoint.publish(
-                state, run.config, run.folder
-            )  # in case that a kill came between the checkpoint and this
+        if group.first:  # in case that a kill came between the checkpoint and this
+            checkpoint.publish(state, run.config, run.folder)
     elif network is not None and group.first:
         checkpoint.save(state, run.config, run.folder)
     places = list(map(int, group.texts(str(state.counters.images))))
