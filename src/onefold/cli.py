@@ -1,7 +1,8 @@
 """The command `onefold`: finds the command of the command line, calls it, and gives its exit code.
 
 Wrong input, or too little memory, ends with exit code 2 and one line on stderr, an aborted training with 3, SIGTERM
-with 143 and Ctrl-C with 130, both after a checkpoint. A command's module, and with it torch, is imported only when it
+with 143 and Ctrl-C with 130, both after a checkpoint. Of several processes that a launcher has started, the first alone
+prints, and what ends them all is said once. A command's module, and with it torch, is imported only when it
 is called, so that the overview appears at once.
 """
 
@@ -12,13 +13,13 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from onefold import __version__
-from onefold.errors import Interrupted, TrainingAborted, UserError, printable, reason
+from onefold.errors import Elsewhere, Interrupted, TrainingAborted, UserError, printable, reason
 
 __all__ = ["COMMANDS", "command", "main", "run"]
 
@@ -58,6 +59,9 @@ BEGINNING = {
 PARSING = ("train", "onestep", "estimate")
 """Commands that parse their own arguments: the first, a recipe or run, decides the defaults of the options."""
 
+TOGETHER = ("train", "onestep", "evaluate", "sample")
+"""Commands that several processes can carry out together."""
+
 MODULES = {"sample": "images", "reconstruct": "images"}
 """Of the commands whose module in `commands` does not bear the name of their first word."""
 
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGINT, _leave)  # while modules are imported, which may not bear an exception
     sys.unraisablehook = _not_ignored
     code = run(list(sys.argv[1:] if arguments is None else arguments))
-    if code > 128:  # threads and processes that still work have nothing to add
+    if code > 128 or (code and "RANK" in os.environ):  # threads and processes that still work have nothing to add
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -87,6 +91,8 @@ def run(arguments: list[str]) -> int:
         return _fail(error, 3)
     except Interrupted as error:
         return _fail(error, 128 + error.signal)
+    except Elsewhere as error:
+        return error.code
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -165,11 +171,24 @@ def _call(name: str, arguments: list[str]) -> None:
     function = command(name)
     if signal.getsignal(signal.SIGINT) is _leave:  # all is imported
         signal.signal(signal.SIGINT, _interrupt)
-    if name in PARSING:
-        return function(arguments)
-    from onefold.commands.arguments import parse
+    with _together(name) if "RANK" in os.environ else contextlib.nullcontext():
+        if name in PARSING:
+            return function(arguments)
+        from onefold.commands.arguments import parse
 
-    return parse(function, arguments, f"onefold {name}")
+        return parse(function, arguments, f"onefold {name}")
+
+
+@contextlib.contextmanager
+def _together(name: str) -> Generator[None]:
+    """Work together with the other processes that a launcher has started; the first alone prints."""
+    from onefold.training.engine import joined
+
+    with joined() as group, Path(os.devnull).open("w") as nowhere:
+        if group.count > 1 and name not in TOGETHER:
+            raise UserError(f"{name}: is the work of one process; leave the launcher (torchrun) out")
+        with contextlib.nullcontext() if group.first else contextlib.redirect_stdout(nowhere):
+            yield
 
 
 def _print_completion(arguments: list[str]) -> None:

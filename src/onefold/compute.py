@@ -6,6 +6,7 @@ is attention on a CPU (see `trunk.Attention`).
 """
 
 import importlib
+import os
 import signal
 import statistics
 import time
@@ -41,13 +42,16 @@ TURNS = 9
 def resolve_device(name: str) -> torch.device:
     """The device of a name, or for "auto" a CUDA GPU if there is one, else the CPU.
 
-    A Mac's GPU ("mps") has to be asked for by name: onefold has not been run on one yet.
+    Of several processes that a launcher started on a machine, each has the GPU of its number there (LOCAL_RANK). A
+    Mac's GPU ("mps") has to be asked for by name: onefold has not been run on one yet.
 
     Raises:
         UserError: a name that torch does not know or a device that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

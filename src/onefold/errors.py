@@ -17,7 +17,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["Interrupted", "TrainingAborted", "UserError", "placeholder", "printable", "quoted", "reason", "writing"]
+__all__ = ["Elsewhere", "Interrupted", "TrainingAborted", "UserError", "placeholder", "printable", "quoted", "reason"]
+__all__ += ["writing"]
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, line breaks, what changes the direction of writing, and lone surrogates."""
@@ -40,6 +41,14 @@ class Interrupted(Exception):
     def __init__(self, signal: int, line: str) -> None:
         super().__init__(line)
         self.signal = signal
+
+
+class Elsewhere(Exception):
+    """Another of the processes that work together has ended, and said why. `code` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("another rank has ended and said why")
+        self.code = code
 
 
 def printable(text: object) -> str:

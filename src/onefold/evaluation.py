@@ -31,7 +31,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from onefold import __version__, sampling
-from onefold.compute import sampling_context
+from onefold.compute import resolve_precision, sampling_context
 from onefold.data import Dataset, read_batches
 from onefold.data.messages import count_text
 from onefold.errors import UserError, quoted
@@ -56,6 +56,7 @@ from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
 from onefold.settings import Precision
 from onefold.training.checkpoint import checkpoints
+from onefold.training.engine import Ranks, joined, ranks
 from onefold.training.run import Run, git_commit, load_run
 from onefold.verifier import Verifier
 
@@ -100,6 +101,7 @@ Metric = Callable[[UInt8[Tensor, "n C H W"], UInt8[Tensor, "n C H W"]], float]
 Say = Callable[[str], None]
 
 
+@joined()
 def evaluate(
     run: Run | str | Path,
     *,
@@ -116,7 +118,7 @@ def evaluate(
     metrics: Mapping[str, Metric] | None = None,
     say: Say = lambda line: None,
 ) -> Record:
-    """Measure a run's published network.
+    """Measure a run's published network. Started by a launcher, processes sample together, and the first measures.
 
     Args:
         run: A run with a model, or its folder.
@@ -162,14 +164,20 @@ def evaluate(
         raise UserError(f"images: {count} are too few to measure anything; give at least {LEAST_IMAGES}")
     if len(test) < LEAST_TEST_IMAGES:
         raise UserError(f"{test.source}: {count_text(len(test), 'test image')} is too few; give more with --test-data")
-    extractor = extractor or extractor_for(train, say)
     if batch < 1:
         raise UserError(f"batch: {batch} is not positive; give at least 1")
     sampling.resolve_labels(count, None, seed, 0)  # refuses a seed out of range
+    group = ranks()
+    if not group.first:  # which may train one first
+        group.wait()
+    extractor = extractor or extractor_for(train, say)
+    if group.first:
+        group.wait()
     say(f"measuring {count:,} training images")
+    first, stop = group.span(count)  # of the images that this rank reads and samples
     keep = bool(metrics)
     real = _Images(extractor, keep=keep)
-    for x, y in read_batches(train, drawn(train, count, seed), batch):
+    for x, y in read_batches(train, drawn(train, count, seed)[first:stop], batch):
         real.add(x, y)
 
     say(f"sampling {count:,} images in {count_text(sampler.steps, 'step')}")
@@ -177,14 +185,20 @@ def evaluate(
     classifies = wanted is not None and extractor.classes == network.config.classes
     generated = _Images(extractor, classifies=classifies, keep=keep)
     source = verifier(network) if verifier else network
+    if precision == "auto":  # what one rank measures holds for all
+        precision = cast(Precision, group.of_first(resolve_precision(precision, torch.device(device))))
     with sampling_context(network, torch.device(device), precision=precision, compiled=compiled) as computed:
         seconds, start = 0.0, time.perf_counter()
-        for latents in source.sample_latents(range(seed, seed + count), wanted, sampler, batch=batch):
+        for latents in source.sample_latents(range(seed + first, seed + stop), wanted, sampler, batch=batch):
             made = torch.from_numpy(network.pictures([latents])).permute(0, 3, 1, 2)
             seconds += time.perf_counter() - start
             with torch.autocast(torch.device(device).type, enabled=False):
                 generated.add(made)
             start = time.perf_counter()
+    for each in (real, generated):
+        each.gather(group, count)
+    if not group.first:
+        return Record(json.loads(group.of_first("")))
 
     chosen = drawn(test, images, seed)
     say(f"measuring {count_text(len(chosen), 'test image')}")
@@ -260,7 +274,9 @@ def evaluate(
         seed=seed,
         version=__version__,
     )
-    return Record.of(protocol, subject, **numbers)
+    record = Record.of(protocol, subject, **numbers)
+    group.of_first(json.dumps(record))
+    return record
 
 
 def drawn(data: Dataset, count: int, seed: int) -> Int64[np.ndarray, " n"]:
@@ -340,6 +356,10 @@ class _Images:
             found["labels"] = labels
         for name, part in found.items():
             self._parts.setdefault(name, []).append(part)
+
+    def gather(self, group: Ranks, total: int) -> None:
+        """In the first rank, keep what all ranks have of `total` images."""
+        self._parts = {name: [group.gathered(self._all(name), total)] for name in self._parts}
 
     def _all(self, name: str) -> Tensor:
         parts = self._parts[name]

@@ -68,6 +68,7 @@ def evaluate(
     """
     from onefold import evaluation, metrics  # only here, since they load torch
     from onefold.compute import resolve_device
+    from onefold.training.engine import ranks
     from onefold.training.run import load_run
 
     loaded = load_run(run, data=data, test_data=test_data)
@@ -91,10 +92,11 @@ def evaluate(
     name = f"{sampler.solver}-{sampler.steps}-guidance-{sampler.guidance:g}-shift-{sampler.shift:g}-seed-{seed}"
     name += f"-best-of-{best_of}" if best_of else f"-resample-{resample}" if resample else ""
     path = run / "evaluation" / f"{name}.json"
-    with writing(path):
-        record.write(path)
-    if json:
+    if ranks().first:
+        with writing(path):
+            record.write(path)
+    if json and ranks().first:
         print(path.read_text(encoding="utf-8"), end="")
-    else:
+    elif not json:
         tables.show_record(console, record)
         console.print(f"{path}")

@@ -6,7 +6,7 @@ What needs torch is imported where it is used, so that `--help` does without it.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 from tyro.conf import Positional
@@ -72,11 +72,14 @@ def sample(
             where it is at least twice as fast.
         compiled: Compile the network, which takes some 20 seconds the first time.
     """
-    from onefold.compute import resolve_device, sampling_context
+    import torch
+
+    from onefold.compute import resolve_device, resolve_precision, sampling_context
     from onefold.data.messages import count_text
     from onefold.networks.base import Network
     from onefold.pictures.grids import grid, save_png
     from onefold.sampling import check_guidance, resolve_labels
+    from onefold.training.engine import ranks
     from onefold.training.run import load_run
 
     network = load_run(run).network if (run / "checkpoints").is_dir() else Network.from_pretrained(run)
@@ -89,20 +92,27 @@ def sample(
     y = resolve_labels(n, labels, seed, config.classes, config.class_names)
     verifier = verifier_factory(run, best_of=best_of, resample=resample)
     check_guidance(sampler.guidance, network.config.classes)
-    where = resolve_device(device)
+    where, group = resolve_device(device), ranks()
+    first, stop = group.span(n)  # of the images that this rank samples
+    if precision == "auto":  # what one rank measures holds for all
+        precision = cast(Precision, group.of_first(resolve_precision(precision, where)))
+    own = None if y is None else y[first:stop]
     with sampling_context(network, where, precision=precision, compiled=compiled) as computed:
         source = verifier(network) if verifier else network
-        latents = source.sample_latents(range(seed, seed + n), y, sampler, batch=batch)
+        latents = source.sample_latents(range(seed + first, seed + stop), own, sampler, batch=batch)
         origin = {"network": run, "steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
         origin |= {"choice": str(source)} if verifier else {}
         origin |= {"precision": computed} if computed != "float32" else {}
         if separate:
             folder = out or Path(f"{_name(run)}-samples")
-            named = None if y is None else [_class_name(config, label) for label in y]
-            _write_each(folder, (network.pictures([z]) for z in latents), seed, y, named, origin)
+            named = None if own is None else [_class_name(config, label) for label in own]
+            _write_each(folder, (network.pictures([z]) for z in latents), seed + first, own, named, origin)
+            group.wait()
             console.print(printable(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
             return
-        images = network.pictures(latents)
+        images = group.gathered(torch.from_numpy(network.pictures(latents)), n).numpy()
+    if not group.first:
+        return
     path = out or Path(f"{_name(run)}-samples.png")
     about: dict[str, Any] = {"seeds": f"{seed}…{seed + n - 1}", "labels": y}
     if y is not None and config.class_names:

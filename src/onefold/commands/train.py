@@ -25,6 +25,7 @@ from onefold.networks import Network
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
+from onefold.training.engine import alone
 from onefold.training.one_run import with_one_step
 from onefold.training.run import Run, check_new, load_run, open_data
 
@@ -138,7 +139,8 @@ def _auto(options: Sequence[str]) -> Config:
     data, _ = open_data(source)
     say = discard if "--quiet" in options else console.print
     device = given.get("--training.device", "auto")
-    plan = planner.make_plan(data, source, minutes=minutes, device=device, say=say)
+    with alone():
+        plan = planner.make_plan(data, source, minutes=minutes, device=device, say=say)
     for reason in plan.reasons:
         say(reason)
     picture = ", the first picture within two minutes" if plan.minutes > 2 else ""

@@ -48,8 +48,11 @@ class Loader:
         in_memory: bool | None = None,
         progress: Progress | None = None,
         device: torch.device | None = None,
+        part: tuple[int, int] | None = None,
     ) -> None:
         """Begin at image position `start` of the order given by `seed`, with `batch` images at a time.
+
+        Of each batch, only images `part`[0] to `part`[1] are read and given, if there is one.
 
         `in_memory` None means: read all images now if they take at most 1 GiB; they then stay, as uint8, on the
         `device` to which batches go (default: the CPU). `progress` is told of that reading. Otherwise `workers`
@@ -69,7 +72,7 @@ class Loader:
 
         # It must not hold `self`: then dropping the loader would not end its threads.
         def read(position: int) -> Batch:
-            chosen = indices(length, seed, position, batch)
+            chosen = indices(length, seed, position, batch)[slice(*(part or (None,)))]
             if memory is None:
                 images, labels = _read(dataset, chosen)
                 return _to_device(images, to), _to_device(labels, to)
@@ -160,7 +163,12 @@ def _read(dataset: Dataset, chosen: NDArray[np.int64]) -> Batch:
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:
     """On the device; what copies it to a GPU does not keep the caller waiting."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    if device.type != "cuda":
+        return x.to(device)
+    with torch.cuda.device(
+        device
+    ):  # threads begin on the first one, which is another process's where there are several
+        return x.pin_memory().to(device, non_blocking=True)
 
 
 def _empty_batch(dataset: Dataset, images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = [
     "TIME_FEATURES",
@@ -133,6 +134,8 @@ class Trunk(nn.Module):
     """L blocks over the tokens of a `rows` × `columns` grid; tokens in, tokens out, both of width W."""
 
     table: Tensor
+    recomputes = False
+    """Whether a backward pass computes each block anew from its input, rather than find all that was inside it kept."""
 
     def __init__(self, width: int, depth: int, heads: int, rows: int, columns: int) -> None:
         super().__init__()
@@ -143,16 +146,21 @@ class Trunk(nn.Module):
     def forward(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> Float[Tensor, "B N W"]:
         h = h.float()  # as every block returns it under autocast, so that all share one compiled graph
         for block in self.blocks:
-            h = block(h, modulation, self.table)
+            h = self._through(block, h, modulation)
         return self.norm(h)
 
     def hidden(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> list[Float[Tensor, "B N W"]]:
         """The tokens after each block."""
         h, states = h.float(), list[Tensor]()
         for block in self.blocks:
-            h = block(h, modulation, self.table)
+            h = self._through(block, h, modulation)
             states.append(h)
         return states
+
+    def _through(self, block: nn.Module, h: Tensor, modulation: Tensor) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():  # nothing in a block is random
+            return checkpoint(block, h, modulation, self.table, use_reentrant=False, preserve_rng_state=False)
+        return block(h, modulation, self.table)
 
 
 class Modulation(nn.Module):

@@ -61,6 +61,8 @@ class TrainingConfig(Schedule):
     """Images per optimizer step, however they are split up."""
     micro_batch: int | None = None
     """Images per forward and backward pass; fewer need less memory. None: the whole batch."""
+    recompute: bool = False
+    """Compute each block again in the backward pass instead of keeping what is inside it: less memory, more time."""
     precision: Precision = "auto"
     """Of matrix products; norms, losses, parameters and averages are always float32."""
     compile: Literal["auto", "yes", "no"] = "auto"

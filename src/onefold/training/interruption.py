@@ -17,11 +17,13 @@ PATIENCE = 1.5
 class Interruption:
     """Turns SIGTERM and Ctrl-C into a request, so that the loop can save before it stops; a second one stops at once.
 
-    `signal` is the number of the signal that came, or 0.
+    `signal` is the number of the signal that came, or 0. With `launched`, a second one changes nothing: launchers pass
+    on what has also reached the processes that they started, and kill those that take too long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, launched: bool = False) -> None:
         self.signal = 0
+        self.launched = launched
         self._at_once = False
         self._before: dict[int, signal.Handlers | int | None] = {}
         self._timer = threading.Timer(PATIENCE, _say_what_it_waits_for)
@@ -55,11 +57,14 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
+            if self.launched:
+                return
             raise KeyboardInterrupt
         self.signal = number
         if self._at_once:
             raise KeyboardInterrupt
-        self._timer.start()
+        if not self.launched:
+            self._timer.start()
 
 
 def _say_what_it_waits_for() -> None:

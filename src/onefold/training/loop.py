@@ -2,10 +2,13 @@
 
     data → x, y → training_step → log and monitor → pictures → checkpoint
 
-`train` prepares a run and owns its files; `Trainer` takes the steps. All that changes weights is `training_step`.
+`train` prepares a run and owns its files; `Trainer` takes the steps. All that changes weights is `training_step`. Of
+several ranks (see `engine`), each goes through all of this, and the first alone touches the folder.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from onefold import settings
 from onefold.compute import eager, resolve_device
 from onefold.data import Loader, read_all
 from onefold.data.source import absolute
@@ -26,6 +30,7 @@ from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import open_data, place, split, with_test_part
+from onefold.training.engine import alone, joined, ranks
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
@@ -50,6 +55,7 @@ Callback = Callable[[Run, dict[str, Any]], None]
 """Called with the run and each line of its log, once that is written."""
 
 
+@joined()
 def train(
     config: Config | None,
     out: str | Path | None = None,
@@ -62,7 +68,7 @@ def train(
     images: int | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Train one network; returns the finished run.
+    """Train one network; returns the finished run. Started by a launcher, the processes train it together.
 
     Args:
         config: A recipe's configuration; image size, channels and classes are taken from the data (see
@@ -72,7 +78,7 @@ def train(
             `len()` and `[i]` → (uint8 (H, W, C), label); or a source. With `resume`, the place that they have now.
         test_data: Images of the same kind for evaluation alone; default: some of `data` are set apart.
         network: A network whose weights to start from, such as `OneFold.from_pretrained(…)`; it stays as it is.
-        callbacks: Called with (run, line) after each line of the log.
+        callbacks: Called with (run, line) after each line of the log; of several ranks, by the first.
         resume: Continue the run in `out` from its newest complete checkpoint, with its own configuration.
         images: With `resume`, make the run longer: so many images in all (see `training.run.extend`).
         quiet: No progress bar, nor lines of it.
@@ -103,25 +109,31 @@ def train(
             network = Network.from_pretrained(run.config.start)
         if network is not None:  # what is wrong is said before anything is written
             network = _beginning(run.config, network)
-        check_new(folder)
-    device = resolve_device(run.config.training.device)
-    with locked(folder):
-        if not resume:
+        if ranks().first:
+            check_new(folder)
+    group, run = ranks(), _of_first(run)
+    group.check_batch(run.config.training.batch)
+    device, quiet = resolve_device(run.config.training.device), quiet or not group.first
+    with locked(folder) if group.first else nullcontext():
+        if group.first and not resume:
             create_folder(run)
-        else:
+        elif group.first:
             run = run if images is None else extend(run, images)
             run = move_data(run, *(given if isinstance(given, str | Path) else None for given in (data, test_data)))
-        notes = data_notes(run)
+        run = _of_first(run)
+        notes = data_notes(run) if group.first else []
         if not quiet:
             print("\n".join(notes))
         state = _begin(run, device, network)
         with (
             writing(folder),
-            Interruption() as interruption,
+            Interruption(launched=group.count > 1) as interruption,
             ImageProgress("training", run.length, done=state.counters.images, quiet=quiet) as progress,
         ):
             for line in told:
                 progress.tell(line)
+            if group.count > 1:
+                progress.tell(f"{group.count} ranks, {run.config.training.batch // group.count} images of a batch each")
             Trainer(run, state, device, interruption, progress, tuple(callbacks)).train()
     return replace(run)  # which has not read the network yet
 
@@ -161,6 +173,14 @@ def _new(config: Config, folder: Path, data: object, test_data: object, network:
     return Run(folder, decide(config, resolve_device(config.training.device), say), datasets)
 
 
+def _of_first(run: Run) -> Run:
+    """The run as the first rank sees it, whose decisions and measurements hold for all."""
+    if ranks().count == 1:
+        return run
+    config = ranks().of_first(settings.to_json(run.config))
+    return replace(run, config=settings.from_json(Config, config, str(run.folder)))
+
+
 def _check_fit(run: Run) -> None:
     """A run goes on with the kind of data that it began with."""
     config, (data, _) = run.config, run.open_data()
@@ -179,7 +199,7 @@ def _check_fit(run: Run) -> None:
 
 def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingState:
     """The state of the newest checkpoint, or a fresh one, which is saved at once if its weights come from elsewhere."""
-    saved, start = checkpoints(run.folder), run.config.start
+    group, saved, start = ranks(), checkpoints(run.folder), run.config.start
     if not saved and start == IN_MEMORY and network is None:
         raise UserError(f"{run.folder}: ended before its first checkpoint, and began with {IN_MEMORY}; start it anew")
     if not saved and network is None and start:
@@ -187,9 +207,14 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
     state = TrainingState.fresh(run.config, device, network, run.open_data()[0])
     if saved:
         checkpoint.restore(state, run.config, saved[-1])
-        checkpoint.publish(state, run.config, run.folder)  # in case that a kill came between the checkpoint and this
-    elif network is not None:
+        if group.first:  # in case that a kill came between the checkpoint and this
+            checkpoint.publish(state, run.config, run.folder)
+    elif network is not None and group.first:
         checkpoint.save(state, run.config, run.folder)
+    places = list(map(int, group.texts(str(state.counters.images))))
+    if len(set(places)) > 1:
+        found = f"rank {places.index(min(places))} finds it at {min(places):,} images, another at {max(places):,}"
+        raise UserError(f"{run.folder}: is not one folder for all ranks ({found}); choose one that all machines share")
     return state
 
 
@@ -217,7 +242,9 @@ class Trainer:
         self.data, self.test = run.open_data()
         self.saved = self.images
         """Images at the newest checkpoint; 0 before there is one."""
-        self.log = RunLog(run.folder / "log.jsonl", images=self.images)
+        self.group = ranks()
+        if self.group.first:
+            self.log = RunLog(run.folder / "log.jsonl", images=self.images)
         shown, _ = read_all(self.test, np.arange(min(len(self.test), 30)))
         self.shown = shown.to(device)
         self.watch(phases_of(self.config)[state.counters.phase])
@@ -232,6 +259,7 @@ class Trainer:
             start=self.images,
             workers=workers,
             device=self.device,
+            part=self.group.span(training.batch),
         ) as loader:
             self.draw_missing()
             while not self.finished:
@@ -240,8 +268,8 @@ class Trainer:
                 if self.gives_up():
                     self.roll_back(loader)
                     continue
-                line = self.tell()
-                self.save_or_stop(line.get("alarm"))
+                stops = self.tell()
+                self.save_or_stop(stops, self.heard())
                 self.draw()
 
     # --- where the run stands ---
@@ -264,6 +292,10 @@ class Trainer:
         tenth = self.run.length / 10
         return self.images >= tenth > self.images - self.training.batch
 
+    def heard(self) -> int:
+        """The number of a signal that came to any rank, or 0."""
+        return self.group.largest(self.interruption.signal)
+
     # --- what a step consists of ---
 
     def enter_phase(self) -> None:
@@ -276,15 +308,18 @@ class Trainer:
         self.watch(phase)
 
     def watch(self, phase: Phase) -> None:
-        """Compile what the phase trains, and look at it by its own monitor."""
+        """Compile what the phase trains, and look at it by its own monitor; all ranks have the weights of the first."""
+        for module in self.state.modules.values():
+            self.group.copy([*module.parameters(), *module.buffers()])
         if self.training.compile == "yes":
             self.state.compile(phase)
             self.progress.tell("compiling the network in the first steps: half a minute, or some on a busy machine")
         self.alarmed: Monitor | None = None
         """Which monitor has raised the last alarm."""
-        self.monitors: Sequence[Monitor] = phase.monitors(
-            self.run, self.data, self.test, self.device, self.progress.say
-        )
+        if self.group.first:
+            self.monitors: Sequence[Monitor] = phase.monitors(
+                self.run, self.data, self.test, self.device, self.progress.say
+            )
 
     def step(self, loader: Loader) -> None:
         """A step. A signal breaks off a compiled one, which may take a minute, where there is nothing to save."""
@@ -297,19 +332,19 @@ class Trainer:
                 values = training_step(self.state, to_float(x), y, self.config)
         except KeyboardInterrupt as error:
             if at_once and self.interruption.signal:
-                raise self.interrupted() from error
+                raise self.interrupted(self.interruption.signal) from error
             raise
         except Exception as error:  # Ctrl-C in a terminal also ends the compilers that this process has started
             if compiles and self.interruption.signal:
-                raise self.interrupted() from error
+                raise self.interrupted(self.interruption.signal) from error
             raise
         self.state.window.add(values, skipped=self.state.skips.last)
 
-    def interrupted(self) -> Interrupted:
+    def interrupted(self, number: int) -> Interrupted:
         """A signal has ended the training, and what there is to save is saved."""
         at = f"at {self.saved:,} of {self.run.length:,} images, saved" if self.saved else "before its first checkpoint"
         return Interrupted(
-            self.interruption.signal,
+            number,
             f"{self.run.folder}: stopped {at}; go on with --resume: `{self.run.resume_command}`",
         )
 
@@ -341,16 +376,36 @@ class Trainer:
         self.state.counters.rollbacks, self.state.skips = 1, Skips(self.device, skipped)
         if self.state.counters.phase != before:
             self.watch(phases_of(self.config)[self.state.counters.phase])
-        self.log.cut(self.images)
         loader.restart(self.images)
-        self.progress.say(f"{trouble}; back to {self.images:,} images, with other noise")
+        if self.group.first:
+            self.log.cut(self.images)
+            self.progress.say(f"{trouble}; back to {self.images:,} images, with other noise")
 
-    def tell(self) -> dict[str, Any]:
-        """Write the line of the log that is due; empty if none is."""
+    def tell(self) -> str:
+        """Write the line of the log that is due; returns why training is to stop, if it is."""
         measures = self.due(self.training.health_every)
         if not (measures or self.due(self.training.log_every)):
-            return {}
-        means = self.state.window.means()
+            return ""
+        means, stops = self.state.window.means(), ""
+        self.state.window = Window()
+        if self.group.first:
+            with alone():
+                alarm = self.write_line(means, measures=measures).get("alarm")
+            if alarm and self.alarmed and self.training.on_collapse == "stop":
+                stops = f"{self.alarmed.alarm} at {self.images:,} images, saved: {alarm}; {self.alarmed.cure}"
+        return self.told(stops) if measures else stops
+
+    def told(self, stops: str) -> str:
+        """What a measurement of the first rank has found and, if it has selected an average, that average."""
+        counters = self.state.counters
+        found = json.dumps([stops, counters.best, counters.best_images])
+        stops, counters.best, counters.best_images = json.loads(self.group.of_first(found))
+        if counters.best is not None and counters.best_images == self.images:
+            self.group.copy([*self.state.published.state_dict().values()])
+        return stops
+
+    def write_line(self, means: dict[str, float | None], *, measures: bool) -> dict[str, Any]:
+        """Write a line of the log, with measurements if they are due."""
         phase = phases_of(self.config)[self.state.counters.phase]
         line: dict[str, Any] = {"images": self.images, **means, "peak_memory": peak_memory(self.device)}
         line["rate_factor"] = phase.schedule.rate_factor(self.images - phase.start, self.training.batch)
@@ -361,31 +416,30 @@ class Trainer:
                 self.alarmed = monitor if "alarm" in found else self.alarmed
         self.log.write(line)
         self.progress.update(self.images, note=in_words(means))
-        self.state.window = Window()
         for callback in self.callbacks:
             callback(replace(self.run), line)  # one that reads the network as it is now
         return line
 
-    def save_or_stop(self, alarm: str | None) -> None:
-        """The checkpoint that is due; after an alarm or a signal save and end the training.
+    def save_or_stop(self, stops: str, number: int) -> None:
+        """The checkpoint that is due; to stop, or after signal `number`, save and end the training.
 
         Raises:
-            TrainingAborted: an alarm, if that is to stop the training.
+            TrainingAborted: training is to stop.
             Interrupted: a signal.
         """
-        stops = alarm if self.training.on_collapse == "stop" else None
         # Not amid skipped steps: a roll-back wants weights from before the trouble began.
         good = self.state.counters.skipped_in_row == 0 or self.finished
-        if (self.due(self.training.checkpoint_every) and good) or self.interruption.signal or stops:
-            checkpoint.save(self.state, self.config, self.run.folder)
+        if (self.due(self.training.checkpoint_every) and good) or number or stops:
+            if self.group.first:
+                checkpoint.save(self.state, self.config, self.run.folder)
+            self.group.wait()  # no rank ends, upon which launchers end the others, before it is whole
             self.saved = self.images
         if stops:
-            curves.write(self.run.history, self.run.folder / "curves.png")
-            assert self.alarmed is not None
-            where = f"{self.run.folder}: {self.alarmed.alarm} at {self.images:,} images"
-            raise TrainingAborted(f"{where}, saved: {stops}; {self.alarmed.cure}")
-        if self.interruption.signal and not self.finished:
-            raise self.interrupted()
+            if self.group.first:
+                curves.write(self.run.history, self.run.folder / "curves.png")
+            raise TrainingAborted(f"{self.run.folder}: {stops}")
+        if number and not self.finished:
+            raise self.interrupted(number)
 
     def draw(self) -> None:
         """The pictures that are due, all after the checkpoint: a signal breaks them off, and resuming draws them.
@@ -394,22 +448,27 @@ class Trainer:
             Interrupted: a signal.
         """
         first = self.shows_first
+        grids = first or self.due(self.training.sample_every)
+        if not grids and self.images != self.saved:
+            return
         try:
             with self.interruption.at_once(not self.finished):
-                if first or self.due(self.training.sample_every):
+                if grids and self.group.first:
                     with eager():
                         save_grids(self.state.published, self.shown, self.run.folder, self.images)
-                if self.images == self.saved:
+                if self.images == self.saved and self.group.first:
                     curves.write(self.run.history, self.run.folder / "curves.png")
         except KeyboardInterrupt:
             if not self.interruption.signal or self.finished:
                 raise
-            return self.save_or_stop(None)
+        number = self.heard()
+        if number and not self.finished:
+            self.save_or_stop("", number)
         if first:
             self.progress.tell(f"first pictures: {self.run.folder / 'samples' / f'{self.images:09d}.png'}")
 
     def draw_missing(self) -> None:
         """What a signal broke off, or a kill, where the run goes on."""
         drawn = self.run.folder / "samples" / f"{self.images:09d}-reconstructions.png"
-        if self.images and not drawn.exists():
+        if self.group.largest(self.group.first and self.images > 0 and not drawn.exists()):
             self.draw()

@@ -25,6 +25,7 @@ from onefold.sampling import Sampler, check_guidance
 from onefold.schedule import Schedule
 from onefold.training import ema
 from onefold.training.config import Config
+from onefold.training.engine import ranks
 from onefold.training.monitor import Monitor
 from onefold.training.one_step_monitor import OneStepMonitor
 from onefold.training.optimizer import RMSPropW
@@ -171,10 +172,12 @@ class OneStepPhase(Phase):
 
 
 def move_levels(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> None:
-    """Update the critic's mean weights per level, once per update of the generator."""
+    """Update the critic's mean weights per level, once per update of the generator, with those of all ranks."""
     critic = modules["critic"]
     assert isinstance(critic, Critic)
-    critic.levels.move(skipped)
+    levels = critic.levels
+    levels.total, levels.count = ranks().sum([levels.total, levels.count])
+    levels.move(skipped)
 
 
 # --- where weights start ----------------------------------------------------------------------------------------------

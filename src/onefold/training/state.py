@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from onefold.compute import compile_blocks
 from onefold.data import Dataset
 from onefold.networks import Network, build
+from onefold.networks.trunk import Trunk
 from onefold.training.config import Config
 from onefold.training.log import Window
 from onefold.training.phases import Phase, phases_of
@@ -103,6 +104,9 @@ class TrainingState:
         for module in self.modules.values():
             if isinstance(module, Network):
                 module.sampler = phase.sampler
+            for part in module.modules():
+                if isinstance(part, Trunk):
+                    part.recomputes = phase.config.training.recompute
         trained = {trained.name: trained for part in phase.parts for trained in part.trains}
         self.optimizers = {name: each.optimizers(self.modules[name]) for name, each in trained.items()}
         self.counters.phase, self.counters.best, self.counters.best_images = phase.index, None, 0

@@ -2,12 +2,13 @@
 
 A step is a list of parts. Each has one loss for one or several modules, when it is its turn:
 
-    draw → accumulate the gradient over micro-batches → balance → clip → finite? → optimizers → averages
+    draw → accumulate the gradient over micro-batches and ranks → balance → clip → finite? → optimizers → averages
 
 A step does not make the host wait for the device: the host can prepare the next steps meanwhile, and learns of skipped
 steps when it reads their count.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from onefold.objectives.losses import Draws
 from onefold.training import ema
 from onefold.training.config import Config, TrainingConfig
-from onefold.training.engine import autocast
+from onefold.training.engine import autocast, ranks
 from onefold.training.optimizer import guarded_step, set_rates
 from onefold.training.phases import Part, phases_of
 from onefold.training.state import TrainingState
@@ -33,19 +34,21 @@ LARGEST_WEIGHT = 100.0
 def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
     """One step on images x (B, C, H, W) in [−1, 1] with labels y (B,), by the parts of the current phase.
 
+    With several ranks, x and y are this one's span of the batch; weights and all that is returned are the same in all.
     A module whose gradient is not finite is skipped, and so are the modules after it in the step: neither weights nor
     optimizer state change, and the averages continue towards the unchanged weights. This is decided on the device only.
     Returns the logged terms of the losses and the gradient norms before clipping, still on the device.
     """
     phase = phases_of(config)[state.counters.phase]
-    batch, images = len(x), state.counters.images - phase.start
+    batch, images = len(x) * ranks().count, state.counters.images - phase.start
     rng = state.rng(config.training.seed, x.device)
     begun = [part for part in phase.parts if part.start <= images]
     turn = [part for part in begun if part.has_turn(images, batch)]
     values: dict[str, Tensor] = {}
     skipped = torch.zeros((), dtype=torch.bool, device=x.device)
     for part in turn:
-        values |= accumulate(state, part, x, y, part.draw(batch, rng), config.training)
+        draws = part.draw(batch, rng).part(*ranks().span(batch))
+        values |= accumulate(state, part, x, y, draws, config.training)
         for trained in part.trains:
             module, optimizers = state.modules[trained.name], state.optimizers[trained.name]
             set_rates(optimizers, trained.schedule.rate_factor(images - trained.start, batch))
@@ -68,7 +71,7 @@ def _trained(parts: Sequence[Part]) -> set[str]:
 def accumulate(
     state: TrainingState, part: Part, x: Tensor, y: Tensor, draws: Draws, training: TrainingConfig
 ) -> dict[str, Tensor]:
-    """Accumulate the gradient of a part's loss over micro-batches; returns the loss's logged terms.
+    """Accumulate the gradient of a part's loss over micro-batches and ranks; returns the loss's logged terms.
 
     Only the modules that the part trains receive it: left in another, it would be added to that one's own. Gradients of
     balanced losses are kept apart until the whole batch has been seen.
@@ -90,7 +93,40 @@ def accumulate(
         losses.total.backward(inputs=trained)
         for name, value in losses.parts.items():
             told[name] = told[name] + value
+    if ranks().count > 1:
+        told = _over_ranks(trained, told, gradients, multiples)
     return {**told, **_add_balanced(trained, gradients, multiples)}
+
+
+def _over_ranks(
+    trained: Sequence[nn.Parameter],
+    told: Mapping[str, Tensor],
+    balanced: dict[str, Gradients],
+    multiples: dict[str, float],
+) -> dict[str, Tensor]:
+    """Add up over ranks the gradients, in place, and what is told, which is returned.
+
+    Ranks first agree on what there is: a loss may be of few images, and some spans have none of them.
+    """
+    group, gradients = ranks(), {"": [p.grad for p in trained], **balanced}
+    places = {name: [k for k, each in enumerate(found) if each is not None] for name, found in gradients.items()}
+    own = {"told": [*told], "places": places, "multiples": multiples}
+    every = [json.loads(text) for text in group.texts(json.dumps(own))]
+    for name in dict.fromkeys(name for each in every for name in each["places"]):
+        there = sorted({k for each in every for k in each["places"].get(name, ())})
+        found = gradients.get(name, [None] * len(trained))
+        summed = group.sum([torch.zeros_like(trained[k]) if (g := found[k]) is None else g for k in there])
+        gradients[name] = [None] * len(trained)
+        for k, gradient in zip(there, summed, strict=True):
+            gradients[name][k] = gradient
+    for p, gradient in zip(trained, gradients.pop(""), strict=True):
+        p.grad = gradient
+    balanced.update(gradients)
+    for each in every:
+        multiples.update(each["multiples"])
+    names = [*dict.fromkeys(name for each in every for name in each["told"])]
+    nothing = torch.zeros((), device=trained[0].device)
+    return dict(zip(names, group.sum([told.get(name, nothing) for name in names]), strict=True))
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
