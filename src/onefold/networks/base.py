@@ -23,7 +23,7 @@ t in [0, 1] with 0 noise and 1 data; label K means "no class".
 """
 
 import json
-import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from onefold.errors import UserError, reason
 from onefold.files import read_tensors, write_tensors
 from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
+from onefold.networks.source import locate, packaged, upload
 from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
 
@@ -423,21 +424,34 @@ class Network(nn.Module):
         (folder / "sampler.json").write_text(settings.to_json(self.sampler), encoding="utf-8")
         write_tensors(self.state_dict(), folder / "model.safetensors")
 
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload what `save_pretrained` writes to a repository "owner/name" on the hub; returns its address.
+
+        The repository is made if it is missing. `onefold export RUN --to hub` also writes a model card.
+
+        Raises:
+            UserError: no connection, no token, or a name that the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repository, private=private)
+
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
         """Load a network from its folder, a run's folder, or a repository "owner/name" on the Hugging Face hub.
 
+        "digits" is the network that comes with the package, where there is no folder of that name.
         `Network.from_pretrained` loads any registered architecture; a subclass's loads only its own.
 
         Raises:
             UserError: no such folder, or files that do not hold such a network.
         """
-        folder = Path(source)
-        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            folder = _download(str(source))
-        folder = folder / "model" if (folder / "model").is_dir() else folder
+        folder = locate(source)
         if not (folder / "config.json").is_file():
-            raise UserError(f"{source}: no config.json there; give the folder of a run or of a saved network")
+            cure = "give the folder of a run or of a saved network"
+            if str(source) in packaged():
+                cure += f"; to sample with the network {source} of the package, go where there is no such folder"
+            raise UserError(f"{source}: no config.json there; {cure}")
         if _is_run(folder / "config.json"):
             raise UserError(f"{source}: no model yet; a run has one after its first checkpoint")
         network = build(settings.from_file(NetworkConfig, folder / "config.json"))
@@ -477,16 +491,3 @@ def parameter_shares(network: Network) -> dict[str, float]:
     total = sum(p.numel() for p in network.parameters())
     shared = sum(p.numel() for part in network.shared_parts for p in part.parameters())
     return {"parameters": total, "shared": shared, "share": shared / total}
-
-
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise UserError(
-            f"no such folder: {repository}; nor does the hub give out a network of that name "
-            f"({type(error).__name__}); check the spelling, or the connection"
-        ) from error
