@@ -1,7 +1,7 @@
 """The common style of all curves: colours, lines and axes.
 
-The colours are those of Okabe & Ito, which colour-blind readers can tell apart. In an SVG for a page, text and axes have
-the colour of the page's text, so that curves are readable on light and on dark.
+The colours are those of Okabe & Ito, which colour-blind readers can tell apart. In an SVG for a page, text and axes
+have the colour of the page's text, so that curves are readable on light and on dark.
 """
 
 import io
