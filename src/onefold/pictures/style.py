@@ -50,7 +50,7 @@ def inline_svg(draw: "Callable[[Axes], None]", name: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z]\w*_\d+"', "", text)  # those of groups, which each figure counts anew
+    text = re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", text)  # those of groups, which each figure counts anew
     text = re.sub(r'^<svg([^>]*?) (?:height|width)="[^"]*pt"', r"<svg\1", text, flags=re.DOTALL)
     text = re.sub(r'^<svg([^>]*?) (?:height|width)="[^"]*pt"', r"<svg\1", text, flags=re.DOTALL)
     return text.replace(INK, "currentColor").strip()

@@ -31,7 +31,7 @@ svg { width: 100%; height: auto; display: block }
 .many { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .92rem; margin: .5rem 0 }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line) }
-th { font-weight: 600 } td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
+th { font-weight: 600 } td.number { font-variant-numeric: tabular-nums }
 .best { color: var(--mark); font-weight: 600 } pre { overflow-x: auto; border: 1px solid var(--line); padding: .6rem }
 summary { cursor: pointer; font-weight: 600; margin: .5rem 0 }
 """
