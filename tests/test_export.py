@@ -1,9 +1,16 @@
 """Exports: what other programs make of a network is what onefold makes of it, by the real libraries."""
 
+import base64
+import functools
+import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import randomised
 from helpers_runs import tiny
 from onefold import cli
 from onefold.errors import UserError
-from onefold.export import diffusers, hub, onnx
+from onefold.export import diffusers, hub, onnx, web
 from onefold.metrics.record import Protocol, Record, Subject
 from onefold.networks import Network, NetworkConfig, OneFold, build
 from onefold.sampling import Sampler, noises
@@ -26,6 +34,7 @@ from onefold.training.run import Run
 
 ONE_STEP = Sampler(steps=1, solver="refine", start=0.3)
 COUNT = 5
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +117,7 @@ def test_a_network_without_classes_and_one_step_has_neither(capsys: pytest.Captu
 
 def test_onnx_without_its_libraries_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--to onnx: needs onnx; pip install 'onefold\[export\]'"):
+    with pytest.raises(UserError, match=r"--to onnx and --to web: need onnx; pip install 'onefold\[export\]'"):
         onnx.write(network(), tmp_path / "out")
 
 
@@ -299,3 +308,78 @@ def test_the_command_exports_a_run(run: Run, capsys: pytest.CaptureFixture[str])
         assert error.count("\n") == 1
         assert line in error, error
     assert front_matter(Path("pushed/README.md").read_text(encoding="utf-8"))["model-index"][0]["name"] == "a/b"
+
+
+# --- the web ----------------------------------------------------------------------------------------------------------
+
+NODE = shutil.which("node")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+RUNTIME = ROOT / web.RUNTIME
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+@pytest.mark.parametrize("count", [16, 64, 83])
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_the_pages_noise_is_that_of_torch(seed: int, count: int):
+    program = (
+        f"import {{ noise }} from '{web.PAGE / 'noise.js'}'; console.log(JSON.stringify([...noise({seed}, {count})]))"
+    )
+    asked = subprocess.run(
+        [str(NODE), "--input-type=module", "-e", program], capture_output=True, text=True, check=True
+    )
+    assert np.allclose(json.loads(asked.stdout), next(noises([seed], (count,)))[0], atol=1e-5)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+
+def dom(folder: Path, fragment: str) -> str:
+    """What the page has become in a real browser, once nothing is left to do."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+        address = f"http://127.0.0.1:{server.server_port}/{fragment}"
+        shown = subprocess.run([str(BROWSER), *words, address], capture_output=True, text=True, timeout=200).stdout
+        server.shutdown()
+    return shown
+
+
+def drawn(text: str) -> np.ndarray:
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    images = [Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB") for each in found]
+    return np.stack([np.array(image) for image in images])
+
+
+@pytest.mark.usefixtures("_exporter")
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt install chromium)")
+@pytest.mark.skipif(not RUNTIME.is_dir(), reason="needs onnxruntime-web (npm install onnxruntime-web)")
+def test_the_page_draws_the_same_images_in_a_browser(tmp_path: Path):
+    net = network(depth=1, class_names=tuple(f"<b>{k}" for k in range(10)))
+    files = web.write(net, tmp_path / "page", runtime=RUNTIME)
+    assert not any(path.name.startswith("denoiser") for path in files)
+    text = dom(tmp_path / "page", "#seed=5")
+    assert re.search(r'<p id="status" role="status">50 images in \d+ ms', text)
+    assert '<option value="3">&lt;b&gt;3</option>' in text
+    assert apart(drawn(text)[..., :1], net.sample(50, seed=5)) <= 1
+    assert (
+        apart(drawn(dom(tmp_path / "page", "#seed=9&class=3"))[..., :1], net.sample(50, labels=[3] * 50, seed=9)) <= 1
+    )
+
+
+def test_the_page_asks_for_its_own_files_alone():
+    for path in web.PAGE.iterdir():
+        assert not re.search(r"https?://", path.read_text(encoding="utf-8")), path.name
+    assert "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'" in (web.PAGE / "index.html").read_text()
+
+
+def test_what_the_page_needs_is_named(tmp_path: Path):
+    for net, line in (
+        (network(Sampler()), "--to web: needs a one-step generator; make one with `onefold onestep RUN`"),
+        (network(latent_channels=2, patch=4), "--to web: latents of fewer than 16 numbers"),
+        (network(), "node_modules/onnxruntime-web/dist/ort.wasm.min.mjs: no such file; run `npm install"),
+    ):
+        with pytest.raises(UserError, match=re.escape(line)):
+            web.write(net, tmp_path / "page")
+    assert not (tmp_path / "page").exists()

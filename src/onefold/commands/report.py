@@ -46,8 +46,11 @@ def report(
     from onefold.training.run import load_run
 
     loaded = [load_run(run, data=data, test_data=test_data) for run in runs]
-    path = out or runs[0] / "report.html"
-    say = discard if quiet else lambda line: console.print(printable(line), style="dim")
-    write(loaded, path, device=resolve_device(device), say=say)
+    path = out or loaded[0].folder / "report.html"
+    write(loaded, path, device=resolve_device(device), say=discard if quiet else _say)
     if not quiet:
         console.print(printable(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, one file; open it in a browser"))
+
+
+def _say(line: str) -> None:
+    console.print(printable(line), style="dim")

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,8 @@ from onefold.errors import UserError, writing
 from onefold.networks.base import Network
 
 __all__ = ["write"]
+
+ROLES = ("encoder", "decoder", "denoiser", "generator")
 
 
 class Role(nn.Module):
@@ -61,32 +63,34 @@ class Generator(Role):
         return self.network.decode(self.network.generate((1 - start) * noise, t, labels))
 
 
-def write(network: Network, folder: Path) -> list[Path]:
-    """Write the roles, and `config.json` with the shapes, the classes' names and the sampler; returns the files.
+def write(network: Network, folder: Path, *, roles: Collection[str] = ROLES) -> list[Path]:
+    """Write `roles`, and `config.json` with the shapes, the classes' names and the sampler; returns the roles' files.
 
     Raises:
         UserError: the exporter is not installed, or a file cannot be written.
     """
     for module in ("onnx", "onnxscript"):
         if importlib.util.find_spec(module) is None:
-            raise UserError(f"--to onnx: needs {module}; pip install 'onefold[export]'")
+            raise UserError(f"--to onnx and --to web: need {module}; pip install 'onefold[export]'")
     network, config = network.to("cpu").eval(), network.config
     x = torch.zeros(2, config.channels, *config.image_size)
     z = torch.zeros(2, config.tokens, config.latent_channels)
     t, y = torch.full((2,), 0.5), torch.zeros(2, dtype=torch.int64)
     labels = {"labels": y} if config.classes else {}
-    roles: list[tuple[str, Role, dict[str, Tensor], str]] = [
+    every: list[tuple[str, Role, dict[str, Tensor], str]] = [
         ("encoder", Encoder(network), {"images": x}, "latents"),
         ("decoder", Decoder(network), {"latents": z}, "images"),
         ("denoiser", Denoiser(network), {"z_t": z, "t": t, **labels}, "z_hat"),
     ]
     if network.sampler.jumps:
-        roles.append(("generator", Generator(network), {"noise": z, **labels}, "images"))
+        every.append(("generator", Generator(network), {"noise": z, **labels}, "images"))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         described = {"network": _plain(config), "sampler": _plain(network.sampler)}
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    return [_write(role, inputs, [output], folder / f"{name}.onnx") for name, role, inputs, output in roles]
+    return [
+        _write(role, inputs, [output], folder / f"{name}.onnx") for name, role, inputs, output in every if name in roles
+    ]
 
 
 def _plain(value: object) -> object:

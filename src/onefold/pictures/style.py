@@ -42,7 +42,12 @@ def inline_svg(draw: "Callable[[Axes], None]", name: str) -> str:
     from matplotlib.figure import Figure
 
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-    page = {"svg.fonttype": "none", "svg.hashsalt": name, "legend.facecolor": "none", **dict.fromkeys(inked, INK)}
+    page: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "legend.facecolor": "none",
+        **dict.fromkeys(inked, INK),
+    }
     with mpl.rc_context({**STYLE, **page}):
         figure = Figure(figsize=(4.2, 2.4), layout="constrained")
         draw(figure.add_subplot())

@@ -7,11 +7,15 @@ from onefold.report import html
 
 __all__ = ["best", "groups", "section", "unlike"]
 
-LOWER = ("frechet_distance", "kid", "test.frechet_distance", "test.kid", "reconstruction.frechet_distance")
-LOWER += ("frechet_to_reference",)
+LOWER = (
+    *("frechet_distance", "kid", "test.frechet_distance", "test.kid"),
+    *("reconstruction.frechet_distance", "frechet_to_reference"),
+)
 """Numbers of which the least is the best …"""
-HIGHER = ("precision", "recall", "test.precision", "test.recall", "class_accuracy")
-HIGHER += ("reconstruction.psnr", "reconstruction.ssim")
+HIGHER = (
+    *("precision", "recall", "test.precision", "test.recall", "class_accuracy"),
+    *("reconstruction.psnr", "reconstruction.ssim"),
+)
 """… and the largest. All others have no best."""
 
 
