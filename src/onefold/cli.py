@@ -30,6 +30,8 @@ COMMANDS: dict[str, str] = {
     "sample": "Generate images with a run's network.",
     "reconstruct": "Encode and decode images: above the originals, below what the network makes of them.",
     "evaluate": "Measure a run against real images; writes evaluation/….json into the run.",
+    "report": "Write what a run is and does into one page: report.html. Of several runs, compare them.",
+    "export": "Write a network for other programs: a hub folder, ONNX files, a diffusers pipeline or a web page.",
     "estimate": "Say what a training costs: parameters, arithmetic, memory, time.",
     "study collapse": "Compare naive joint training, and each step from it to DSD, under one budget; writes table and "
     "pictures.",

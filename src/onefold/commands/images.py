@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onefold.networks.base import Network, NetworkConfig
     from onefold.verifier import Verifier
 
-__all__ = ["reconstruct", "sample", "verifier_factory"]
+__all__ = ["reconstruct", "run_name", "sample", "verifier_factory"]
 
 WRITERS = 2
 """Threads that write PNG files."""
@@ -51,7 +51,8 @@ def sample(
     Example: onefold sample runs/digits -n 100 --steps 50 --labels 3 --out threes.png
 
     Args:
-        run: A run's folder, a saved network's folder, or a network on the hub (owner/name).
+        run: A run's folder, a saved network's folder, a network on the hub (owner/name), or digits, which is in the
+            package; a folder of that name goes first.
         n: Number of images. Default: as many as labels, if there are several, or else 64.
         out: PNG file of the grid, or folder with --separate. Default: RUN-samples.png, or a folder
             RUN-samples, here.
@@ -104,7 +105,7 @@ def sample(
         origin |= {"choice": str(source)} if verifier else {}
         origin |= {"precision": computed} if computed != "float32" else {}
         if separate:
-            folder = out or Path(f"{_name(run)}-samples")
+            folder = out or Path(f"{run_name(run)}-samples")
             named = None if own is None else [_class_name(config, label) for label in own]
             _write_each(folder, (network.pictures([z]) for z in latents), seed + first, own, named, origin)
             group.wait()
@@ -113,7 +114,7 @@ def sample(
         images = group.gathered(torch.from_numpy(network.pictures(latents)), n).numpy()
     if not group.first:
         return
-    path = out or Path(f"{_name(run)}-samples.png")
+    path = out or Path(f"{run_name(run)}-samples.png")
     about: dict[str, Any] = {"seeds": f"{seed}…{seed + n - 1}", "labels": y}
     if y is not None and config.class_names:
         about["classes"] = ", ".join(_class_name(config, label) for label in y)
@@ -121,7 +122,7 @@ def sample(
     console.print(printable(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
 
 
-def _name(run: Path) -> str:
+def run_name(run: Path) -> str:
     """What pictures of a run, or of the network saved in one, are named by."""
     folder = run.resolve()
     return folder.parent.name if folder.name == "model" else folder.name
@@ -182,14 +183,14 @@ def reconstruct(
     Example: onefold reconstruct runs/digits one.png two.png --out both.png
 
     Args:
-        run: A run's folder or a saved network's folder.
+        run: As of `onefold sample`.
         images: Image files of the network's size, or a data source (folder, .zip, …; its first 30 images).
         out: PNG file to write. Default: RUN-reconstructions.png, here.
     """
     from onefold.data.messages import count_text
     from onefold.reconstruction import write_reconstructions
 
-    path = out or Path(f"{_name(run)}-reconstructions.png")
+    path = out or Path(f"{run_name(run)}-reconstructions.png")
     psnr, count = write_reconstructions(run, images, path)
     console.print(printable(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB"))
 

@@ -222,8 +222,11 @@ def _open(source: str, path: Path) -> tuple[Any, Any]:
         columns.validate(full=True)  # of a damaged file Arrow would read beyond the end
         return columns
 
+    def columns_of(names: list[str]) -> Table:
+        return guarded(source, path, checked, names)
+
     table = guarded(source, path, mapped)
-    return table.schema, lambda names: guarded(source, path, checked, names)
+    return table.schema, columns_of
 
 
 def _image_column(source: str, schema: Any, features: dict[str, Any]) -> str:

@@ -22,8 +22,7 @@ Conventions: images (B, C, H, W) in [−1, 1]; latents (B, N, D), one token for 
 t in [0, 1] with 0 noise and 1 data; label K means "no class".
 """
 
-import json
-import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from onefold.files import read_tensors, write_tensors
 from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
 from onefold.networks.jump import Jump
-from onefold.networks.published import check_fits, download
+from onefold.networks.source import check_fits, is_run, locate, packaged, upload
 from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
 
@@ -431,22 +430,35 @@ class Network(nn.Module):
         (folder / "sampler.json").write_text(settings.to_json(self.sampler), encoding="utf-8")
         write_tensors(self.state_dict(), folder / "model.safetensors")
 
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload what `save_pretrained` writes to a repository "owner/name" on the hub; returns its address.
+
+        The repository is made if it is missing. `onefold export RUN --to hub` also writes a model card.
+
+        Raises:
+            UserError: no connection, no token, or a name that the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repository, private=private)
+
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
         """Load a network from its folder, a run's folder, or a repository "owner/name" on the Hugging Face hub.
 
+        "digits" is the network that comes with the package, where there is no folder of that name.
         `Network.from_pretrained` loads any registered architecture; a subclass's loads only its own.
 
         Raises:
             UserError: no such folder, or files that do not hold such a network.
         """
-        folder = Path(source)
-        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            folder = download(str(source))
-        folder = folder / "model" if (folder / "model").is_dir() else folder
+        folder = locate(source)
         if not (folder / "config.json").is_file():
-            raise UserError(f"{source}: no config.json there; give the folder of a run or of a saved network")
-        if _is_run(folder / "config.json"):
+            cure = "give the folder of a run or of a saved network"
+            if str(source) in packaged():
+                cure += f"; to sample with the network {source} of the package, go where there is no such folder"
+            raise UserError(f"{source}: no config.json there; {cure}")
+        if is_run(folder / "config.json"):
             raise UserError(f"{source}: no model yet; a run has one after its first checkpoint")
         config, path = settings.from_file(NetworkConfig, folder / "config.json"), folder / "model.safetensors"
         try:
@@ -470,14 +482,6 @@ class Network(nn.Module):
 def arrival(t: Float[Tensor, " B"], r: Float[Tensor, " B"] | None) -> Float[Tensor, " B"]:
     """The time at which jumps from t arrive: 1 unless it is given."""
     return torch.ones_like(t) if r is None else r
-
-
-def _is_run(path: Path) -> bool:
-    """Whether a `config.json` is that of a run, which holds more than a network's."""
-    try:
-        return "onefold" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):  # whatever it is, it is not a run's
-        return False
 
 
 def build(config: NetworkConfig) -> Network:

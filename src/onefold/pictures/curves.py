@@ -5,16 +5,17 @@ collapse alarm and the image at which it was first raised.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onefold.alarm import LEAST_RANK, LEAST_STD
-from onefold.pictures.style import BLUE, GREEN, LINES, ORANGE, PURPLE, RED, STYLE, log_axis
+from onefold.pictures.style import BLUE, GREEN, LINES, ORANGE, PURPLE, RED, STYLE, inline_svg, log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["write"]
+__all__ = ["drawings", "write"]
 
 COLUMNS = 3
 Line = Mapping[str, Any]
@@ -177,7 +178,7 @@ def write(history: Sequence[Line], path: Path) -> None:
 
     if sum(bool(_measured(line) or line.get("onestep")) for line in history) < 2:
         return
-    panels = [p for p in PANELS if any(curve.value(line) is not None for curve in p.curves for line in history)]
+    panels = _panels(history)
     if not panels:
         return
     rows = -(-len(panels) // COLUMNS)
@@ -190,6 +191,24 @@ def write(history: Sequence[Line], path: Path) -> None:
             if k + COLUMNS >= len(panels):
                 ax.set_xlabel("thousand images seen")
         figure.savefig(path)
+
+
+def drawings(history: Sequence[Line]) -> dict[str, str]:
+    """The panels that a log has values for, as SVG elements by title; none before its second line."""
+    if len(history) < 2:
+        return {}
+    return {panel.title: inline_svg(partial(_draw_alone, panel, history), panel.title) for panel in _panels(history)}
+
+
+def _panels(history: Sequence[Line]) -> list[Panel]:
+    return [p for p in PANELS if any(curve.value(line) is not None for curve in p.curves for line in history)]
+
+
+def _draw_alone(panel: Panel, history: Sequence[Line], ax: "Axes") -> None:
+    """A panel without its title."""
+    _draw(ax, panel, history)
+    ax.set_title("")
+    ax.set_xlabel("thousand images seen")
 
 
 def _draw(ax: "Axes", panel: Panel, history: Sequence[Line]) -> None:

@@ -17,7 +17,7 @@ from onefold.errors import UserError, printable, writing
 from onefold.networks.base import Network
 from onefold.pixels import to_float, to_uint8
 
-__all__ = ["encode_decode", "grid", "pair_grid", "sample_grid", "save_grids", "save_png"]
+__all__ = ["encode_decode", "grid", "pair_grid", "sample_grid", "save_grids", "save_png", "shown"]
 
 
 def grid(
@@ -51,13 +51,17 @@ def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[st
     info = PngInfo()
     for key, value in (metadata or {}).items():
         info.add_text(key, printable(value))
-    channels = image.shape[2]
-    shown = image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3]
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: is not the name of a PNG file; end it with .png")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(shown)).save(path, format="PNG", pnginfo=info)
+        Image.fromarray(shown(image)).save(path, format="PNG", pnginfo=info)
+
+
+def shown(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W *C"]:
+    """The channels of an image that a picture has room for: the first of two, the first three of more than four."""
+    channels = image.shape[2]
+    return np.ascontiguousarray(image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3])
 
 
 def pair_grid(

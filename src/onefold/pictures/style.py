@@ -1,14 +1,18 @@
 """The common style of all curves: colours, lines and axes.
 
-The colours are those of Okabe & Ito, which colour-blind readers can tell apart.
+The colours are those of Okabe & Ito, which colour-blind readers can tell apart. In an SVG for a page, text and axes
+have the colour of the page's text, so that curves are readable on light and on dark.
 """
 
+import io
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BLUE", "COLOURS", "GREEN", "LINES", "ORANGE", "PURPLE", "RED", "STYLE", "log_axis"]
+__all__ = ["BLUE", "COLOURS", "GREEN", "LINES", "ORANGE", "PURPLE", "RED", "STYLE", "inline_svg", "log_axis"]
 
 RED, ORANGE, SKY, BLUE, GREEN, PURPLE = "#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7"
 COLOURS = (RED, ORANGE, SKY, BLUE, GREEN, PURPLE, "#000000", "#999999")
@@ -28,6 +32,33 @@ STYLE: dict[Any, Any] = {
     "legend.handlelength": 2.5,
 }
 """For `matplotlib.rc_context`; each picture has its own size, resolution and layout."""
+INK = "#010203"
+"""Stands for the colour of the page's text until the SVG is written."""
+
+
+def inline_svg(draw: "Callable[[Axes], None]", name: str) -> str:
+    """What `draw` draws on an axis, as an SVG element for a page, as wide as its place; `name` tells it from others."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    page: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "legend.facecolor": "none",
+        **dict.fromkeys(inked, INK),
+    }
+    with mpl.rc_context({**STYLE, **page}):
+        figure = Figure(figsize=(4.2, 2.4), layout="constrained")
+        draw(figure.add_subplot())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", text)  # those of groups, which each figure counts anew
+    text = re.sub(r'^<svg([^>]*?) (?:height|width)="[^"]*pt"', r"<svg\1", text, flags=re.DOTALL)
+    text = re.sub(r'^<svg([^>]*?) (?:height|width)="[^"]*pt"', r"<svg\1", text, flags=re.DOTALL)
+    return text.replace(INK, "currentColor").strip()
 
 
 def log_axis(ax: "Axes") -> None:
