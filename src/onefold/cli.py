@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "sample": "Generate images with a run's network.",
     "reconstruct": "Encode and decode images: above the originals, below what the network makes of them.",
     "evaluate": "Measure a run against real images; writes evaluation/….json into the run.",
+    "serve": "Serve a run's network as a page and a JSON API; also while the run trains.",
     "estimate": "Say what a training costs: parameters, arithmetic, memory, time.",
     "study collapse": "Compare naive joint training, and each step from it to DSD, under one budget; writes table and "
     "pictures.",

@@ -1,7 +1,7 @@
 """The application: the API under /api, its description at /docs, and the page at /.
 
 A wrong request gets a 4xx and one sentence, one too many a 429 that says when to come again. All of a network's work is
-done in turns, in a thread of its own. The policy that goes with every answer lets a browser load nothing from elsewhere.
+done in turns, in a thread of its own. The policy sent with every answer lets a browser load nothing from elsewhere.
 """
 
 import base64

@@ -5,7 +5,7 @@ the same holds for what a solver draws on its way. At both ends stand the images
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +16,10 @@ from torch import Tensor
 from onefold import metrics
 from onefold.networks.base import Network
 from onefold.paths import Linear, noised, per_token
-from onefold.pixels import to_float, to_uint8
+from onefold.pixels import to_float
 from onefold.sampling import Euler, Sampler, check_guidance, noises, solve, with_guidance
 
-__all__ = ["Denoised", "between", "denoised", "generated"]
+__all__ = ["Denoised", "between", "denoised", "generated", "noises_between"]
 
 
 def generated(
@@ -44,16 +44,19 @@ def between(
     """
     config, device = network.config, network.device
     check_guidance(sampler.guidance, config.classes)
-    angle = torch.linspace(0, math.pi / 2, n, dtype=torch.float64)
-    weights = torch.stack([angle.cos(), angle.sin()], dim=1).float()
-    pairs = noises(seeds, (config.tokens, config.latent_channels))
-    noise = (torch.einsum("kp,pnd->knd", weights, pair) for pair in pairs)
+    noise = noises_between(seeds, n, (config.tokens, config.latent_channels))
     y = None if label is None else torch.full((n,), label, device=device)
     guide = with_guidance(network.denoise, sampler.guidance, config.classes)
     eps = next(noise).to(device)
-    return network.pictures(
-        [solve(network.denoise, eps, y, sampler, guide=guide, noise=noise, jump=network.generate)]
-    )
+    return network.pictures([solve(network.denoise, eps, y, sampler, guide=guide, noise=noise, jump=network.generate)])
+
+
+def noises_between(seeds: tuple[int, int], n: int, shape: tuple[int, ...]) -> Iterator[Float[Tensor, "n ..."]]:
+    """The noise of `n` places from one seed to another, again and again; see `sampling.noises`."""
+    angle = torch.linspace(0, math.pi / 2, n, dtype=torch.float64)
+    weights = torch.stack([angle.cos(), angle.sin()], dim=1).float()
+    for pair in noises(seeds, shape):
+        yield torch.einsum("kp,p...->k...", weights, pair)
 
 
 class Denoised(NamedTuple):

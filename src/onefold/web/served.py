@@ -7,7 +7,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -112,15 +112,18 @@ class Served:
         return self._network
 
     @contextmanager
-    def computing(self) -> Iterator[Network]:
+    def computing(self) -> Generator[Network]:
         """The newest network, within the context in which it computes."""
         network = self.network()
         with sampling_context(network, self.device, precision=self.precision):
             yield network
 
     def _take(self, network: Network) -> None:
+        def check(module: object, inputs: object) -> None:
+            self.check()
+
         for trunk in network.trunks:
-            trunk.register_forward_pre_hook(lambda *ignored: self.check())
+            trunk.register_forward_pre_hook(check)
         self._network = network
 
     def _published(self) -> str | None:
@@ -215,17 +218,14 @@ class Served:
         """
         if self.run is None:
             raise UserError(f"{self.name}: is a saved network, not a run; it has no log")
-        log = [dict(_numbers(line)) for line in self._log()]
-        stride = math.ceil(len(log) / POINTS) or 1
-        shown = log[::-1][::stride][::-1]  # so that the last line is among them
-        # What is measured now and then may fall between the lines shown.
-        rare = [line for line in log if any("." in name for name in line)]
-        shown = sorted([*shown, *(line for line in rare[-POINTS:] if line not in shown)], key=lambda line: line["images"])
-        names = dict.fromkeys(name for line in shown for name in line if name != "images")
-        alarms = [line.get("alarm") for line in self._log() if "health" in line or "onestep" in line]
+        log = self._log()
+        shown = _thinned(log)
+        numbers = [dict(_numbers(line)) for line in shown]
+        names = dict.fromkeys(name for line in numbers for name in line if name != "images")
+        alarms = [line.get("alarm") for line in log if _is_measured(line)]
         return Training(
-            images=[int(line["images"] or 0) for line in shown],
-            series={name: [line.get(name) for line in shown] for name in names},
+            images=[line["images"] for line in shown],
+            series={name: [line.get(name) for line in numbers] for name in names},
             alarm=printable(alarms[-1]) if alarms and alarms[-1] else None,
             samples=self._pictures(reconstructions=False),
             reconstructions=self._pictures(reconstructions=True),
@@ -242,9 +242,9 @@ class Served:
 
     def _pictures(self, *, reconstructions: bool) -> list[Sample]:
         assert self.run is not None
-        found = [PICTURE.fullmatch(path.name) for path in (self.run.folder / "samples").glob("*.png")]
-        named = [Sample(name=each[0], images=int(each[1])) for each in found if each and bool(each[2]) == reconstructions]
-        return sorted(named, key=lambda sample: sample.images)
+        names = [path.name for path in (self.run.folder / "samples").glob("*.png") if self.picture(path.name)]
+        named = [found for found in map(PICTURE.fullmatch, names) if found and bool(found[2]) == reconstructions]
+        return sorted((Sample(name=found[0], images=int(found[1])) for found in named), key=lambda each: each.images)
 
     def _log(self) -> list[dict[str, Any]]:
         if self.run is None:
@@ -272,6 +272,18 @@ def _is_run(folder: Path) -> bool:
 def _log_of(path: Path, changed: int, size: int) -> list[dict[str, Any]]:
     """The log, read again when it has changed."""
     return [line for line in read_log(path) if isinstance(line.get("images"), int)]
+
+
+def _is_measured(line: Mapping[str, Any]) -> bool:
+    """Whether a line of the log holds a monitor's measurement."""
+    return any(isinstance(value, Mapping) for value in line.values())
+
+
+def _thinned(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Some lines of a log, its last one and the latest measurements among them."""
+    places = range(len(log) - 1, -1, -(math.ceil(len(log) / POINTS) or 1))
+    measured = [k for k, line in enumerate(log) if _is_measured(line)]
+    return [log[k] for k in sorted({*places, *measured[-POINTS:]})]
 
 
 def _numbers(line: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float | None]]:
