@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -14,16 +13,11 @@ from onefold.web.app import create_app
 NETWORK = NetworkConfig(width=16, depth=1, heads=2, classes=3, class_names=("cat", "dog", "7"))
 
 
-@pytest.fixture(scope="module")
-def schema() -> Any:
-    app = create_app(randomised(build(NETWORK)), device="cpu")
-    return schemathesis.openapi.from_asgi("/openapi.json", app)
+APP = create_app(randomised(build(NETWORK)).eval(), device="cpu")
+schema = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 
-described = schemathesis.pytest.from_fixture("schema")
-
-
-@described.parametrize()
+@schema.parametrize()
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_as_described(case: Any):
     """Statuses, types and bodies; no failure of the server; wrong parameters refused.

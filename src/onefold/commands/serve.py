@@ -59,7 +59,7 @@ def serve(
     if not private:
         console.print("note: whoever reaches this machine can ask; the default --host 127.0.0.1 is for you alone")
     with contextlib.suppress(KeyboardInterrupt), listening:  # Ctrl-C is the way to end it
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -40,6 +40,7 @@ const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds
 /**
  * Sends the newest of what is wanted. There is one request at a time; whatever is wanted meanwhile replaces what waits,
  * and a request that takes long makes way. So answers come in order, and the last one is of what was wanted last.
+ * What `show` returns is said as a problem.
  */
 function asker(root, send, show) {
   const problem = find(".problem", root);
@@ -53,8 +54,7 @@ function asker(root, send, show) {
       since = performance.now();
       root.classList.add("waits");
       try {
-        show(await send(wanted, running.signal), wanted);
-        complain("");
+        complain(show(await send(wanted, running.signal), wanted) ?? "");
       } catch (error) {
         if (error.status === 429) {
           complain("Many are waiting; trying again …");
@@ -142,13 +142,13 @@ function fitSampler(form, run) {
   find("small", guidance.parentNode).textContent = !run.classes
     ? "Needs classes."
     : jumps ? `Not with ${solver.value}.` : "1 is none.";
-  outputs(form);
+  showValues(form);
 }
 
-function outputs(form) {
-  for (const output of all("label > output", form)) {
-    const input = output.parentNode.querySelector("input");
-    output.value = input.disabled ? "–" : input.value;
+function showValues(form) {
+  for (const value of all(".value", form)) {
+    const input = find("input", value.parentNode);
+    value.textContent = input.disabled ? "–" : input.value;
   }
 }
 
@@ -273,7 +273,7 @@ function interpolatePanel(root) {
 
   function showFrame() {
     const k = Number(position.value), frame = frames[k];
-    position.parentNode.querySelector("output").value = (k / (FRAMES - 1)).toFixed(2);
+    find(".value", position.parentNode).textContent = (k / (FRAMES - 1)).toFixed(2);
     if (!frame) return;
     const ends = k === 0 || k === FRAMES - 1 ? `the image of seed ${frame.seed}` : `between seeds ${frames[0].seed} and ${frames[FRAMES - 1].seed}`;
     find(".frame img", root).src = find(".download", root).href = source(frame.png);
@@ -380,7 +380,7 @@ function imagePanel(root) {
       if (form.dataset.of !== run().name) fitted = null; // another size, perhaps
       form.dataset.of = run().name;
       fitLabels(form, run(), [["", "not told"]]);
-      outputs(form);
+      showValues(form);
     },
   };
 }
@@ -397,7 +397,7 @@ function comparePanel(root) {
       fitLabels(form, overview.runs[0], [...EACH, ...NONE]);
       if (!begun) form.elements.n.value = isTiny(overview.runs[0]) ? 16 : 4;
       begun = true;
-      outputs(form);
+      showValues(form);
       for (const { side, run, form: own } of sides) {
         find("h2", side).textContent = run().name;
         fitSampler(own, run());
@@ -430,7 +430,7 @@ function trainingPanel(root) {
     if (follow.checked) picture.value = picture.max;
     const { name, images } = answer.samples[Number(picture.value)];
     const same = answer.reconstructions.find((each) => each.images === images);
-    find("output", picture.parentNode).value = short(images);
+    find(".value", picture.parentNode).textContent = short(images);
     set(find(".samples", root), name, `Samples at ${short(images)} images`);
     set(find(".reconstructions", root), same?.name, `Test images above their reconstructions at ${short(images)} images`);
   }
@@ -443,15 +443,15 @@ function trainingPanel(root) {
     img.alt = alt;
   }
 
-  const asks = asker(root, (wanted, signal) => ask("training", wanted, { signal }), (found) => {
-    answer = found;
+  const asks = asker(root, ({ run }, signal) => ask("training", { run }, { signal }), (found, { mark }) => {
+    [answer, shownOf] = [found, mark];
     picture.max = Math.max(0, found.samples.length - 1);
     picture.parentNode.hidden = found.samples.length < 2;
     find(".pictures", root).hidden = !found.samples.length;
     showPictures();
     const told = Object.entries(found.series).filter(([, numbers]) => numbers.some((each) => each !== null));
     find(".charts", root).replaceChildren(...told.map(([name, numbers]) => chart(name, found.images, numbers)));
-    if (found.alarm) setTimeout(() => asks.complain(`Alarm: ${found.alarm}`));
+    return found.alarm ? `Alarm: ${found.alarm}` : "";
   });
   for (const name of ["input", "change"])
     picture.addEventListener(name, (event) => {
@@ -470,9 +470,7 @@ function trainingPanel(root) {
     },
     refresh() {
       const run = runOf(form), mark = `${run.name} ${run.images} ${run.model}`;
-      if (mark === shownOf) return;
-      shownOf = mark;
-      asks.want({ run: form.elements.run.value });
+      if (mark !== shownOf) asks.want({ run: form.elements.run.value, mark });
     },
   };
 }
@@ -542,9 +540,10 @@ async function watch() {
       const before = overview;
       overview = await ask("runs");
       say();
-      const panel = panels[shown()];
-      if (overview.runs.some((run, k) => run.model !== before.runs[k].model || run.images !== before.runs[k].images)) panel.fit();
-      if (shown() === "training" || overview.runs.some((run, k) => run.model !== before.runs[k].model)) panel.refresh();
+      const panel = panels[shown()], published = overview.runs.some((run, k) => run.model !== before.runs[k].model);
+      if (!published && shown() !== "training") continue;
+      panel.fit();
+      panel.refresh();
     } catch (error) {
       find("#status").textContent = error.message;
     }
@@ -564,7 +563,7 @@ async function begin() {
     root.addEventListener("input", (event) => {
       const { target } = event;
       if (["file", "position", "picture", "follow"].includes(target.name)) return;
-      outputs(target.form);
+      showValues(target.form);
       if (["run", "solver"].includes(target.name)) panels[name].fit();
       panels[name].refresh();
     });

@@ -37,7 +37,7 @@ class Turns:
 
     def __init__(self, waiting: int) -> None:
         self.waiting = waiting
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._thread: ThreadPoolExecutor | None = None
         self._inside = 0
         self._usual = 0.1  # seconds of a turn, a running mean
         self._stop = threading.Event()
@@ -66,6 +66,7 @@ class Turns:
         stop = threading.Event()
         self._inside += 1
         try:
+            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="network")
             turn = asyncio.get_running_loop().run_in_executor(self._thread, self._turn, work, stop)
             try:
                 while not (await asyncio.wait({turn}, timeout=LOOK))[0]:
@@ -79,9 +80,11 @@ class Turns:
             self._inside -= 1
 
     def close(self) -> None:
-        """End the thread after the present turn."""
+        """End the present turn and the thread; the next turn has another."""
         self._stop.set()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread = None
 
     def _turn(self, work: Callable[[], T], stop: threading.Event) -> T:
         self._stop = stop
