@@ -469,7 +469,7 @@ function trainingPanel(root) {
       find("progress", root).value = run.length ? run.images / run.length : 0;
     },
     refresh() {
-      const run = runOf(form), mark = `${run.name} ${run.images} ${run.model}`;
+      const run = runOf(form), mark = `${run.name} ${run.images} ${run.pictures}`;
       if (mark !== shownOf) asks.want({ run: form.elements.run.value, mark });
     },
   };
@@ -491,6 +491,12 @@ function select(name, focus) {
   history.replaceState(null, "", `#${name}`);
   panels[name].fit();
   panels[name].refresh();
+}
+
+/** The panel that the address names, as "#training". */
+function selectAddressed() {
+  const name = location.hash.slice(1), tab = panels[name] && find(`#tab-${name}`);
+  select(tab && !tab.hidden ? name : "generate");
 }
 
 function prepareTabs() {
@@ -576,8 +582,8 @@ async function begin() {
       await pause(2);
     }
   say();
-  const wanted = location.hash.slice(1), tab = panels[wanted] && find(`#tab-${wanted}`);
-  select(tab && !tab.hidden ? wanted : "generate");
+  selectAddressed();
+  addEventListener("hashchange", selectAddressed);
   watch();
 }
 

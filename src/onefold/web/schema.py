@@ -131,6 +131,7 @@ class RunInfo(BaseModel):
     trains: bool = Field(description="Whether it is a run's folder, with a log and pictures.")
     images: int = Field(description="Images seen in training, by the log.")
     length: int = Field(description="Images of the whole run; 0 if unknown.")
+    pictures: int = Field(description="Pictures that training has written.")
     written: float | None = Field(description="Seconds since the last line of the log.")
 
 

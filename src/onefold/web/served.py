@@ -207,6 +207,7 @@ class Served:
             trains=self.run is not None,
             images=log[-1]["images"] if log else 0,
             length=self.run.length if self.run else 0,
+            pictures=len(self._pictures(reconstructions=False)),
             written=self._written(),
         )
 
@@ -241,7 +242,8 @@ class Served:
         return path if inside and path.is_file() else None
 
     def _pictures(self, *, reconstructions: bool) -> list[Sample]:
-        assert self.run is not None
+        if self.run is None:
+            return []
         names = [path.name for path in (self.run.folder / "samples").glob("*.png") if self.picture(path.name)]
         named = [found for found in map(PICTURE.fullmatch, names) if found and bool(found[2]) == reconstructions]
         return sorted((Sample(name=found[0], images=int(found[1])) for found in named), key=lambda each: each.images)
