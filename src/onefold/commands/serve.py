@@ -1,6 +1,7 @@
 """`onefold serve`."""
 
 import contextlib
+import os
 import socket
 from pathlib import Path
 
@@ -73,5 +74,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--port: cannot listen at {host}:{port} ({reason}); choose another port or host") from None
+        number = getattr(error, "errno", None) or 0  # negative for a name that nobody knows
+        why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
+        raise UserError(f"--port: cannot listen at {host}:{port} ({why}); choose another port or host") from None
