@@ -122,8 +122,8 @@ def draw(address: str, folder: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         for name, size, scheme in (
-            ("desktop", (1000, 700), "light"),
-            ("dark", (1000, 700), "dark"),
+            ("desktop", (1000, 760), "light"),
+            ("dark", (1000, 760), "dark"),
             ("phone", (390, 844), "light"),
         ):
             page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)  # type: ignore[arg-type]
@@ -142,7 +142,8 @@ def draw(address: str, folder: Path) -> None:
             if name == "phone":
                 panel(page, "interpolate", ".strip img[src]")
                 page.focus("#interpolate [name=position]")
-                page.keyboard.press("ArrowRight")
+                for _ in range(8):
+                    page.keyboard.press("ArrowRight")
                 page.screenshot(path=folder / "serve-phone-interpolate.png")
             page.close()
         browser.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+import serve
 from conftest import randomised
 from onefold.cli import run as command
 from onefold.networks.base import NetworkConfig, build
@@ -70,3 +71,11 @@ def test_without_the_extra_it_says_what_to_install(
     assert command(["serve", str(network)]) == 2
     said = f"onefold: serve: needs {missing}; install it, pip install 'onefold[serve]'\n"
     assert capsys.readouterr().err == said
+
+
+def test_the_load_test_tells_the_refused_from_the_failed():
+    times = [k / 100 for k in range(1, 200)]
+    found = serve.latencies(times, [429, 500, 429], 10)
+    assert (found["images_per_second"], found["requests"], found["failed"], found["refused"]) == (19.9, 202, 1, 2)
+    assert found["p50"] == pytest.approx(1)
+    assert found["p99"] == pytest.approx(1.98)
