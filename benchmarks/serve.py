@@ -2,11 +2,11 @@
 
     python benchmarks/serve.py runs/digits-onestep --json-file docs/results/serve.json
 
-The server is a process of its own, as users start it. Each client asks for one image, of a seed of its own, and asks
-again as soon as it has the answer; the first second does not count. Beyond the number of requests that may wait, the
-server refuses: the last row, where twice as many clients as places ask, counts how many. With `--page`, Chromium
-(Playwright) moves the slider of steps between 1 and 2 and waits until all 16 images have changed; with `--pictures
-FOLDER`, it also draws the pictures of docs/serve.md.
+The server is a process of its own, as users start it. Each client is a bare socket, which leaves the cores to the
+server; it asks for one image, of a seed of its own, and asks again as soon as it has the answer. The first second does
+not count. Beyond the number of requests that may wait, the server refuses: the last row, where twice as many clients as
+places ask, counts how many. With `--page`, Chromium (Playwright) moves the slider of steps between 1 and 2 and waits
+until all 16 images have changed; with `--pictures FOLDER`, it also draws the pictures of docs/serve.md.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import torch
 import tyro
 from tyro.conf import Positional
@@ -64,17 +63,20 @@ async def load(address: str, clients: int, seconds: float, warm_up: float = 1.0)
     start = time.perf_counter() + warm_up
 
     async def client(number: int) -> None:
-        limits = httpx.Limits(max_connections=1)
-        async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as connection:
-            seed = 10_000 * number
-            while (begun := time.perf_counter()) < start + seconds:
-                answer = await connection.get("/api/images", params={"seed": seed, "steps": 1})
-                seed += 1
-                if begun >= start and answer.status_code == 200:
-                    times.append(time.perf_counter() - begun)
-                elif begun >= start:
-                    failed.append(answer.status_code)
-                    await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        seed = 10_000 * number
+        while (begun := time.perf_counter()) < start + seconds:
+            writer.write(f"GET /api/images?steps=1&seed={seed} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            headers = dict(line.split(": ", 1) for line in head.splitlines()[1:-1])
+            await reader.readexactly(int(headers["content-length"]))
+            status, seed = int(head.split()[1]), seed + 1
+            if status != 200:
+                failed.append(status)
+                await asyncio.sleep(float(headers.get("retry-after", 1)))
+            elif begun >= start:
+                times.append(time.perf_counter() - begun)
+        writer.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))
     return times, failed
