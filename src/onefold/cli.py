@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "Measure a run against real images; writes evaluation/….json into the run.",
     "report": "Write what a run is and does into one page: report.html. Of several runs, compare them.",
     "export": "Write a network for other programs: a hub folder, ONNX files, a diffusers pipeline or a web page.",
+    "serve": "Serve a run's network as a page and a JSON API; also while the run trains.",
     "estimate": "Say what a training costs: parameters, arithmetic, memory, time.",
     "study collapse": "Compare naive joint training, and each step from it to DSD, under one budget; writes table and "
     "pictures.",
