@@ -80,7 +80,7 @@ def _exporter() -> None:
 
 @pytest.mark.usefixtures("_exporter")
 def test_onnx_files_give_the_same_images(tmp_path: Path):
-    net = network(depth=1)
+    net = network(depth=1, jump_rank=3)
     onnx.write(net, tmp_path)
     for count in (1, COUNT):  # any number of images
         eps = next(noises(range(count), (16, 4))).numpy()
@@ -155,7 +155,7 @@ def test_a_diffusers_pipeline_gives_the_same_images_without_onefold(tmp_path: Pa
     pytest.importorskip("diffusers")
     wide = {"channels": 3, "patch": 4, "output": "velocity", "latent_norm": "layer_norm"}
     networks = {
-        "few": network(class_names=tuple(f"class {k}" for k in range(10))),
+        "few": network(jump_rank=3, class_names=tuple(f"class {k}" for k in range(10))),
         "many": network(Sampler(steps=2, shift=0.5), **wide),
     }
     for name, net in networks.items():

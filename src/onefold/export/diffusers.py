@@ -38,7 +38,7 @@ def write(network: Network, folder: Path) -> list[Path]:
         raise UserError("--to diffusers: the pipeline knows no guidance interval; export it --to hub")
     kept = (
         *("image_size", "channels", "classes", "class_names", "patch", "latent_channels"),
-        *("width", "depth", "heads", "latent_norm", "output"),
+        *("width", "depth", "heads", "latent_norm", "jump_rank", "output"),
     )
     config = {"_class_name": "OneFoldNetwork", "_diffusers_version": WRITTEN_FOR}
     config |= {name: value for name, value in asdict(network.config).items() if name in kept}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+from torch.func import functional_call
 
 TIMES = 64
 
@@ -71,11 +72,33 @@ class Modulation(nn.Module):
         return self.out(F.silu(self.hidden(F.silu(condition)))).unflatten(1, (6, -1))
 
 
+MATRICES = [f"{layer}.{matrix}.weight" for layer in ("attention", "swiglu") for matrix in ("project_in", "project_out")]
+"""Of a block."""
+
+
+class LowRank(nn.Module):
+    """W + BA for each of the trunk's matrices W."""
+
+    def __init__(self, trunk, rank):
+        super().__init__()
+        shapes = [block.get_parameter(name).shape for block in trunk.blocks for name in MATRICES]
+        self.a = nn.ParameterList(torch.zeros(rank, shape[1]) for shape in shapes)
+        self.b = nn.ParameterList(torch.zeros(shape[0], rank) for shape in shapes)
+
+    def of(self, k, block):
+        """The changed matrices of block k."""
+        pairs = enumerate(MATRICES, k * len(MATRICES))
+        return {name: block.get_parameter(name) + self.b[i] @ self.a[i] for i, name in pairs}
+
+
 class Jump(nn.Module):
-    def __init__(self, width):
+    """What generating in one step has of its own."""
+
+    def __init__(self, trunk, width, rank):
         super().__init__()
         self.vector = nn.Parameter(torch.zeros(width))
         self.arrival = nn.Parameter(torch.zeros(width, TIMES))
+        self.change = LowRank(trunk, rank) if rank else None
 
 
 class OneFoldNetwork(ModelMixin, ConfigMixin):
@@ -94,6 +117,7 @@ class OneFoldNetwork(ModelMixin, ConfigMixin):
         depth=4,
         heads=4,
         latent_norm="rms",
+        jump_rank=0,
         output="clean",
     ):
         super().__init__()
@@ -104,9 +128,9 @@ class OneFoldNetwork(ModelMixin, ConfigMixin):
         self.roles = nn.Embedding(3, width)
         self.time = nn.Linear(TIMES, width, bias=False)
         self.labels = nn.Embedding(classes + 1, width)
-        self.jump = Jump(width)
         self.modulation = Modulation(width)
         self.trunk = Trunk(width, depth, heads)
+        self.jump = Jump(self.trunk, width, jump_rank)
         self.norm = nn.LayerNorm(latent_channels, eps=1e-6) if latent_norm == "layer_norm" else nn.Identity()
 
     @property
@@ -130,7 +154,8 @@ class OneFoldNetwork(ModelMixin, ConfigMixin):
     def generate(self, z_t, t, y):
         """A sample of the clean latents: one step from time t to data."""
         jump = self.jump.vector + F.linear(times(torch.ones_like(t)), self.jump.arrival)
-        return self._predict(z_t, t, self.roles.weight[1] + jump + self.time(times(t)) + self.labels(y))
+        condition = self.roles.weight[1] + jump + self.time(times(t)) + self.labels(y)
+        return self._predict(z_t, t, condition, self.jump.change)
 
     def decode(self, z):
         """Images (B, C, H, W) of latents (B, N, D)."""
@@ -139,14 +164,15 @@ class OneFoldNetwork(ModelMixin, ConfigMixin):
             patches.unflatten(1, self.grid).unflatten(3, (-1, p, p)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
         )
 
-    def _predict(self, z_t, t, condition):
-        out = self.latents_out(self._run(self.latents_in(z_t), condition))
+    def _predict(self, z_t, t, condition, change=None):
+        out = self.latents_out(self._run(self.latents_in(z_t), condition, change))
         return out if self.config.output == "clean" else z_t + (1 - t[:, None, None]) * out
 
-    def _run(self, h, condition):
+    def _run(self, h, condition, change=None):
         modulation, (cos, sin) = self.modulation(condition), rotary(*self.grid, self.config.width // self.config.heads)
-        for block in self.trunk.blocks:
-            h = block(h, modulation, cos.to(h), sin.to(h))
+        for k, block in enumerate(self.trunk.blocks):
+            matrices = {} if change is None else change.of(k, block)
+            h = functional_call(block, matrices, (h, modulation, cos.to(h), sin.to(h)))
         return self.trunk.norm(h)
 
 
