@@ -5,7 +5,8 @@
 
 Each run is that of `onefold train RECIPE --one-step`. Its shared weights are those of plain training to the bit
 (`tests/test_one_run.py`), so its own 50 steps are also those of a run without a generator. Evaluations and the file are
-as in `onestep_digits.py`. A finished run is not trained again; an interrupted one is continued.
+as in `onestep_digits.py`. A finished run is not trained again, nor measured (`rows.json` in its folder); an interrupted
+one is continued.
 """
 
 import json
@@ -26,12 +27,17 @@ STEPS = (2, 4, 8, 16, 50)
 
 def rows_of(run: Run) -> dict[str, Measured]:
     """What is measured of a run, by row."""
+    kept = run.folder / "rows.json"
+    if kept.exists():
+        return {name: Measured(*row) for name, row in json.loads(kept.read_text()).items()}
     own = run.network.sampler
-    return {
+    rows = {
         "1 step": measured(run),
         **{f"{steps} steps": measured(run, own.with_options(steps=steps)) for steps in STEPS},
         "denoiser, 50 steps": measured(run, Sampler(50)),
     }
+    kept.write_text(json.dumps(rows, indent=1))
+    return rows
 
 
 def main(

@@ -9,8 +9,9 @@ two small sets of weights (`networks.jump`) learn at the same steps:
     student    ‖f_q(x_t, t, y) − sg(x)‖²
     generator  Σ sg(f_q − f_p)(x_t, t, y) · G(ε, y),  with f_p the averaged network's denoiser
 
-The generator's gradient is that of the reverse Kullback–Leibler divergence from noised samples to noised data
-(`score_distillation`), with both scores from the network itself, as it is at that moment: there is no teacher run, no
+The generator's gradient is that of the reverse Kullback–Leibler divergence from noised samples to noised data, each
+sample's divided by the mean of |x − f_p| (`score_distillation`), with both scores from the network itself, as it is at
+that moment: there is no teacher run, no
 critic, and nothing to balance. No loss of generator or student reaches the shared weights, so encoder, denoiser and
 decoder are those of plain training. Because the student is a change to the average, the difference f_q − f_p does not
 lag behind latents that still move.
@@ -56,12 +57,13 @@ class OneRun:
     """Learning rate of the generator."""
     student_rate: float = 4e-3
     """Learning rate of the student."""
-    normalised: bool = False
+    normalised: bool = True
+    """Whether each sample's gradient is divided by the mean of |x − f_p(x_t)| (Yin et al., 2024, DMD)."""
     decay: float = 0.5
     """Fraction of the run, at its end, over which both rates fall linearly to 0."""
     time: TimeDistribution = field(default_factory=TimeDistribution)
     """Noise levels at which samples and data are compared …"""
-    t_max: float = 0.8
+    t_max: float = 0.9
     """… times this, the latest."""
     guidance: float = 1.0
     """Guidance of the data's score (Ho & Salimans, 2022): the generator learns to sample as under it."""
