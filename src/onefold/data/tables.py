@@ -208,7 +208,9 @@ def _open(source: str, path: Path) -> tuple[Any, Any]:
         def columns(names: list[str]) -> Table:
             return guarded(source, path, partial(pq.read_table, columns=names), path)
 
-        return guarded(source, path, pq.read_schema, path), columns
+        schema = guarded(source, path, pq.read_schema, path)
+        guarded(source, path, lambda: schema.names)  # which may not be text
+        return schema, columns
 
     def mapped() -> Any:
         file = pa.memory_map(str(path))
@@ -226,6 +228,7 @@ def _open(source: str, path: Path) -> tuple[Any, Any]:
         return guarded(source, path, checked, names)
 
     table = guarded(source, path, mapped)
+    guarded(source, path, lambda: table.schema.names)
     return table.schema, columns_of
 
 

@@ -15,7 +15,7 @@ from onefold.data.layout import lay_out
 from onefold.data.listing import FileListing
 from onefold.data.messages import shortened
 from onefold.data.positioned import LARGEST, PositionedFile
-from onefold.errors import UserError
+from onefold.errors import UserError, reason
 
 # The fixed part of an entry's own header: its name and an extra field follow, then the data.
 _HEADER = struct.Struct("<4s22xHH")
@@ -32,10 +32,10 @@ def list_zip(source: str, path: Path, labels_from: str | None = None) -> FileLis
         with zipfile.ZipFile(path) as archive:
             found = _names(archive.infolist())
         file = PositionedFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{source}: not a whole zip file ({error}); copy or pack it again") from error
     except OSError as error:
-        raise UserError(f"{source}: cannot be opened ({error.strerror}); check the file") from error
+        raise UserError(f"{source}: cannot be opened ({reason(error)}); check the file") from error
+    except Exception as error:  # zipfile fails in many ways on a damaged table of contents
+        raise UserError(f"{source}: not a whole zip file ({reason(error)}); copy or pack it again") from error
     images, rest = [name for name in found if is_image(name)], [name for name in found if not is_image(name)]
     layout = lay_out(
         source, images, rest, lambda name: _read(file, found[name], None), packed=True, labels_from=labels_from

@@ -129,7 +129,9 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
         if not WITHOUT_ONE_STEP.issuperset(phases):
             cure = f"{folder / 'model'} can still be sampled; for more, convert the run that it came from again"
             raise UserError(f"{error}; a one-step run of an earlier version: {cure}") from error
-        described.pop("onestep")  # settings of a phase that the run does not have, by the names of an earlier version
+        described.pop(
+            "onestep", None
+        )  # settings of a phase that the run does not have, by the names of an earlier version
         config = settings.from_json(Config, json.dumps(described), str(path))
     if data is None and test_data is None:
         return Run(folder, config)
