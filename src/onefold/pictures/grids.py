@@ -4,6 +4,7 @@ Samples have fixed seeds; test images are shown above their reconstructions.
 """
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from onefold.errors import UserError, printable, writing
 from onefold.networks.base import Network
 from onefold.pixels import to_float, to_uint8
 
-__all__ = ["encode_decode", "grid", "pair_grid", "sample_grid", "save_grids", "save_png", "shown"]
+__all__ = ["encode_decode", "grid", "pair_grid", "png_bytes", "sample_grid", "save_grids", "save_png"]
 
 
 def grid(
@@ -44,24 +45,26 @@ def grid(
 
 
 def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[str, object] | None = None) -> None:
-    """Write one image with text metadata. Two channels: the first is shown; more than four: the first three.
+    """Write one image with text metadata; see `png_bytes`.
 
     Raises a UserError if the name does not end in .png or the file cannot be written.
     """
-    info = PngInfo()
-    for key, value in (metadata or {}).items():
-        info.add_text(key, printable(value))
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: is not the name of a PNG file; end it with .png")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(shown(image)).save(path, format="PNG", pnginfo=info)
+        path.write_bytes(png_bytes(image, metadata))
 
 
-def shown(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W *C"]:
-    """The channels of an image that a picture has room for: the first of two, the first three of more than four."""
+def png_bytes(image: UInt8[np.ndarray, "H W C"], metadata: Mapping[str, object] | None = None) -> bytes:
+    """A PNG file with text metadata. Two channels: the first is shown; more than four: the first three."""
+    info, file = PngInfo(), BytesIO()
+    for key, value in (metadata or {}).items():
+        info.add_text(key, printable(value))
     channels = image.shape[2]
-    return np.ascontiguousarray(image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3])
+    shown = image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3]
+    Image.fromarray(np.ascontiguousarray(shown)).save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def pair_grid(
