@@ -1,17 +1,15 @@
 """The parts of a page, as HTML: text is escaped, pictures are inside it, and no address is ever asked for."""
 
 import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from onefold.errors import printable
-from onefold.pictures.grids import shown
+from onefold.pictures.grids import png_bytes
 
 __all__ = ["details", "document", "figure", "figures", "grid_table", "heading", "image", "paragraph", "table", "text"]
 
@@ -98,10 +96,5 @@ def figures(content: Iterable[str]) -> str:
 
 def image(pixels: UInt8[np.ndarray, "H W C"] | Path, described: str) -> str:
     """A picture inside the page, of an array or of a PNG file."""
-    if isinstance(pixels, Path):
-        content = pixels.read_bytes()
-    else:
-        file = io.BytesIO()
-        Image.fromarray(shown(pixels)).save(file, format="PNG", optimize=True)
-        content = file.getvalue()
+    content = pixels.read_bytes() if isinstance(pixels, Path) else png_bytes(pixels)
     return f'<img alt="{text(described)}" src="data:image/png;base64,{base64.b64encode(content).decode("ascii")}">'
