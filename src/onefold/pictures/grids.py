@@ -18,7 +18,7 @@ from onefold.errors import UserError, printable, writing
 from onefold.networks.base import Network
 from onefold.pixels import to_float, to_uint8
 
-__all__ = ["encode_decode", "grid", "pair_grid", "png_bytes", "sample_grid", "save_grids", "save_png", "shown"]
+__all__ = ["encode_decode", "grid", "pair_grid", "png_bytes", "sample_grid", "save_grids", "save_png"]
 
 
 def grid(
@@ -57,16 +57,16 @@ def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[st
 
 
 def png_bytes(image: UInt8[np.ndarray, "H W C"], metadata: Mapping[str, object] | None = None) -> bytes:
-    """A PNG file of what is `shown`, with text metadata."""
+    """A PNG file of an image with text metadata; of two channels the first is shown, of more than four the first three."""
     info, file = PngInfo(), BytesIO()
     for key, value in (metadata or {}).items():
         info.add_text(key, printable(value))
-    Image.fromarray(shown(image)).save(file, format="PNG", pnginfo=info)
+    Image.fromarray(_shown(image)).save(file, format="PNG", pnginfo=info)
     return file.getvalue()
 
 
-def shown(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W *C"]:
-    """The channels of an image that a picture has room for: the first of two, the first three of more than four."""
+def _shown(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W *C"]:
+    """The channels that a picture has room for."""
     channels = image.shape[2]
     return np.ascontiguousarray(image[..., 0] if channels < 3 else image if channels == 4 else image[..., :3])
 
