@@ -130,8 +130,8 @@ def farthest(one: Path, other: Path) -> float:
 
 
 def agree(folder: Path) -> None:
-    engine.BUCKET = 1000  # several of them
     """20 steps of 16 images of each phase: whole, in micro-batches, and by ranks."""
+    engine.BUCKET = 1000  # several of them
     length = {"training.images": 320, "training.ema_half_lives": (32, 64), "training.log_every": 80}
     length["training.checkpoint_every"] = 320
     plain = tiny().with_changes(length | {"objective.perceptual_weight": 0.1})
@@ -145,7 +145,9 @@ def agree(folder: Path) -> None:
         {"onestep.method": "ratio", "onestep.ratio.level_normalised": True, "onestep.selects": False}
     )
     score = step.with_changes({"onestep.method": "dmd", "onestep.score.adversarial": 0.5, "onestep.selects": True})
-    kinds = {"plain": (plain, 2), "adamw": (adamw, 2), "stages": (stages, 2), "ratio": (ratio, 4), "score": (score, 2)}
+    joint = tiny(phases=("one_run",), network__jump_rank=3, onerun__measured=40).with_changes(length)
+    kinds = {"plain": (plain, 2), "adamw": (adamw, 2), "stages": (stages, 2), "joint": (joint, 2)}
+    kinds |= {"ratio": (ratio, 4), "score": (score, 2)}
     found: dict[str, dict[str, float]] = {}
     for name, (config, count) in kinds.items():
         places = {kind: folder / name / kind for kind in ("whole", "accumulated", "ranks")}

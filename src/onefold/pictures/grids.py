@@ -57,7 +57,7 @@ def save_png(path: Path, image: UInt8[np.ndarray, "H W C"], metadata: Mapping[st
 
 
 def png_bytes(image: UInt8[np.ndarray, "H W C"], metadata: Mapping[str, object] | None = None) -> bytes:
-    """A PNG file of an image with text metadata; of two channels the first is shown, of more than four the first three."""
+    """A PNG file with text metadata. Of two channels the first is shown, of more than four the first three."""
     info, file = PngInfo(), BytesIO()
     for key, value in (metadata or {}).items():
         info.add_text(key, printable(value))

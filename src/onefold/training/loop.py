@@ -214,7 +214,8 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
     places = list(map(int, group.texts(str(state.counters.images))))
     if len(set(places)) > 1:
         found = f"rank {places.index(min(places))} finds it at {min(places):,} images, another at {max(places):,}"
-        raise UserError(f"{run.folder}: is not one folder for all ranks ({found}); choose one that all machines share")
+        where = group.of_first(str(run.folder))
+        raise UserError(f"{where}: is not one folder for all ranks ({found}); choose one that all machines share")
     return state
 
 
