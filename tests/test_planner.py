@@ -29,10 +29,10 @@ def at_rate(monkeypatch: pytest.MonkeyPatch, operations_per_second: float) -> No
     monkeypatch.setattr(planner, "_images_per_second", lambda config: operations_per_second / training_flops(config))
 
 
-def planned(images: np.ndarray, minutes: float = 30.0, classes: int = 0) -> planner.Plan:
+def planned(images: np.ndarray, minutes: float = 30.0, classes: int = 0, **options: bool) -> planner.Plan:
     labels = np.arange(len(images)) % classes if classes else None
     data = as_dataset(images if labels is None else (images, labels))
-    return make_plan(data, DataConfig(source="mine.npz"), minutes=minutes)
+    return make_plan(data, DataConfig(source="mine.npz"), minutes=minutes, **options)
 
 
 # --- the patch --------------------------------------------------------------------------------------------------------
@@ -95,6 +95,16 @@ def test_lengths_fit_the_time_and_the_first_picture_comes_soon(monkeypatch: pyte
         assert training.log_every / speed <= 60
         for name in ("images", "warmup", "log_every", "health_every", "sample_every", "checkpoint_every"):
             assert getattr(training, name) % training.batch == 0, name
+
+
+def test_one_step_is_learned_in_the_same_time(monkeypatch: pytest.MonkeyPatch):
+    at_rate(monkeypatch, 1e10)
+    plain, both = (planned(noise(300, 8, 8, 1), classes=10, one_step=one_step) for one_step in (False, True))
+    assert (plain.config.phases, both.config.phases) == ((), ("one_run",))
+    arithmetic = [plan.config.training.images * training_flops(plan.config) for plan in (plain, both)]
+    assert arithmetic[1] == pytest.approx(arithmetic[0], rel=0.02)
+    assert both.config.training.images < plain.config.training.images
+    assert both.minutes == pytest.approx(plain.minutes, rel=0.02)
 
 
 def test_few_images_are_moved_and_warned_of(monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.training.config import Config, DataConfig, TrainingConfig
 from onefold.training.datasets import open_data, split
+from onefold.training.one_run import with_one_step
 from onefold.training.phases import training_flops
 
 __all__ = ["SIZES", "Plan", "make_plan", "patch_for", "plan"]
@@ -56,6 +57,7 @@ def plan(
     *,
     test_data: object = None,
     minutes: float = 30.0,
+    one_step: bool = False,
     device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> Plan:
@@ -65,6 +67,7 @@ def plan(
         data: Images to train on: the path of a folder or file, or an object as for `onefold.train`.
         test_data: Images used only for evaluation; default: some of `data` are held out.
         minutes: Training time on this device, at least 1.
+        one_step: Whether the network also learns to generate in one step, in the same time.
         device: auto, cpu, cuda, …
         say: Called with what is measured and the reasons for each choice, one line each.
 
@@ -77,7 +80,7 @@ def plan(
     else:
         train, test = split(data, test_data, DataConfig())
         source = DataConfig(train.source, None if test_data is None else test.source)
-    made = make_plan(train, source, minutes=minutes, device=device, say=say)
+    made = make_plan(train, source, minutes=minutes, one_step=one_step, device=device, say=say)
     for reason in made.reasons:
         say(reason)
     return made
@@ -88,6 +91,7 @@ def make_plan(
     source: DataConfig,
     *,
     minutes: float = 30.0,
+    one_step: bool = False,
     device: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
@@ -97,6 +101,7 @@ def make_plan(
         data: The images to train on.
         source: Where they come from, as written into the configuration.
         minutes: Training time, at least 1.
+        one_step: Whether the network also learns to generate in one step, in the same time.
         device: auto, cpu, cuda, …
         say: Called with what is being measured, one line each.
 
@@ -110,7 +115,8 @@ def make_plan(
     smallest = _config(data, source, patch, SIZES[0], device)
     say("measuring this device")
     rate = _images_per_second(smallest) * training_flops(smallest)  # operations per second
-    seconds = 60 * minutes * OVERHEAD
+    share = training_flops(smallest) / training_flops(with_one_step(smallest)) if one_step else 1.0
+    seconds = 60 * minutes * OVERHEAD * share
     fitting = [
         size for size in SIZES if seconds * rate / training_flops(_config(data, source, patch, size, device)) >= NEEDED
     ]
@@ -121,7 +127,8 @@ def make_plan(
         say("measuring the compiled network; the first compilation takes half a minute")
     speed = _images_per_second(config)
     config = _with_length(config, speed, seconds)
-    return Plan(config, tuple(_reasons(config, data, speed, where)), config.training.images / speed / 60 / OVERHEAD)
+    reasons, expected = _reasons(config, data, speed, where), config.training.images / speed / 60 / OVERHEAD / share
+    return Plan(with_one_step(config) if one_step else config, tuple(reasons), expected)
 
 
 def patch_for(size: tuple[int, int], tokens: int) -> int:

@@ -140,7 +140,8 @@ def _auto(options: Sequence[str]) -> Config:
     say = discard if "--quiet" in options else console.print
     device = given.get("--training.device", "auto")
     with alone():
-        plan = planner.make_plan(data, source, minutes=minutes, device=device, say=say)
+        one_step = "--one-step" in options
+        plan = planner.make_plan(data, source, minutes=minutes, one_step=one_step, device=device, say=say)
     for reason in plan.reasons:
         say(reason)
     picture = ", the first picture within two minutes" if plan.minutes > 2 else ""
