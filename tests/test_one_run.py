@@ -320,6 +320,18 @@ def test_a_network_without_weights_for_it_is_refused():
     assert "network.jump_rank" in refused(lambda: phases_of(together(network__jump_rank=0)))
 
 
+def test_networks_that_are_trained_in_stages_are_refused():
+    config = together(network__architecture="three_networks", network__depth=3)
+    assert "ThreeNetworks" in refused(lambda: phases_of(config))
+
+
+def test_pixels_can_do_it_too(tmp_path: Path):
+    config = together(network__architecture="pixels", training__images=96)
+    network = onefold.train(config, tmp_path / "run", quiet=True).network
+    assert network.jump.vector.any()
+    assert network.sample(2).shape == (2, 8, 8, 1)
+
+
 def test_guidance_needs_classes():
     config = together(network__classes=0, onerun__guidance=2.0)
     assert "guidance" in refused(lambda: phases_of(config))

@@ -47,6 +47,12 @@ class OneRunPhase(SelfDistillationPhase):
 
     def __init__(self, config: Config, index: int, start: int) -> None:
         super().__init__(config, index, start)
+        kind = config.network.kind
+        if kind.learns_codec and not kind.shares_codec:
+            raise UserError(
+                f"phases: one_run trains codec and denoiser together, and {kind.__name__} has them apart; "
+                "leave --architecture out, or convert its run with `onefold onestep`"
+            )
         if not config.network.jump_rank:
             raise UserError(
                 "network.jump_rank: 0 leaves the generator no weights of its own to learn in one run; "
