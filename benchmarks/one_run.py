@@ -61,7 +61,7 @@ def main(
             wanted = {"training.seed": seed, "data.source": data, "training.images": images}
             changes = {name: value for name, value in wanted.items() if value is not None}
             changes |= {name: json.loads(value) for name, value in (each.split("=", 1) for each in change)}
-            run = onefold.train(with_one_step(onefold.recipe(recipe)).with_changes(changes), folder)
+            run = onefold.train(with_one_step(onefold.recipe(recipe).with_changes(changes)), folder)
         written = (folder / "model" / "model.safetensors").stat().st_mtime
         minutes.append((written - (folder / "config.json").stat().st_mtime) / 60)
         found.append(rows_of(run))

@@ -214,7 +214,10 @@ WRONG: list[tuple[str, str]] = [
     ("sample run --guidance nan", "guidance"),
     ("sample unconditional --guidance 2", "guidance: 2 needs classes"),
     ("sample run --solver rk4", "solver: 'rk4' is not one of 'euler', 'heun', 'renoise', 'refine'"),
-    ("sample run --solver refine", "solver: 'refine' needs a one-step generator; make one with `onefold onestep RUN`"),
+    (
+        "sample run --solver refine",
+        "solver: 'refine' needs a one-step generator; make one with `onefold onestep RUN` or",
+    ),
     ("sample run --solver renoise --steps 1", "solver: 'renoise' needs a one-step generator"),
     ("sample run/model --solver refine", "solver: 'refine' needs a one-step generator"),
     ("evaluate run --images 20 --solver refine", "solver: 'refine' needs a one-step generator"),

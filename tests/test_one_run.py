@@ -1,6 +1,7 @@
 """One run: a generator and its student beside self-distillation, from random weights."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from onefold.paths import Linear, noised, per_token
 from onefold.sampling import Sampler
 from onefold.training import loop
 from onefold.training.config import Config
+from onefold.training.one_run import with_one_step
 from onefold.training.phases import phases_of, training_flops
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
@@ -32,7 +34,7 @@ from onefold.training.step import training_step
 def together(**changes: Any) -> Config:
     """Ten steps of 16 digits; from the fourth on, generator and student learn too."""
     return tiny(
-        phases=("one_run",), **{"network__jump_rank": 3, "onerun__begin": 0.3, "onerun__measured": 40, **changes}
+        phases=("one_run",), **{"network__jump_rank": 3, "onerun__begin": 48, "onerun__measured": 40, **changes}
     )
 
 
@@ -79,11 +81,14 @@ def expected_terms(config: Config, modules: Modules, draws: OneRunDraws) -> tupl
     x_t = t[:, None, None] * x + (1 - t[:, None, None]) * draws.score.eps
     own, wanted = average.generate_with(student, x_t, t, y), average.denoise(x_t, t, y)
     difference = (own - wanted).detach()
+    if config.onerun.normalised:
+        difference = difference / (x - wanted).abs().flatten(1).mean(1).clamp(min=1e-3)[:, None, None]
     return (own - x).square().mean(), (difference * fake).mean(), difference.square().mean()
 
 
-def test_terms_are_as_they_are_defined():
-    config = together(onerun__share=1.0, objective__label_dropout=0.5)
+@pytest.mark.parametrize("normalised", [True, False])
+def test_terms_are_as_they_are_defined(normalised: bool):
+    config = together(onerun__share=1.0, onerun__normalised=normalised, objective__label_dropout=0.5)
     modules, draws = modules_of(config), draws_of(config)
     losses = losses_of(config, draws, modules)
     error, of_generator, difference = expected_terms(config, modules, draws)
@@ -113,7 +118,7 @@ def test_student_and_generator_learn_by_their_own_loss_alone():
 
 def test_the_generators_gradient_is_that_of_finite_differences():
     """Of ½‖G − sg(G − (f_q − f_p))‖², whose gradient at G is f_q − f_p."""
-    config = together(onerun__share=1.0)
+    config = together(onerun__share=1.0, onerun__normalised=False)
     modules, draws = modules_of(config), draws_of(config)
     with torch.no_grad():
         y = torch.where(draws.unlabelled, 10, batch()[1])
@@ -173,10 +178,9 @@ def test_a_jump_changes_each_matrix_of_the_blocks_by_a_matrix_of_its_rank():
     change = jump.change
     assert change is not None
     matrices = [name for name, p in net.denoising_trunk.named_parameters() if p.ndim == 2 and p.shape[0] != 6]
-    assert list(change.names) == matrices
-    assert len(matrices) == 4 * config.depth
+    assert len(matrices) == len(change.a) == 4 * config.depth
     with torch.no_grad():
-        for name, b, a in zip(change.names, change.b, change.a, strict=True):
+        for name, b, a in zip(matrices, change.b, change.a, strict=True):
             assert torch.linalg.matrix_rank(b @ a) == 3
             merged.denoising_trunk.get_parameter(name).add_(b @ a)
         merged.jump.vector.copy_(jump.vector)
@@ -277,15 +281,129 @@ def test_what_it_publishes_samples_in_any_number_of_steps(whole: Run):
     assert all((other != one).any() for other in others)
 
 
-def test_a_generator_learns_in_one_run(tmp_path: Path):
-    """In fifty steps of small networks, one step comes nearer to the digits than the denoiser's."""
-    run = onefold.train(
-        together(training__images=6400, training__batch=64, onerun__measured=500, training__health_every=1920),
-        tmp_path / "run",
-        quiet=True,
-    )
-    first, *_, last = (line["onestep"]["frechet"] for line in run.history if "onestep" in line)
-    assert last < first
+class Line(Jump):
+    """A Gaussian of one mean and one standard deviation: a generator of it, or its denoiser."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.mean, self.log_std = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """E[x | x_t] in closed form."""
+        t, variance = per_token(t), (2 * self.log_std).exp()
+        return self.mean + t * variance / (t**2 * variance + (1 - t) ** 2) * (x_t - t * self.mean)
+
+
+class Gaussian(Network):
+    """A network whose denoiser is that of data of mean 1 and standard deviation ½."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny(network__classes=0).network)
+        self.data = Line()
+        with torch.no_grad():
+            self.data.mean.fill_(1.0)
+            self.data.log_std.fill_(math.log(0.5))
+        self.requires_grad_(False)
+
+    def denoise(self, z_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.data.denoise(z_t, t)
+
+    def generate_with(
+        self, jump: Jump, z_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        assert isinstance(jump, Line)
+        if isinstance(jump, Sampling):
+            return jump.mean + jump.log_std.exp() * z_t / (1 - per_token(t))
+        return jump.denoise(z_t, t)
+
+
+class Sampling(Line):
+    """The generator among the two."""
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_generator_of_a_gaussian_learns_its_mean_and_its_spread(normalised: bool):
+    torch.manual_seed(0)
+    options, average = OneRun(share=1.0, normalised=normalised), Gaussian()
+    student, generator = Line(), Sampling()
+    optimizers = [
+        torch.optim.RMSprop(each.parameters(), lr=rate) for each, rate in ((student, 0.02), (generator, 0.01))
+    ]
+    rng = torch.Generator().manual_seed(0)
+    for step in range(600):
+        for optimizer, rate in zip(optimizers, (0.02, 0.01), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / 600)
+        draws = objective.draw(options, 0.0, 64, (16, 4), rng)
+        losses = objective.one_run(student, generator, average, torch.zeros(64, dtype=torch.int64), draws, options)
+        losses.total.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for who in (generator, student):
+        assert who.mean.item() == pytest.approx(1.0, abs=0.03)
+        assert who.log_std.exp().item() == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("size", "share"), [(1, 0.5), (5, 0.25), (16, 0.5)])
+def test_micro_batches_take_the_same_step(size: int, share: float):
+    """Also where one has no sample."""
+    whole, cut = (together(onerun__share=share, training__micro_batch=micro) for micro in (None, size))
+    found: list[dict[str, Tensor]] = []
+    for config in (whole, cut):
+        state = fresh(config)
+        for step in range(6):
+            training_step(state, *batch(start=16 * step), config)
+        found.append({name: value for name, value in tensors(state).items() if value.is_floating_point()})
+    assert max((found[0][name] - found[1][name]).abs().max().item() for name in found[0]) < 1e-4
+
+
+def test_recomputing_the_blocks_is_the_same_to_the_bit():
+    found: list[dict[str, Tensor]] = []
+    for recompute in (False, True):
+        config = together(training__recompute=recompute)
+        state = fresh(config)
+        for step in range(6):
+            training_step(state, *batch(start=16 * step), config)
+        found.append(tensors(state))
+    assert differing(*found) == []
+
+
+def test_a_run_made_longer_goes_on_where_it_was(tmp_path: Path):
+    config = with_one_step(tiny(onerun__measured=20, network__jump_rank=3))
+    assert config.onerun.begin == 16 * round(0.35 * 160 / 16)
+    onefold.train(config, tmp_path / "run", quiet=True)
+    run = onefold.train(None, tmp_path / "run", resume=True, images=640, quiet=True)
+    assert all("student" in line for line in run.history if line["images"] > 160)
+
+
+@pytest.mark.parametrize("kind", ["one_network", "pixels", "three_networks"])
+def test_a_rank_changes_no_other_weight_at_first(kind: str):
+    """So that the shared weights of one run begin as those of plain training."""
+    nets: list[dict[str, Tensor]] = []
+    for rank in (0, 3):
+        torch.manual_seed(0)
+        nets.append(
+            build(tiny(network__architecture=kind, network__depth=3, network__jump_rank=rank).network).state_dict()
+        )
+    assert {name for name in differing(*nets) if not name.startswith("jump.")} == set()
+
+
+def test_both_rates_and_their_schedule():
+    config = together(onerun__generator_rate=0.1, onerun__student_rate=0.2, onerun__decay=0.25, onerun__updates=3)
+    first, *others = phases_of(config)[0].parts
+    assert len(others) == 3
+    assert first.trains[0].name == "network"
+    rates = {trained.name: trained.optimizers(nn.Linear(2, 2))[0].defaults["lr"] for trained in others[0].trains}
+    assert rates == {"student": 0.2, "generator": 0.1}
+    factors = [others[0].trains[0].schedule.rate_factor(images, 16) for images in (0, 112, 144)]
+    assert factors == pytest.approx([1, 1, 0.4], abs=0.2)
+
+
+def test_what_a_cure_names_exists():
+    from onefold.alarm import ONERUN_CURE
+
+    for name in re.findall(r"onerun\.(\w+)", ONERUN_CURE):
+        assert hasattr(OneRun(), name)
 
 
 # --- the command, and what it refuses ---------------------------------------------------------------------------------
@@ -341,7 +459,8 @@ def test_guidance_needs_classes():
     ("name", "value"),
     [
         ("start", 1.0),
-        ("begin", 1.5),
+        ("begin", -1),
+        ("t_max", 0.0),
         ("share", 0.0),
         ("student_rate", -1.0),
         ("generator_rate", math.nan),
@@ -364,6 +483,6 @@ def test_it_may_begin_with_the_weights_of_a_run_without_it(tmp_path: Path):
 
 
 def test_arithmetic_counts_what_is_joined():
-    plain, joined = training_flops(tiny()), training_flops(together(onerun__share=0.25, onerun__begin=0.3))
+    plain, joined = training_flops(tiny()), training_flops(together(onerun__share=0.25))
     one = build(tiny().network).role_flops(tiny().network).denoise
     assert joined - plain == pytest.approx(2 * 0.25 * 7 * one * (160 - 48) / 160)

@@ -267,7 +267,9 @@ def test_a_one_step_generator_is_not_guided(guidance: float):
         UserError, match=r"guidance: \d cannot guide a one-step generator while it samples; leave it at 1"
     ):
         Sampler(4, "renoise", guidance)
-    with pytest.raises(UserError, match=r"--solver euler --steps 50, or train with --onestep.score.guidance$"):
+    with pytest.raises(
+        UserError, match=r"--solver euler --steps 50, or train with --onestep.score.guidance or --onerun.guidance$"
+    ):
         Sampler(1, "renoise").with_options(guidance=guidance)
     assert Sampler(1, "renoise").with_options(guidance=guidance, solver="euler").guidance == guidance
 
@@ -325,9 +327,10 @@ def refined(steps: int, jump: Denoiser, denoise: Denoiser, count: int = 2, **opt
 
 
 @pytest.mark.parametrize("start", [0.0, 0.3])
-@pytest.mark.parametrize(("steps", "turn"), [(2, 0.9), (3, 0.8), (4, 0.7), (5, 0.7), (30, 0.7)])
-def test_refining_goes_back_a_tenth_for_each_step_and_at_most_to_0_7(steps: int, turn: float, start: float):
+@pytest.mark.parametrize(("steps", "turn"), [(2, 0.9), (3, 0.8), (4, 0.7), (8, 0.3), (9, 0.2), (11, 0.0), (30, 0.0)])
+def test_refining_goes_back_a_tenth_for_each_step_and_at_most_to_the_start(steps: int, turn: float, start: float):
     """Once at the start, then from there to the end in equal steps."""
+    turn = max(start, turn)
     found = SOLVERS["refine"].evaluation_times(time_grid(Sampler(steps, "refine", start=start)).tolist())
     expected = [turn + (1 - turn) * k / (steps - 1) for k in range(steps - 1)]
     assert found == pytest.approx([start, *expected], abs=1e-6)
@@ -347,7 +350,7 @@ def test_refining_goes_back_a_tenth_for_each_step_and_at_most_to_0_7(steps: int,
 def test_its_later_steps_are_spaced_as_those_of_the_grid(steps: int, shift: float, start: float):
     grid = time_grid(Sampler(steps, "refine", shift=shift, start=start)).double()
     first, *found = SOLVERS["refine"].evaluation_times(grid.tolist())
-    turn = max(0.7, 1 - 0.1 * (steps - 1))
+    turn = max(grid[0].item(), 1 - 0.1 * (steps - 1))
     assert first == grid[0]
     assert found[0] == pytest.approx(turn)
     rest = (grid[1:] - grid[1]) / (1 - grid[1])
@@ -369,7 +372,7 @@ def test_refining_is_the_formula(steps: int):
     """The draft, noised to the turn with the seed's second noise; Euler steps from there."""
     stream = noises([0, 1], SHAPE)
     eps, second = next(stream), next(stream)
-    turn = max(0.7, 1 - 0.1 * (steps - 1))
+    turn = max(0.0, 1 - 0.1 * (steps - 1))
     z = turn * elementwise(eps, torch.zeros(2), None) + (1 - turn) * second
     grid = torch.linspace(turn, 1, steps)
     for now, then in itertools.pairwise(grid.tolist()):
@@ -395,12 +398,12 @@ def test_a_perfect_generator_and_denoiser_give_the_data_s_mean_and_variance(step
     made = refined(steps, lambda z_t, t, y: mean + std * z_t, exact, count).double()
     variance = std**2
     if steps > 1:
-        turn = max(0.7, 1 - 0.1 * (steps - 1))
+        turn = max(0.0, 1 - 0.1 * (steps - 1))
         variance = (turn * std) ** 2 + (1 - turn) ** 2
         for now, then in itertools.pairwise(torch.linspace(turn, 1, steps, dtype=torch.float64).tolist()):
             gain = now * std**2 / ((now * std) ** 2 + (1 - now) ** 2)
             variance *= (1 + (then - now) * (gain - 1) / (1 - now)) ** 2
-        assert variance == pytest.approx(std**2, rel=0.05), "no step is so long that it ends in a mean"
+        assert variance == pytest.approx(std**2, rel=0.2), "no step is so long that it ends in a mean"
     numbers = made.numel()
     assert made.mean().item() == pytest.approx(mean, abs=4 * std / numbers**0.5)
     assert made.var().item() == pytest.approx(variance, rel=4 * (2 / numbers) ** 0.5)
@@ -471,7 +474,7 @@ def test_a_solver_that_jumps_is_refused_for_a_network_that_denoises():
     own, one_step = Sampler(8), Sampler(1, "refine", start=0.3)
     for solver in ("refine", "renoise"):
         jumps = own.with_options(solver=solver)
-        told = rf"^solver: '{solver}' needs a one-step generator; make one with `onefold onestep RUN`, or choose an"
+        told = rf"^solver: '{solver}' needs a one-step generator; make one with `onefold onestep RUN` or "
         with pytest.raises(UserError, match=told):
             jumps.check_for(own)
         one_step.with_options(solver=solver).check_for(one_step)

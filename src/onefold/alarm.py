@@ -50,7 +50,7 @@ BOUNDS = {
 """Accepted ranges of the measurements of a one-step generator; see `training/one_step_monitor.py` for their units."""
 ONESTEP_CURE = "a lower training.learning_rate or more onestep.critic_updates may help"
 
-ONERUN_CURE = "a lower onerun.generator or training.learning_rate may help"
+ONERUN_CURE = "a lower onerun.generator_rate or onerun.student_rate may help"
 
 
 def departure(log: Sequence[Mapping[str, Any]], *, warmup: int = 0) -> str | None:

@@ -153,14 +153,13 @@ class Renoise:
 class Refine:
     """One jump to t = 1; with more steps, its result is noised again and denoised by Euler steps.
 
-    The way back is `stride` for each of those steps, since a longer step would end in a mean, and at most to `turn`.
+    The way back is `stride` for each of those steps, since a longer step would end in a mean, and at most to the start.
 
     The one-step generator drafts, the denoiser refines. Unlike `Renoise`, it needs no generator that is trained for
     more than its start (measured in `docs/onestep.md`).
     """
 
     jumps = True
-    turn: float = 0.7
     stride: float = 0.1
 
     def evaluation_times(self, times: Sequence[float]) -> list[float]:
@@ -179,7 +178,7 @@ class Refine:
     def _grid(self, times: Sequence[float]) -> list[float]:
         """Times of the steps after the first, to 1; spaced as those given."""
         rest = times[1:]
-        turn = max(self.turn, 1 - self.stride * (len(rest) - 1))
+        turn = max(times[0], 1 - self.stride * (len(rest) - 1))
         return [1 + (1 - turn) * (t - 1) / max(1 - rest[0], 1e-9) for t in rest]
 
 
@@ -230,7 +229,7 @@ class Sampler:
         if self.guidance != 1 and self.jumps:
             raise UserError(
                 f"guidance: {self.guidance:g} cannot guide a one-step generator while it samples; leave it at 1, "
-                "sample with --solver euler --steps 50, or train with --onestep.score.guidance"
+                "sample with --solver euler --steps 50, or train with --onestep.score.guidance or --onerun.guidance"
             )
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
@@ -269,7 +268,7 @@ class Sampler:
             UserError: naming what makes a one-step generator.
         """
         if self.jumps and not own.jumps:
-            cure = "make one with `onefold onestep RUN`, or choose another solver"
+            cure = "make one with `onefold onestep RUN` or `onefold train … --one-step`, or choose another solver"
             raise UserError(f"solver: {self.solver!r} needs a one-step generator; {cure}")
 
 

@@ -6,7 +6,7 @@ The report and the model card show the same; here it is gathered once.
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config
 from onefold.training.conversion import converted
 from onefold.training.loop import IN_MEMORY
+from onefold.training.one_run import with_one_step
 from onefold.training.run import Run
 
 __all__ = ["class_text", "command", "facts", "network_facts", "read_records", "seconds_of"]
@@ -130,6 +131,10 @@ def command(run: Run) -> str | None:
             words += ["--architecture", config.network.architecture.replace("_", "-")]
         if config.start:
             words += ["--from", quoted(config.start)]
+        if config.phases == ("one_run",):
+            words += ["--one-step"]
+            base = with_one_step(base.with_changes({"training.images": config.training.images}))
+            base = replace(base, training=recipe(name).training)
         if config.phases == config.network.kind.phases:
             config = config.with_changes({"phases": ()})
     return " ".join([*words, *_options(config, base), *out])

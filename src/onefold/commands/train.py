@@ -67,7 +67,7 @@ def train(arguments: list[str]) -> None:
             unreadable: Stop at an image that cannot be read, or leave it out.
             labels_from: Where the labels are: a column or key; folders or dataset.json for image files; or none.
             architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.
-            one_step: In the same run, the network also learns to generate in one step.
+            one_step: In the same run, the network also learns to generate in one step; its settings are --onerun.
             out: The run's folder. Default: runs/RECIPE.
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             start: Begin with the weights of this run or saved network, to go on with images of one's own.
@@ -95,6 +95,8 @@ def train(arguments: list[str]) -> None:
             config = _with_length(_with_data(config, data, test_data), images, steps)
             if one_step:
                 config = with_one_step(config)
+            elif config.onerun != default.onerun and "one_run" not in config.phases:
+                raise UserError("--onerun: has no effect without --one-step; add it, or leave this out")
             finished = loop.train(config if start is None else _with_start(config, start, options), out, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
@@ -108,8 +110,6 @@ def _check_options(options: Sequence[str]) -> None:
         if option.partition("=")[0] in ("--network.image-size", "--network.channels"):
             cure = "other sizes are made by `onefold data convert`"
             raise UserError(f"{option}: size and channels are read from the data; {cure}")
-        if option.startswith("--onerun.") and "--one-step" not in options:
-            raise UserError(f"{option}: has no effect without --one-step; add it, or leave this out")
         if option == "--resume" and not following.startswith("-"):
             raise UserError(f"train --resume: the run's folder comes after --out: --resume --out {quoted(following)}")
 

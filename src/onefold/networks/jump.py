@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from onefold.networks.trunk import TIME_FEATURES, Trunk, fourier_features
+from onefold.networks.trunk import TIME_FEATURES, Changed, Trunk, fourier_features
 
 __all__ = ["Jump", "fill_with_zeros"]
 
@@ -31,26 +30,30 @@ class LowRank(nn.Module):
 
     def __init__(self, trunk: Trunk, rank: int) -> None:
         super().__init__()
-        matrices = {name: p for name, p in trunk.named_parameters() if p.ndim == 2 and not name.endswith("offset")}
-        self.names = tuple(matrices)
-        self.a = nn.ParameterList(torch.randn(rank, p.shape[1]) / math.sqrt(p.shape[1]) for p in matrices.values())
-        self.b = nn.ParameterList(torch.zeros(p.shape[0], rank) for p in matrices.values())
+        blocks = [_matrices(block) for block in trunk.blocks]
+        shapes = [matrix.shape for matrices in blocks for matrix in matrices.values()]
+        self.a = nn.ParameterList(torch.randn(rank, inner) / math.sqrt(inner) for _, inner in shapes)
+        self.b = nn.ParameterList(torch.zeros(outer, rank) for outer, _ in shapes)
 
-    def forward(
-        self, trunk: Trunk, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]
-    ) -> Float[Tensor, "B N W"]:
-        """The tokens of the changed trunk."""
-        changes = zip(self.names, self.b, self.a, strict=True)
-        return functional_call(
-            trunk, {name: trunk.get_parameter(name) + b @ a for name, b, a in changes}, (h, modulation)
-        )
+    def forward(self, trunk: Trunk) -> Changed:
+        """The changed matrices of each block."""
+        each = len(self.a) // len(trunk.blocks)
+        return [
+            {name: w + self.b[i] @ self.a[i] for i, (name, w) in enumerate(_matrices(block).items(), k * each)}
+            for k, block in enumerate(trunk.blocks)
+        ]
+
+
+def _matrices(block: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a block that are matrices, by name."""
+    return {name: p for name, p in block.named_parameters() if p.ndim == 2 and not name.endswith("offset")}
 
 
 class Jump(nn.Module):
     """The vector, the map of arrival times and the low-rank changes of a generator.
 
-    Vector and map are zero at first, and no random number is drawn for them. Weights saved before there was this role
-    are read as such zeros.
+    Vector and map are zero at first, and no random number is drawn for them (for A, there is). Weights saved before
+    there was this role are read as such zeros.
     """
 
     def __init__(self, trunk: Trunk, rank: int = 0) -> None:
@@ -70,7 +73,7 @@ class Jump(nn.Module):
         self, trunk: Trunk, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]
     ) -> Float[Tensor, "B N W"]:
         """The trunk's tokens, with its changes."""
-        return trunk(h, modulation) if self.change is None else self.change(trunk, h, modulation)
+        return trunk(h, modulation) if self.change is None else trunk(h, modulation, self.change(trunk))
 
 
 def fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:

@@ -9,7 +9,7 @@ A conditioning vector tells the trunk its role: a learned vector per role, to wh
 t and a learned vector of the class y. Generating is conditioned as denoising is, plus a vector and features of the time
 of arrival, and may change the trunk's matrices a little (`jump.Jump`). All roles share the trunk and its modulation;
 only the four linear entrances and exits, the maps of times and the class vectors (under 5 % of the parameters) serve
-fewer.
+fewer, and what generating changes (of rank 16 and width 128: a seventh of the network without it).
 """
 
 from typing import ClassVar

@@ -15,17 +15,21 @@ Residual branches end in zero-initialised projections, so the untrained trunk is
 References: rotary positions: Su et al., 2021; SwiGLU: Shazeer, 2020; query-key norm: Henry et al., 2020.
 """
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
     "TIME_FEATURES",
     "Block",
+    "Changed",
     "Modulation",
     "Trunk",
     "conditioning",
@@ -36,6 +40,9 @@ __all__ = [
 
 TIME_FEATURES = 64
 """Number of sine and cosine features that encode the time."""
+
+Changed = Sequence[Mapping[str, Tensor]]
+"""For each block of a trunk, parameters by name."""
 
 
 def hidden_width(width: int) -> int:
@@ -143,10 +150,13 @@ class Trunk(nn.Module):
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.register_buffer("table", rotary_table(rows, columns, width // heads), persistent=False)
 
-    def forward(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> Float[Tensor, "B N W"]:
+    def forward(
+        self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"], changed: Changed = ()
+    ) -> Float[Tensor, "B N W"]:
+        """With `changed`, the blocks have these parameters in place of their own."""
         h = h.float()  # as every block returns it under autocast, so that all share one compiled graph
-        for block in self.blocks:
-            h = self._through(block, h, modulation)
+        for block, parameters in itertools.zip_longest(self.blocks, changed):
+            h = self._through(block, h, modulation, parameters)
         return self.norm(h)
 
     def hidden(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> list[Float[Tensor, "B N W"]]:
@@ -157,10 +167,17 @@ class Trunk(nn.Module):
             states.append(h)
         return states
 
-    def _through(self, block: nn.Module, h: Tensor, modulation: Tensor) -> Tensor:
+    def _through(
+        self, block: nn.Module, h: Tensor, modulation: Tensor, changed: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        def run(h: Tensor, modulation: Tensor) -> Tensor:
+            if changed is None:
+                return block(h, modulation, self.table)
+            return functional_call(block, dict(changed), (h, modulation, self.table))
+
         if self.recomputes and torch.is_grad_enabled():  # nothing in a block is random
-            return checkpoint(block, h, modulation, self.table, use_reentrant=False, preserve_rng_state=False)
-        return block(h, modulation, self.table)
+            return checkpoint(run, h, modulation, use_reentrant=False, preserve_rng_state=False)
+        return run(h, modulation)
 
 
 class Modulation(nn.Module):

@@ -47,8 +47,8 @@ class OneRun:
 
     start: float = 0.3
     """The generator's time t₀: it starts from (1 − t₀)·ε."""
-    begin: float = 0.35
-    """When generator and student begin to learn, as a fraction of the run's images."""
+    begin: int | None = None
+    """Images of the run before generator and student begin to learn. None: 35 % of all."""
     updates: int = 2
     """Their updates at each step …"""
     share: float = 0.5
@@ -77,12 +77,14 @@ class OneRun:
         settings.check(
             "onerun",
             self,
-            positive=("updates", "share", "generator_rate", "student_rate", "measured"),
+            positive=("updates", "share", "t_max", "generator_rate", "student_rate", "measured"),
             not_negative=("guidance",),
-            shares=("begin", "share", "decay", "t_max"),
+            shares=("share", "decay", "t_max"),
         )
         if self.measured == 1:
             raise UserError("onerun.measured: 1 sample has no distance; give at least 2")
+        if self.begin is not None and self.begin < 0:
+            raise UserError(f"onerun.begin: {self.begin} is negative; give the images before it, or leave it out")
         if not 0 <= self.start < 1:
             raise UserError(f"onerun.start: {self.start} must be at least 0 (noise) and below 1 (data)")
 

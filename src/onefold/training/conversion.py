@@ -117,7 +117,7 @@ def check_teacher(run: Run, *, unfinished: bool = False) -> None:
     Raises:
         UserError: the run is unfinished, or already a one-step generator.
     """
-    if "one_step" in run.config.phases:
+    if {"one_step", "one_run"} & set(run.config.phases):
         raise UserError(f"{run.folder}: is already a one-step generator; give the run that it came from")
     if run.images < run.length and not unfinished:
         raise UserError(

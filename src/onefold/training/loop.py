@@ -412,7 +412,7 @@ class Trainer:
         line["rate_factor"] = phase.schedule.rate_factor(self.images - phase.start, self.training.batch)
         line["skipped"] = self.state.counters.skipped
         if measures:
-            for monitor in self.monitors:
+            for monitor in reversed(self.monitors):  # of two alarms, the first monitor's is kept
                 line |= (found := monitor.look(self.state, line, self.progress.say))
                 self.alarmed = monitor if "alarm" in found else self.alarmed
         self.log.write(line)

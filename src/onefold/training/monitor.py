@@ -47,6 +47,6 @@ class Monitor(ABC):
         reason = self.judge([*history, {**line, **values}])
         if reason is None:
             return values
-        if self.run.config.training.on_collapse == "warn" and "alarm" not in last:
+        if self.run.config.training.on_collapse == "warn" and self.judge(history) is None:
             say(f"{self.run.folder}: {self.alarm} at {line['images']:,} images: {reason}; {self.cure}")
         return {**values, "alarm": reason}

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool
@@ -30,15 +30,29 @@ __all__ = ["OneRunPhase", "with_one_step"]
 RANK = 16
 """Rank of what generator and student change in the trunk's matrices, unless the network specifies it."""
 BETA = 0.99
-"""Of their second moment; there is no first: the target of each moves with every update of the other."""
+"""Of their second moment; there is no first."""
+BEGIN = 0.35
+"""When generator and student begin, as a fraction of the run, unless `onerun.begin` says it."""
 UNSETTLED = 0.25
 """Part of the generator's training before its samples are judged: it begins as a denoiser, whose one step is a mean."""
 
 
 def with_one_step(config: Config) -> Config:
-    """The configuration with one-step generation learned in the same run."""
+    """The configuration with one-step generation learned in the same run; `onerun.begin` follows from its length.
+
+    Raises:
+        UserError: phases of another kind.
+    """
+    if config.phases not in ((), ("one_run",)):
+        raise UserError(f"--one-step: cannot go with --phases {' '.join(config.phases)}; leave one out")
     network = replace(config.network, jump_rank=config.network.jump_rank or RANK)
-    return replace(config, network=network, phases=("one_run",))
+    begin = _whole(BEGIN * config.training.images, config) if config.onerun.begin is None else config.onerun.begin
+    return replace(config, network=network, onerun=replace(config.onerun, begin=begin), phases=("one_run",))
+
+
+def _whole(images: float, config: Config) -> int:
+    """So many images as whole batches."""
+    return config.training.batch * round(images / config.training.batch)
 
 
 @register("one_run")
@@ -58,31 +72,32 @@ class OneRunPhase(SelfDistillationPhase):
                 "network.jump_rank: 0 leaves the generator no weights of its own to learn in one run; "
                 f"give a rank, such as {RANK}"
             )
+        if kind.generate_with is Network.generate_with:
+            raise UserError(
+                f"phases: one_run needs a network with its own jump, and {kind.__name__} defines no generate_with; "
+                "define it, or train without --one-step"
+            )
+        if self.begin >= self.schedule.images:
+            raise UserError(f"onerun.begin: {self.begin:,} images leave none of {self.schedule.images:,}; give fewer")
         check_guidance(config.onerun.guidance, config.network.classes)
 
     @property
     def begin(self) -> int:
         """Images of the phase before generator and student begin to learn."""
-        batch = self.config.training.batch
-        return batch * round(self.config.onerun.begin * self.schedule.images / batch)
+        begin = self.config.onerun.begin
+        return _whole(BEGIN * self.schedule.images if begin is None else begin, self.config)
 
     @cached_property
     def parts(self) -> Sequence[Part]:
         options, schedule, reads = self.config.onerun, self.schedule, ("average-0",)
         network = Trained("network", self.optimizers, schedule, schedule.ema_half_lives)
         own = replace(schedule, warmup=0, decay=options.decay)
-        student = Trained("student", self.student_optimizers, own, norm="student_norm")
-        generator = Trained("generator", self.generator_optimizers, own, norm="generator_norm")
+        student = Trained("student", partial(without_momentum, options.student_rate), own, norm="student_norm")
+        generator = Trained("generator", partial(without_momentum, options.generator_rate), own, norm="generator_norm")
         beside = Part(
             (student, generator), reads, self.draw_beside, self.loss_beside, start=self.begin, finish=hand_over
         )
         return Part((network,), reads, self.draw, self.loss), *[beside] * options.updates
-
-    def student_optimizers(self, student: nn.Module) -> list[Optimizer]:
-        return [RMSPropW(student.parameters(), lr=self.config.onerun.student_rate, beta=BETA, weight_decay=0.0)]
-
-    def generator_optimizers(self, generator: nn.Module) -> list[Optimizer]:
-        return [RMSPropW(generator.parameters(), lr=self.config.onerun.generator_rate, beta=BETA, weight_decay=0.0)]
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
         """Also the generator, which the network receives after each step, and so do its averages; and its student."""
@@ -115,16 +130,24 @@ class OneRunPhase(SelfDistillationPhase):
         return *super().monitors(run, data, test, device, say), own
 
     def flops(self) -> float:
-        """As of self-distillation; of samples and student, each with its gradient, and of the data's score."""
+        """As of self-distillation; of samples and student, each with its gradient, and of the data's score.
+
+        Without the products BA, which cost as much as a few images at each step.
+        """
         options, images = self.config.onerun, self.schedule.images
         passes = 6 + (1 if options.guidance == 1 else 2)
         samples = options.updates * options.share * max(0, images - self.begin) / images
         return super().flops() + samples * passes * self._role_flops.denoise
 
 
+def without_momentum(rate: float, module: nn.Module) -> list[Optimizer]:
+    """The optimizer of generator or student: the target of each moves with every update of the other."""
+    return [RMSPropW(module.parameters(), lr=rate, beta=BETA, weight_decay=0.0)]
+
+
 @torch.no_grad()
 def hand_over(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> None:
-    """Copy the generator into the network, of which the averages are taken."""
+    """Copy the generator into the network, of which the averages are taken: at the next step, so they lag by one."""
     network, generator = modules["network"], modules["generator"]
     assert isinstance(network, Network)
     for own, new in zip(network.jump.parameters(), generator.parameters(), strict=True):

@@ -90,7 +90,8 @@ def accumulate(
             found = torch.autograd.grad(loss, trained, allow_unused=True)
             gradients[name] = [*map(_sum, gradients.get(name, [None] * len(trained)), found)]
             multiples[name] = multiple
-        losses.total.backward(inputs=trained)
+        if losses.total.requires_grad:  # not where a part of the batch has none of what the loss is about
+            losses.total.backward(inputs=trained)
         for name, value in losses.parts.items():
             told[name] = told[name] + value
     if ranks().count > 1:
