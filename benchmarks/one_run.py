@@ -52,23 +52,21 @@ def main(
 ) -> None:
     """Train with the seeds `first`, `first` + 1, …, evaluate and summarise. `change`: settings, as name=value."""
     found: list[dict[str, Measured]] = []
-    minutes: list[float] = []
     for seed in range(first, first + seeds):
         folder = out / f"{recipe}{seed}"
-        if (folder / "config.json").exists():
+        if (folder / "rows.json").exists():
+            run = onefold.load_run(folder)
+        elif (folder / "config.json").exists():
             run = onefold.train(None, folder, resume=True)
         else:
             wanted = {"training.seed": seed, "data.source": data, "training.images": images}
             changes = {name: value for name, value in wanted.items() if value is not None}
             changes |= {name: json.loads(value) for name, value in (each.split("=", 1) for each in change)}
             run = onefold.train(with_one_step(onefold.recipe(recipe).with_changes(changes)), folder)
-        written = (folder / "model" / "model.safetensors").stat().st_mtime
-        minutes.append((written - (folder / "config.json").stat().st_mtime) / 60)
         found.append(rows_of(run))
     summary = summarised(found)
-    print("\nminutes:", ", ".join(f"{m:.1f}" for m in minutes))
     if json_file is not None:
-        about = {"onefold": onefold.__version__, "recipe": recipe, "changes": list(change), "minutes": minutes}
+        about = {"onefold": onefold.__version__, "recipe": recipe, "changes": list(change)}
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps({**about, "rows": summary}, indent=1, ensure_ascii=False) + "\n")
 

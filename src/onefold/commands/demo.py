@@ -27,7 +27,7 @@ from onefold.training.run import Run, load_run
 __all__ = ["demo"]
 
 SHOWN = 100
-FEW = 4
+FEW = 8
 """Steps between one and many, for the picture."""
 TURNS = 5
 """Measurements of each speed."""
