@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -404,6 +405,19 @@ def test_what_a_cure_names_exists():
 
     for name in re.findall(r"onerun\.(\w+)", ONERUN_CURE):
         assert hasattr(OneRun(), name)
+
+
+def test_no_classifier_is_trained_for_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Of own images it would take longer than the first picture: the log has what needs none."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8), np.arange(64) % 10
+    config = together(training__health_every=96, training__images=96)
+    run = onefold.train(config, tmp_path / "run", data=(images, labels))
+    (measured,) = [line["onestep"] for line in run.history if "onestep" in line]
+    assert measured.keys() >= {"contrast", "mean_shift"}
+    assert not {"frechet", "class_accuracy"} & measured.keys()
+    told = capsys.readouterr()
+    assert "--onerun.features" in told.out + told.err
 
 
 # --- the command, and what it refuses ---------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from onefold.networks.jump import Jump
 from onefold.networks.trunk import Trunk
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, ratio_loss
 from onefold.recipes import recipe
-from onefold.training import generator_monitor
 from onefold.training.one_step_monitor import OneStepMonitor
 from onefold.training.phases import Part, phases_of
 from onefold.training.run import Run, load_run
@@ -174,7 +173,7 @@ def test_five_images_are_enough_to_measure(tmp_path: Path, monkeypatch: pytest.M
     def extractor_for(*arguments: Any) -> SimpleNamespace:
         return extractor
 
-    monkeypatch.setattr(generator_monitor, "extractor_for", extractor_for)
+    monkeypatch.setattr(one_step_monitor, "extractor_for", extractor_for)
     OneStepMonitor(Run(tmp_path, config), data, data, torch.device("cpu"), print, warmup=0)
 
 

@@ -21,7 +21,7 @@ from onefold.errors import TrainingAborted
 from onefold.networks.base import Network
 from onefold.pixels import to_uint8
 from onefold.sampling import Sampler
-from onefold.training import generator_monitor, loop
+from onefold.training import loop
 from onefold.training.config import Config
 from onefold.training.one_step_monitor import LEVELS, NOISES, PROBE, OneStepMonitor, auc, calibration
 from onefold.training.run import Run, open_data
@@ -241,7 +241,7 @@ def test_colours_have_a_saturation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     changes = {"data__source": str(tmp_path / "images.npz"), "data__test": None, "onestep__measured": 20}
     shape = {"network__image_size": (4, 4), "network__channels": 3, "network__classes": 0}
     extractor = metrics.train_classifier(torch.from_numpy(images).permute(0, 3, 1, 2), None, classes=0, epochs=1)
-    monkeypatch.setattr(generator_monitor, "extractor_for", lambda data, say: extractor)
+    monkeypatch.setattr(one_step_monitor, "extractor_for", lambda data, say: extractor)
     monitor, state = watched(one_step(**changes, **shape), tmp_path)
     real, _ = read_all(open_data(monitor.run.config.data)[0])
     centre = real.float().mean(1, keepdim=True)

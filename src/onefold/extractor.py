@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -10,10 +11,19 @@ from onefold.data import Dataset, read_all
 from onefold.errors import UserError, printable
 from onefold.files import cache_folder
 
-__all__ = ["extractor_for"]
+__all__ = ["extractor_for", "known_extractor"]
 
 LARGEST = 2**32
 """Bytes of images that the classifier learns from, at most; of larger sets, images spread evenly over them."""
+
+
+def known_extractor(data: Dataset) -> metrics.FeatureExtractor | None:
+    """The default features of a data set, if they need not be trained: of the digits, or of one seen before."""
+    if data.source in ("digits", "digits:test"):
+        return metrics.digits_classifier()
+    with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
+        return metrics.from_file(_place(data))
+    return None
 
 
 def extractor_for(data: Dataset, say: Callable[[str], None] = lambda line: None) -> metrics.FeatureExtractor:
@@ -22,12 +32,9 @@ def extractor_for(data: Dataset, say: Callable[[str], None] = lambda line: None)
     The embedded digits have theirs in the package. For other data it is trained once, with a fixed seed, and kept in
     `$ONEFOLD_CACHE` (default `~/.cache/onefold`), by the hash of the data.
     """
-    if data.source in ("digits", "digits:test"):
-        return metrics.digits_classifier()
-    folder = cache_folder()
-    path = folder / f"classifier-{data.digest()[:16]}.safetensors"
-    with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
-        return metrics.from_file(path)
+    if (known := known_extractor(data)) is not None:
+        return known
+    path = _place(data)
     if len(data) < 2:
         raise UserError(f"{data.source}: holds 1 image to train on, too few to learn features from; add some")
     say(printable(f"training a small classifier of {data.source} for the features (once; kept as {path})"))
@@ -35,8 +42,12 @@ def extractor_for(data: Dataset, say: Callable[[str], None] = lambda line: None)
     images, labels = read_all(data, np.linspace(0, len(data) - 1, count).round().astype(np.int64))
     classifier = metrics.train_classifier(images, labels, classes=data.classes)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         classifier.save(path)
     except OSError as error:
         say(f"{path}: could not be kept ({error.strerror}); it will be trained again next time")
     return classifier
+
+
+def _place(data: Dataset) -> Path:
+    return cache_folder() / f"classifier-{data.digest()[:16]}.safetensors"

@@ -69,8 +69,8 @@ class OneRun:
     measured: int = 1000
     """Samples of each measurement in the log."""
     features: str | None = None
-    """File of the feature extractor for this measurement (.safetensors, .pt or .onnx). None: a small classifier of the
-    data, which is first trained on the CPU; for large images, give another."""
+    """File of the feature extractor for this measurement (.safetensors, .pt or .onnx). None: the classifier of the
+    data, if an evaluation has made it before."""
 
     def __post_init__(self) -> None:
         settings.check(

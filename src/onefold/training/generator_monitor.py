@@ -2,15 +2,15 @@
 
 Measured on the published average, on samples with seeds that no evaluation uses:
 
-    frechet             distance of `measured` samples to the training images
-    class_accuracy      of the samples, where there are classes
+    frechet             distance of `measured` samples to the training images, where there are features to compare
+    class_accuracy      of the samples, where there are also classes
     mean_shift          difference of the mean pixel from the data's, in standard deviations of the data's pixels
     contrast            standard deviation of pixels within an image, over the data's
     saturation          spread of a pixel's channels, over the data's; for colour images only
     diversity           standard deviation of latents over images, over the data's; needs two held-out images or more
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,6 @@ from onefold import metrics
 from onefold.alarm import ONERUN_CURE, departure
 from onefold.compute import eager
 from onefold.data import Dataset, read_all
-from onefold.extractor import extractor_for
 from onefold.networks import Network
 from onefold.pixels import to_float, to_uint8
 from onefold.training.engine import autocast
@@ -45,8 +44,8 @@ class Look(NamedTuple):
 
     samples: Float[Tensor, "n N D"]
     held_out: Float[Tensor, "m N D"]
-    moments: metrics.Moments
-    """Of the samples' features."""
+    moments: metrics.Moments | None
+    """Of the samples' features, if there are any."""
 
 
 class GeneratorMonitor(Monitor):
@@ -62,32 +61,31 @@ class GeneratorMonitor(Monitor):
         data: Dataset,
         test: Dataset,
         device: torch.device,
-        say: Callable[[str], None],
+        extractor: metrics.FeatureExtractor | None,
         *,
         measured: int,
-        features: str | None,
         warmup: int,
     ) -> None:
-        """Read images, and find the feature extractor or train one.
+        """Read the images to compare with.
 
         Args:
             run: The run.
             data: Its training images.
             test: Its held-out images.
             device: Where the networks are.
-            say: Called before anything that takes long.
+            extractor: Of the features; without one, there is neither distance nor accuracy.
             measured: Samples of each measurement.
-            features: File of the extractor. None: a small classifier of the data.
             warmup: Images of the run up to which no alarm is raised.
         """
         super().__init__(run)
         self.device, self.warmup = device, warmup
         self.count = min(measured, len(data))
-        self.extractor = metrics.from_file(features) if features else extractor_for(data, say)
+        self.extractor = extractor
         chosen = np.linspace(0, len(data) - 1, min(len(data), REFERENCE)).round().astype(np.int64)
         self.real, self.real_labels = read_all(data, chosen)
-        self.features = self.extractor.features(self.real)
-        self.reference = metrics.Moments.from_features(self.features, self.extractor.sha256)
+        if extractor is not None:
+            self.features = extractor.features(self.real)
+            self.reference = metrics.Moments.from_features(self.features, extractor.sha256)
         self.pixels = _pixel_statistics(self.real)
         self.labels = self.real_labels[np.linspace(0, len(chosen) - 1, self.count).round().astype(np.int64)]
         held_out, self.held_out_labels = read_all(test, np.arange(min(len(test), PROBE)))
@@ -107,10 +105,12 @@ class GeneratorMonitor(Monitor):
                 z = self._sample(network)
                 made = torch.cat([to_uint8(network.decode(part)).cpu() for part in z.split(256)])
                 held_out = self.encoded(encoder, self.held_out)
-            moments = metrics.Moments.from_features(self.extractor.features(made), self.extractor.sha256)
-            values: Values = {"frechet": metrics.frechet_from_moments(self.reference, moments)}
-            if self.extractor.classes == network.config.classes > 0:
-                values["class_accuracy"] = metrics.class_accuracy(self.extractor, made, self.labels)
+            values, moments, extractor = Values(), None, self.extractor
+            if extractor is not None:
+                moments = metrics.Moments.from_features(extractor.features(made), extractor.sha256)
+                values["frechet"] = metrics.frechet_from_moments(self.reference, moments)
+                if extractor.classes == network.config.classes > 0:
+                    values["class_accuracy"] = metrics.class_accuracy(extractor, made, self.labels)
             values |= _compared(_pixel_statistics(made), self.pixels)
             if len(held_out) > 1 and (spread := held_out.std(0).mean()) > 0:
                 values["diversity"] = (z.std(0).mean() / spread).item()

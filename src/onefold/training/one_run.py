@@ -10,8 +10,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onefold import metrics
 from onefold.data import Dataset
 from onefold.errors import UserError
+from onefold.extractor import known_extractor
 from onefold.networks import Network
 from onefold.networks.jump import Jump
 from onefold.objectives.losses import Losses
@@ -125,8 +127,13 @@ class OneRunPhase(SelfDistillationPhase):
     def monitors(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> Sequence[Monitor]:
         options = self.config.onerun
         settled = self.start + self.begin + round(UNSETTLED * (self.schedule.images - self.begin))
-        measured, features = options.measured, options.features
-        own = GeneratorMonitor(run, data, test, device, say, measured=measured, features=features, warmup=settled)
+        extractor = metrics.from_file(options.features) if options.features else known_extractor(data)
+        if extractor is None:  # to train one may take longer than the first picture
+            say(
+                "note: no classifier of these images yet, so the log has no distance of one-step samples to them; "
+                "`onefold evaluate` makes one, or give --onerun.features"
+            )
+        own = GeneratorMonitor(run, data, test, device, extractor, measured=options.measured, warmup=settled)
         return *super().monitors(run, data, test, device, say), own
 
     def flops(self) -> float:

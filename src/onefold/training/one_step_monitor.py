@@ -19,6 +19,7 @@ from onefold import metrics
 from onefold.alarm import ONESTEP_CURE
 from onefold.compute import eager
 from onefold.data import Dataset
+from onefold.extractor import extractor_for
 from onefold.networks import Network, RatioNet
 from onefold.objectives.one_step import Critic
 from onefold.paths import Linear, noised, per_token
@@ -50,13 +51,13 @@ class OneStepMonitor(GeneratorMonitor):
     ) -> None:
         """`warmup`: images of the run up to which no alarm is raised."""
         options = run.config.onestep
-        measured, features = options.measured, options.features
-        super().__init__(run, data, test, device, say, measured=measured, features=features, warmup=warmup)
+        extractor = metrics.from_file(options.features) if options.features else extractor_for(data, say)
+        super().__init__(run, data, test, device, extractor, measured=options.measured, warmup=warmup)
         self.selects = options.selects
         fifth = self.features[::SELECTION] if len(self.features) > SELECTION else self.features
-        self.selection = metrics.Moments.from_features(fifth, self.extractor.sha256)
-        if self.selects and self.count < self.extractor.width:
-            what = f"{self.count} samples, fewer than the {self.extractor.width} features: chance decides"
+        self.selection = metrics.Moments.from_features(fifth, extractor.sha256)
+        if self.selects and self.count < extractor.width:
+            what = f"{self.count} samples, fewer than the {extractor.width} features: chance decides"
             say(f"note: an average is selected by {what}; give more with --onestep.measured, if there are more images")
         seen = torch.linspace(0, len(self.real) - 1, min(len(self.real), PROBE)).round().long()
         self.seen, self.seen_labels = to_float(self.real[seen]), self.real_labels[seen]
@@ -72,7 +73,7 @@ class OneStepMonitor(GeneratorMonitor):
             with torch.no_grad(), eager(), autocast(self.run.config.training, self.device):
                 seen = self.encoded(teacher, self.seen)
                 values |= self._critic(critic.ratio, look.held_out, seen, look.samples)
-        if self.selects:
+        if self.selects and look.moments is not None:
             distance = metrics.frechet_from_moments(self.selection, look.moments)
             if counters.best is None or distance < counters.best:
                 counters.best, counters.best_images = distance, counters.images
