@@ -26,7 +26,7 @@ SMALL = {
     "training.ema_half_lives": (32, 64),
     "onestep.critic_warmup": 32,
     "onestep.critic_rate": 1e-3,
-    "onestep.measured": 40,
+    "onestep.measured": 64,
     "onestep.selects": True,
 }
 

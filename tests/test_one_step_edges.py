@@ -21,6 +21,7 @@ from onefold.networks.jump import Jump
 from onefold.networks.trunk import Trunk
 from onefold.objectives.density_ratio import DensityRatio, NoiseDraws, ratio_loss
 from onefold.recipes import recipe
+from onefold.training import one_step_monitor
 from onefold.training.one_step_monitor import OneStepMonitor
 from onefold.training.phases import Part, phases_of
 from onefold.training.run import Run, load_run

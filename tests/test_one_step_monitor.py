@@ -21,7 +21,7 @@ from onefold.errors import TrainingAborted
 from onefold.networks.base import Network
 from onefold.pixels import to_uint8
 from onefold.sampling import Sampler
-from onefold.training import loop
+from onefold.training import loop, one_step_monitor
 from onefold.training.config import Config
 from onefold.training.one_step_monitor import LEVELS, NOISES, PROBE, OneStepMonitor, auc, calibration
 from onefold.training.run import Run, open_data

@@ -257,7 +257,7 @@ def test_a_damaged_copy_is_one_line(given: Path, tmp_path: Path, capsys: pytest.
     assert cli.run(["train", "--resume", "--quiet", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "run/checkpoints/000000048: not a checkpoint of this run" in said
+    assert "run/checkpoints/000000048: teacher.safetensors is damaged" in said
 
 
 def test_the_teacher_stays_as_it_is(teacher: Run, whole: Run):
@@ -386,7 +386,14 @@ def test_a_run_has_these_files(whole: Run):
     assert found == {"config.json", "data.json", "log.jsonl", "samples", "checkpoints", "model", "ratio"}
     assert {path.name for path in checkpoints(whole.folder)[-1].iterdir()} == {
         *("network.safetensors", "average-0.safetensors", "average-1.safetensors", "best.safetensors"),
-        *("teacher.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"),
+        *(
+            "teacher.safetensors",
+            "critic.safetensors",
+            "optimizer.safetensors",
+            "state.json",
+            "checksums.json",
+            "COMPLETE",
+        ),
     }
     assert load_run(whole.folder).config == whole.config
     for line in (whole.folder / "log.jsonl").read_text().splitlines():

@@ -63,7 +63,11 @@ def contents(data: onefold.data.Dataset) -> set[bytes]:
 def test_the_folder_holds_what_the_contract_says(run: Run):
     found = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     parts = {"network.safetensors", "average-0.safetensors", "average-1.safetensors", "optimizer.safetensors"}
-    kept = {f"checkpoints/{images:09d}/{name}" for images in (144, 160) for name in parts | {"state.json", "COMPLETE"}}
+    kept = {
+        f"checkpoints/{images:09d}/{name}"
+        for images in (144, 160)
+        for name in parts | {"state.json", "checksums.json", "COMPLETE"}
+    }
     pictures = {f"samples/{n:09d}{kind}.png" for n in (16, 160) for kind in ("", "-reconstructions")}
     model = {"model/config.json", "model/sampler.json", "model/model.safetensors"}
     assert found == kept | pictures | {"config.json", "data.json", "log.jsonl"} | model

@@ -24,7 +24,7 @@ from onefold.errors import Elsewhere, Interrupted, TrainingAborted, UserError, p
 __all__ = ["COMMANDS", "command", "main", "run"]
 
 COMMANDS: dict[str, str] = {
-    "demo": "Train on the embedded digits, sample, evaluate, and show where the pictures are.",
+    "demo": "Train on the embedded digits, sample in one step and in many, evaluate, and show where the pictures are.",
     "train": "Train one network, end to end.",
     "onestep": "Make a one-step generator of a trained run.",
     "sample": "Generate images with a run's network.",

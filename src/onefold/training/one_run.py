@@ -14,7 +14,7 @@ from onefold import metrics
 from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.extractor import known_extractor
-from onefold.networks import Network
+from onefold.networks import Network, build
 from onefold.networks.jump import Jump
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_run import OneRunDraws, draw, one_run
@@ -107,6 +107,12 @@ class OneRunPhase(SelfDistillationPhase):
         generator = copy.deepcopy(network.jump).requires_grad_(True)
         student = Jump(network.denoising_trunk, self.config.network.jump_rank).to(network.device)
         return {**found, "generator": generator, "student": student}
+
+    def begin_from(self, source: Network) -> Network:
+        """The network with the weights of another; generator and student begin anew, as changes of it."""
+        network = super().begin_from(source)
+        network.jump.load_state_dict(build(self.config.network).jump.state_dict())
+        return network
 
     def draw_beside(self, batch: int, rng: torch.Generator) -> OneRunDraws:
         network, config = self.config.network, self.config

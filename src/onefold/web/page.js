@@ -489,6 +489,7 @@ function select(name, focus) {
     if (chosen && focus) tab.focus();
   }
   history.replaceState(null, "", `#${name}`);
+  if (!overview) return; // the runs are not known yet: what the address names is shown when they are
   panels[name].fit();
   panels[name].refresh();
 }
@@ -568,7 +569,7 @@ async function begin() {
     root.addEventListener("submit", (event) => event.preventDefault());
     root.addEventListener("input", (event) => {
       const { target } = event;
-      if (["file", "position", "picture", "follow"].includes(target.name)) return;
+      if (!overview || ["file", "position", "picture", "follow"].includes(target.name)) return;
       showValues(target.form);
       if (["run", "solver"].includes(target.name)) panels[name].fit();
       panels[name].refresh();
