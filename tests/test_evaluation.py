@@ -135,7 +135,8 @@ def test_its_subject_says_which_model_it_is_of(run: Run, record: metrics.Record)
 
 def test_it_says_which_checkpoint_a_run_chose_and_how(run: Run, tmp_path: Path):
     """A one-step run publishes the average of its least distance."""
-    config = one_step_from(run.folder, training__health_every=64, training__seed=3, training__on_collapse="ignore")
+    changes = {"training__health_every": 64, "training__seed": 3, "training__on_collapse": "ignore"}
+    config = one_step_from(run.folder, onestep__measured=40, **changes)
     fast = train(config, tmp_path / "fast", quiet=True)
     measured = [line["images"] for line in fast.history if line.get("onestep")]
     record = evaluate(fast, images=20)
