@@ -464,6 +464,18 @@ def test_pixels_can_do_it_too(tmp_path: Path):
     assert network.sample(2).shape == (2, 8, 8, 1)
 
 
+def test_other_phases_do_not_go_with_it():
+    assert "--phases self_distillation" in refused(lambda: with_one_step(tiny(phases=("self_distillation",))))
+
+
+def test_a_generator_must_begin():
+    assert "onerun.begin: 160 images" in refused(lambda: phases_of(together(onerun__begin=160)))
+
+
+def test_it_cannot_be_converted_again(whole: Run):
+    assert "is already a one-step generator" in refused(lambda: onefold.onestep(whole))
+
+
 def test_guidance_needs_classes():
     config = together(network__classes=0, onerun__guidance=2.0)
     assert "guidance" in refused(lambda: phases_of(config))

@@ -14,6 +14,7 @@ from onefold.summary import command, facts, read_records, seconds_of
 from onefold.training import loop
 from onefold.training.config import Config
 from onefold.training.loop import train
+from onefold.training.one_run import with_one_step
 from onefold.training.prepare import fit_to_data
 from onefold.training.run import Run, load_run
 
@@ -47,6 +48,18 @@ def test_the_command_makes_the_same_configuration(run: Run, monkeypatch: pytest.
     config, out = configured(line, monkeypatch)
     assert fit_to_data(config, run.open_data()[0]) == run.config
     assert out == run.folder
+
+
+def test_so_does_that_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = with_one_step(tiny(training__images=32, onerun__start=0.2, onerun__measured=20))
+    both = train(config, tmp_path / "both", quiet=True)
+    line = command(both)
+    assert line is not None
+    assert "--one-step" in line
+    assert "--onerun.start 0.2" in line
+    assert "--phases" not in line
+    config, _ = configured(line, monkeypatch)
+    assert fit_to_data(config, both.open_data()[0]) == both.config
 
 
 def test_so_does_that_of_a_one_step_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

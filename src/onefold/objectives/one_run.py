@@ -11,9 +11,9 @@ two small sets of weights (`networks.jump`) learn at the same steps:
 
 The generator's gradient is that of the reverse Kullback–Leibler divergence from noised samples to noised data, each
 sample's divided by the mean of |x − f_p| (`score_distillation`), with both scores from the network itself, as it is at
-that moment: there is no teacher run, no critic, and nothing to balance. No loss of generator or student reaches the
-shared weights, so encoder, denoiser and decoder are those of plain training. Because the student is a change to the
-average, the difference f_q − f_p does not lag behind latents that still move.
+that moment: there is no teacher run, no critic, and no loss has a weight. No loss of generator or student reaches the
+shared weights, so encoder, denoiser and decoder are those of plain training. Because the student is a change of the
+average, what both have in common moves with the latents, and only the difference f_q − f_p has to be learned.
 
 References: score distillation: Wang et al., 2023 (ProlificDreamer, whose student is a low-rank change, too); Luo et
 al., 2023 (Diff-Instruct). Scores of data and samples in one network: TwinFlow (arXiv 2512.05150).
@@ -89,7 +89,7 @@ class OneRun:
 
 
 class OneRunDraws(NamedTuple):
-    """The randomness of K samples and of their comparison with data, for a batch of B images."""
+    """The randomness of samples and of their comparison with data, for a batch of B images."""
 
     eps: Float[Tensor, "B N D"]
     unlabelled: Bool[Tensor, " B"]
