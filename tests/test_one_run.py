@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import onefold
 from conftest import randomised
 from helpers_runs import batch, differing, fresh, log, newest, tensors, tiny
-from onefold import cli
+from onefold import alarm, cli
 from onefold.errors import UserError
 from onefold.networks.base import Network, build
 from onefold.networks.jump import Jump
@@ -462,6 +462,25 @@ def test_pixels_can_do_it_too(tmp_path: Path):
     network = onefold.train(config, tmp_path / "run", quiet=True).network
     assert network.jump.vector.any()
     assert network.sample(2).shape == (2, 8, 8, 1)
+
+
+def test_of_a_network_with_a_generator_the_shared_weights_alone_are_taken():
+    config = together()
+    source = randomised(build(config.network), 5)
+    begun = phases_of(config)[0].begin_from(source)
+    other = {name.partition(".")[0] for name in differing(begun.state_dict(), source.state_dict())}
+    assert other == {"jump"}
+    assert not begun.jump.vector.any(), "it begins as the denoiser"
+
+
+def test_two_alarms_are_each_said_once_and_the_latents_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    monkeypatch.setattr(loop.ImageProgress, "say", lambda self, line: said.append(line))
+    monkeypatch.setattr(alarm, "LEAST_STD", 100.0)
+    monkeypatch.setattr(alarm, "BOUNDS", {"contrast": (100.0, 200.0)})
+    run = onefold.train(together(training__health_every=32), tmp_path / "run", quiet=True)
+    assert [sum(kind in line for line in said) for kind in ("the latents collapse", "the generator departs")] == [1, 1]
+    assert [line.get("alarm", "")[:11] for line in run.history] == ["", *["the latents"] * 4]
 
 
 def test_other_phases_do_not_go_with_it():
