@@ -130,7 +130,7 @@ def test_overrides_that_make_no_sense_are_refused(overrides: dict[str, object], 
 
 
 def test_an_unknown_recipe_names_those_there_are():
-    with pytest.raises(UserError, match=r"'cifar'.*digits, cifar10, imagenet256-s"):
+    with pytest.raises(UserError, match=r"'cifar'.*digits, fashion, cifar10, imagenet256-s"):
         recipe("cifar")
 
 

@@ -30,7 +30,7 @@ def estimate(arguments: list[str]) -> None:
         """Say what a training costs: parameters, arithmetic, memory, and the time by a short measurement.
 
         The measurement also tells the largest micro-batch that fits, and what 8 and 64 such devices would need at
-        least. RECIPE comes first: digits, cifar10, imagenet256-s, -m or -b; the settings are those of `train`.
+        least. RECIPE comes first: digits, fashion, cifar10, imagenet256-s, -m or -b; settings are those of `train`.
 
         Example: onefold estimate imagenet256-b --network.width 512 --seconds 0
 

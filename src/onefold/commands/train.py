@@ -55,8 +55,8 @@ def train(arguments: list[str]) -> None:
         quiet: bool = False,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> None:
-        """Train one network, end to end. RECIPE comes first: auto, for images of your own, digits, cifar10,
-        imagenet256-s, -m or -b.
+        """Train one network, end to end. RECIPE comes first: auto, for images of your own, digits, fashion,
+        cifar10, imagenet256-s, -m or -b.
 
         Example: onefold train auto --data photos.zip --minutes 30 --out runs/photos
 

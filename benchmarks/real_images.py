@@ -1,0 +1,96 @@
+"""What a run of real images has come to: its numbers in one step and in more, and sheets of 1,000 samples.
+
+    python benchmarks/real_images.py runs/cifar10 --features features-cifar10.safetensors --out docs/results/cifar10
+
+Each row is the record of `onefold evaluate` with 10,000 images: against as many training images and all test images,
+unguided, with the last average, seed 0. `OUT.json` has the rows with protocol and subject. `OUT-1-step.png` and
+`OUT-50-steps.png` hold samples of the seeds 0 to 999, with classes in turn: 40 in a line, without gaps, lossless.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from tyro.conf import Positional
+
+import onefold
+from onefold import metrics
+from onefold.compute import resolve_device, sampling_context
+from onefold.evaluation import evaluate
+from onefold.pictures.grids import grid, save_png
+from onefold.sampling import Sampler
+from onefold.settings import Precision
+from onefold.training.run import Run
+
+SHEET, COLUMNS = 1000, 40
+
+
+def samplers(run: Run, steps: tuple[int, ...]) -> dict[str, Sampler]:
+    """How each row samples, by name: the run's own way in so many steps, and its denoiser in 50."""
+    own = run.network.sampler
+    rows = {f"{k} step" if k == 1 else f"{k} steps": own.with_options(steps=k) for k in steps if own.jumps}
+    return {**rows, "denoiser, 50 steps": Sampler(50)}
+
+
+def sheet(run: Run, sampler: Sampler, device: torch.device, precision: Precision) -> np.ndarray:
+    """Samples of the seeds 0 to 999, with classes in turn, side by side."""
+    network, classes = run.network.to(device), run.network.config.classes
+    labels = [k % classes for k in range(SHEET)] if classes else None
+    with sampling_context(network, device, precision=precision):
+        images = network.pictures(network.sample_latents(range(SHEET), labels, sampler, batch=500))
+    return grid(images, columns=COLUMNS, scale=1, gap=0)
+
+
+def main(
+    run: Positional[Path],
+    /,
+    out: Path,
+    features: Path | None = None,
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 50),
+    images: int = 10_000,
+    guidance: float | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Evaluate a run, and draw its sheets.
+
+    Args:
+        run: The run's folder.
+        out: Where to write; endings are added.
+        features: File of the feature extractor. Default: a small classifier, as in `onefold evaluate`.
+        steps: Rows of a one-step generator.
+        images: Samples of each row.
+        guidance: Also a row, and a sheet, of the denoiser with this guidance.
+        device: auto, cpu, cuda, …
+        precision: Of matrix products of sampling.
+    """
+    found, on = onefold.load_run(run), resolve_device(device)
+    extractor = None if features is None else metrics.from_file(features, device=str(on))
+    ways = samplers(found, steps)
+    if guidance is not None:
+        ways[f"denoiser, 50 steps, guidance {guidance:g}"] = Sampler(50, guidance=guidance)
+    rows: dict[str, Any] = {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name, sampler in ways.items():
+        start = time.perf_counter()
+        record = evaluate(
+            found, sampler=sampler, images=images, extractor=extractor, batch=500, device=on, precision=precision
+        )
+        rows[name] = record
+        out.with_name(f"{out.name}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        numbers = record.numbers()
+        shown = ("frechet_distance", "test.frechet_distance", "class_accuracy", "precision", "recall")
+        told = ", ".join(f"{key} {numbers[key]:.3f}" for key in shown if key in numbers)
+        print(f"{name}: {told}; {time.perf_counter() - start:.0f} s", flush=True)
+        if name in ("1 step", "denoiser, 50 steps") or sampler.guidance != 1:
+            words = name.removeprefix("denoiser, ").replace(", guidance ", "-guided-").replace(" ", "-")
+            about = {"seeds": f"0 to {SHEET - 1}", "classes": "in turn", "model": record["subject"]["model_sha256"]}
+            save_png(out.with_name(f"{out.name}-{words}.png"), sheet(found, sampler, on, precision), about)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
