@@ -8,7 +8,7 @@ for each its exit status, its seconds and the end of what it said.
 
     tests       those that run on a GPU only
     speed       for each recipe: compiled, then one after the other, alone on the GPU: images/s, the share of the bf16
-                peak, peak memory; random images, so that no disk is measured
+                peak, peak memory; random images, so that no disk is measured; of small networks also as CUDA graphs
     sampling    images/s in 50, 4 and 1 steps
     features    the classifier that measures the images (`train_features.py`)
     training    `cifar10 --one-step`, as long as the minutes allow at the measured speed, and its measurement
@@ -28,6 +28,7 @@ import tyro
 
 import onefold
 from onefold.compute import resolve_device
+from onefold.training.graphs import Graphs
 from onefold.training.log import peak_memory
 from onefold.training.one_run import with_one_step
 from onefold.training.phases import phases_of, training_flops
@@ -40,7 +41,7 @@ HERE = Path(__file__).parent
 BATCHES = {"imagenet256-s": 256, "imagenet256-m": 128, "imagenet256-b": 64, "cifar10": 512, "fashion": 256}
 """Images of a measured step of each recipe; those of ImageNet's go through in micro-batches of `MICRO`."""
 MICRO = 64
-WARM, TIMED = 3, 5
+WARM, TIMED = 5, 5
 """Steps before, and of, a measurement."""
 PEAK = 8192
 """Side of the matrices whose product is the peak."""
@@ -91,7 +92,7 @@ def run_together(jobs: Sequence[Job], out: Path) -> None:
     kept.write_text(json.dumps([*before, *map(asdict, jobs)], indent=1) + "\n")
 
 
-def speed(recipe: str, out: Path, turns: Sequence[str]) -> None:
+def speed(recipe: str, out: Path, turns: Sequence[str], graphs: bool) -> None:
     """Measure a recipe's step, after those of `turns` before it, all of which compile at the same time."""
     config = onefold.recipe(recipe, **{"training.batch": BATCHES[recipe], "training.compile": "yes"})
     if recipe.startswith("imagenet"):
@@ -106,8 +107,9 @@ def speed(recipe: str, out: Path, turns: Sequence[str]) -> None:
     x = torch.rand((batch, network.channels, *network.image_size), device=device) * 2 - 1
     y = torch.arange(batch, device=device) % max(1, network.classes)
     compiling = time.perf_counter()
+    step = Graphs().step if graphs else training_step
     for _ in range(WARM):
-        training_step(state, x, y, config)
+        step(state, x, y, config)
     wait(device)
     compiling = time.perf_counter() - compiling
     (out / f"{recipe}.warm").touch()
@@ -117,8 +119,8 @@ def speed(recipe: str, out: Path, turns: Sequence[str]) -> None:
     ):
         time.sleep(0.05)
     peak = product_peak(device, torch.bfloat16, sizes=(PEAK if device.type == "cuda" else PEAK // 8,))
-    times = [seconds_of(lambda: training_step(state, x, y, config), device) for _ in range(TIMED)]
-    together = seconds_of(lambda: [training_step(state, x, y, config) for _ in range(TIMED)], device) / TIMED
+    times = [seconds_of(lambda: step(state, x, y, config), device) for _ in range(TIMED)]
+    together = seconds_of(lambda: [step(state, x, y, config) for _ in range(TIMED)], device) / TIMED
     rate = batch / together
     found: dict[str, Any] = {
         **machine(device),
@@ -126,6 +128,7 @@ def speed(recipe: str, out: Path, turns: Sequence[str]) -> None:
         "batch": batch,
         "micro_batch": config.training.micro_batch,
         "precision": config.training.precision,
+        "graphs": graphs,
         "seconds_of_first_steps": compiling,
         "seconds_apart": times,
         "seconds": together,
@@ -145,10 +148,11 @@ def main(
     minutes: float = 20.0,
     speed_of: str = "",
     turns: str = ",".join(BATCHES),
+    graphs: bool = False,
 ) -> None:
-    """Run everything. `speed_of` and `turns` are for the processes of the part `speed`."""
+    """Run everything. `speed_of`, `turns` and `graphs` are for the processes of the part `speed`."""
     if speed_of:
-        return speed(speed_of, out, turns.split(","))
+        return speed(speed_of, out, turns.split(","), graphs)
     end = time.perf_counter() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
     tests = [
@@ -160,31 +164,33 @@ def main(
         "no:cacheprovider",
         str(HERE.parent / "tests/test_no_waiting.py"),
     ]
-    first = [Job("tests", tests, 300), *speeds(out, 300)]
+    first = [Job("tests", tests, 300), *speeds(out / "usual", 300)]
     if data is not None:
         ends = data / "cifar10-train.zip", data / "cifar10-test.zip", out / "features.safetensors", "--mirror"
         first.append(Job("features", python("train_features.py", *ends), 300))
     run_together(first, out)
+    run_together(speeds(out / "graphs", 200, ("cifar10", "fashion"), graphs=True), out)
     options = "--device", "cuda", "--precision", "bfloat16", "--compile", "--rounds", 3
     for name in ("cifar10", "imagenet256-b"):
         ends = "--recipe", name, "--batch", 64, *options, "--json-file", out / f"sampling-{name}.json"
         run_together([Job(f"sampling-{name}", python("sampling.py", *ends), 180)], out)
     if data is not None:
-        rate = json.loads((out / "cifar10.json").read_text())["images_per_second"]
+        rate = json.loads((out / "graphs" / "cifar10.json").read_text())["images_per_second"]
         images = int(TRAINED * (end - time.perf_counter()) * rate)
         sources = "--data", data / "cifar10-train.zip", "--test-data", data / "cifar10-test.zip"
         command = [sys.executable, "-m", "onefold", "train", "cifar10", "--one-step", "--quiet", *map(str, sources)]
-        command += ["--images", str(images), "--out", str(out / "run")]
+        command += ["--images", str(images), "--training.graphs", "yes", "--out", str(out / "run")]
         run_together([Job("training", command, max(60.0, end - time.perf_counter()))], out)
         ends = out / "run", "--features", out / "features.safetensors", "--out", out / "cifar10-one-run"
         run_together([Job("measurement", python("real_images.py", *ends), 300)], out)
 
 
-def speeds(out: Path, seconds: float, recipes: Sequence[str] = tuple(BATCHES)) -> list[Job]:
-    """The jobs of the part `speed`."""
-    turns = ",".join(recipes)
+def speeds(out: Path, seconds: float, recipes: Sequence[str] = tuple(BATCHES), *, graphs: bool = False) -> list[Job]:
+    """The jobs of the part `speed`, each with steps as usual, or as CUDA graphs; `out` is one for each of the two."""
+    out.mkdir(parents=True, exist_ok=True)
+    options = "--out", out, "--turns", ",".join(recipes), "--graphs" if graphs else "--no-graphs"
     return [
-        Job(f"speed-{name}", python("gpu.py", "--out", out, "--speed-of", name, "--turns", turns), seconds)
+        Job(f"speed-{name}" + "-graphs" * graphs, python("gpu.py", *options, "--speed-of", name), seconds)
         for name in recipes
     ]
 

@@ -12,6 +12,7 @@ test image before the last line, which prints the share of them that it takes fo
 import copy
 import time
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -52,15 +53,22 @@ def changed(x: Tensor, *, mirror: bool, rng: torch.Generator) -> Tensor:
 
 
 def train(
-    images: Tensor, labels: Tensor, *, classes: int, width: int, epochs: int, batch: int, mirror: bool, seed: int
+    images: Tensor,
+    labels: Tensor,
+    config: ClassifierConfig,
+    *,
+    epochs: int,
+    batch: int,
+    mirror: bool,
+    compiled: bool,
+    seed: int,
 ) -> Classifier:
     """The classifier of images (n, C, H, W) uint8 and labels (n,), trained on the device where they are."""
     device, n = images.device, len(images)
     torch.manual_seed(seed)
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    config = ClassifierConfig(shape, classes, "", 1, tuple(width << k for k in range(4)))
     classifier = Classifier(config).to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(classifier)
+    forward = torch.compile(classifier) if compiled else classifier
     optimizer = torch.optim.SGD(classifier.parameters(), momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
     rng, steps = torch.Generator(device).manual_seed(seed), epochs * (n // batch)
     start, averaged = time.perf_counter(), 0
@@ -72,7 +80,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / (0.2 * steps), (steps - step) / (0.8 * steps))
         with torch.autocast(device.type, torch.bfloat16):
-            logits = classifier(x.contiguous(memory_format=torch.channels_last))
+            logits = forward(x.contiguous(memory_format=torch.channels_last))
         F.cross_entropy(logits.float(), labels[index], label_smoothing=SMOOTHING).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -94,18 +102,21 @@ def main(
     out: Positional[Path],
     /,
     width: int = 64,
+    residuals: int = 3,
+    compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False,
     epochs: int = 30,
     batch: int = 500,
     mirror: bool = False,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """`width`: channels of the first layer, doubled three times; the last are the features."""
+    """`width`: channels of the first layer, doubled three times, up to the features. `residuals`: of each stage."""
     on, source = resolve_device(device), open_dataset(data)
     images, labels = (part.to(on) for part in read_all(source))
-    classifier = train(
-        images, labels, classes=source.classes, width=width, epochs=epochs, batch=batch, mirror=mirror, seed=seed
-    )
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    config = ClassifierConfig(shape, source.classes, "", 1, tuple(width << k for k in range(4)), residuals)
+    options = {"epochs": epochs, "batch": batch, "mirror": mirror, "compiled": compiled, "seed": seed}
+    classifier = train(images, labels, config, **options)
     classifier.save(out)
     found = class_accuracy(Classifier.load(out).to(on), *read_all(open_dataset(test)))
     print(f"{out.name}: {out.stat().st_size:,} bytes, SHA-256 {classifier.sha256}")

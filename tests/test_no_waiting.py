@@ -1,5 +1,6 @@
 """No step makes the host wait for the device: it may prepare the next ones while the device computes."""
 
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -49,8 +50,10 @@ def no_waiting(device: str) -> Generator[None]:
         with NoWaiting():
             yield
         return
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the mode is a prototype, it says
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

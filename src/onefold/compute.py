@@ -149,8 +149,19 @@ def compile_blocks(module: nn.Module, *, dynamic: bool) -> None:
     """
     _start_compiler()
     torch._dynamo.config.recompile_limit = 64  # shapes and gradients of all roles share the code of one block
+    options = _options()
     for block in _blocks(module):
-        block.compile(dynamic=dynamic)
+        block.compile(dynamic=dynamic, options=options)
+
+
+def _options() -> dict[str, bool] | None:
+    """Without a fusion that gives wrong gradients on a GPU in torch 2.10 and some later versions.
+
+    The gradient of a modulation that is the same for all images, as an encoder's is, then holds numbers of the step
+    before (pytorch/pytorch#193061); training a network of width 384 diverged within fifteen steps on an H200.
+    """
+    triton = importlib.import_module("torch._inductor.config").triton
+    return {"triton.mix_order_reduction": False} if hasattr(triton, "mix_order_reduction") else None
 
 
 def _blocks(module: nn.Module) -> list[Block]:

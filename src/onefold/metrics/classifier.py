@@ -1,6 +1,6 @@
 """A small convolutional classifier, whose last hidden layer is the default feature space.
 
-    image → stem → stages of (convolution of stride 2, residual convolution) → mean over positions = features
+    image → stem → stages of (convolution of stride 2, residual convolutions) → mean over positions = features
           → linear → logits
 
 Trained on the data set itself it needs no download, fits any number of channels and any size, and knows
@@ -44,6 +44,8 @@ class ClassifierConfig:
     """Stride of the stem."""
     widths: tuple[int, ...]
     """Channels after the stem and after each stage; the last is the width of the features."""
+    residuals: int = 1
+    """Residual convolutions of each stage; the stem is followed by one fewer."""
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], classes: int, pretext: str = "") -> "ClassifierConfig":
@@ -66,9 +68,10 @@ class Classifier(nn.Module):
             nn.Conv2d(config.shape[0], config.widths[0], stride + 2 * reach, stride, reach),
             nn.BatchNorm2d(config.widths[0]),
             nn.ReLU(),
+            *[Residual(config.widths[0]) for _ in range(config.residuals - 1)],
         ]
         for before, after in zip(config.widths, config.widths[1:], strict=False):
-            layers += [_convolution(before, after, stride=2), Residual(after)]
+            layers += [_convolution(before, after, stride=2), *[Residual(after) for _ in range(config.residuals)]]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(config.widths[-1], config.classes or PRETEXTS[config.pretext])
 

@@ -67,6 +67,8 @@ class TrainingConfig(Schedule):
     """Of matrix products; norms, losses, parameters and averages are always float32."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the blocks with torch.compile, which takes half a minute. auto: for long runs, where supported."""
+    graphs: Literal["yes", "no"] = "no"
+    """Record each kind of step as a CUDA graph and repeat it: for small networks, whose host is slower than the GPU."""
     device: str = "auto"
     seed: int = 0
     log_every: int = 3_200

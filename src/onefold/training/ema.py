@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onefold.networks import Network
 
@@ -22,6 +22,10 @@ def trainable_copy(network: Network) -> Network:
 
 
 @torch.no_grad()
-def update(average: nn.Module, network: nn.Module, survival: float) -> None:
-    """Move the average towards the network in place; `survival` is the fraction of it that stays."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - survival)
+def update(average: nn.Module, network: nn.Module, survival: float | Tensor) -> None:
+    """Move the average towards the network in place; `survival`, or a scalar on the device, is what of it stays."""
+    own, new = list(average.parameters()), list(network.parameters())
+    if isinstance(survival, Tensor):  # for which torch has no such function
+        torch._foreach_add_(own, torch._foreach_mul(torch._foreach_sub(new, own), 1 - survival))
+    else:
+        torch._foreach_lerp_(own, new, 1 - survival)

@@ -31,6 +31,7 @@ from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import open_data, place, split, with_test_part
 from onefold.training.engine import alone, joined, ranks
+from onefold.training.graphs import Graphs
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
@@ -315,6 +316,7 @@ class Trainer:
         if self.training.compile == "yes":
             self.state.compile(phase)
             self.progress.tell("compiling the network in the first steps: half a minute, or some on a busy machine")
+        self.take = Graphs().step if self.training.graphs == "yes" else training_step
         self.alarmed: Monitor | None = None
         """Which monitor has raised the last alarm."""
         if self.group.first:
@@ -330,7 +332,7 @@ class Trainer:
         try:
             with self.interruption.at_once(at_once):
                 x, y = next(loader)
-                values = training_step(self.state, to_float(x), y, self.config)
+                values = self.take(self.state, to_float(x), y, self.config)
         except KeyboardInterrupt as error:
             if at_once and self.interruption.signal:
                 raise self.interrupted(self.interruption.signal) from error
@@ -375,7 +377,7 @@ class Trainer:
         before = counters.phase
         checkpoint.restore(self.state, self.config, good[-1])
         self.state.counters.rollbacks, self.state.skips = 1, Skips(self.device, skipped)
-        if self.state.counters.phase != before:
+        if self.state.counters.phase != before or self.training.graphs == "yes":  # of which states are not the same now
             self.watch(phases_of(self.config)[self.state.counters.phase])
         loader.restart(self.images)
         if self.group.first:

@@ -31,6 +31,7 @@ __all__ = [
     "block_matrices",
     "build_optimizers",
     "guarded_step",
+    "keep_rates_on",
     "orthogonalised",
     "set_rates",
 ]
@@ -180,7 +181,10 @@ class Muon(Optimizer):
         if skipped is not None:
             updates = torch.where(skipped, 0.0, updates)
         torch._foreach_mul_(params, remaining)
-        torch._foreach_add_(params, updates.unbind(), alpha=-group["lr"] * scale)
+        if isinstance(group["lr"], Tensor):
+            torch._foreach_add_(params, (updates * (-scale * group["lr"])).unbind())
+        else:
+            torch._foreach_add_(params, updates.unbind(), alpha=-group["lr"] * scale)
 
 
 def block_matrices(network: Network) -> list[nn.Parameter]:
@@ -218,4 +222,16 @@ def set_rates(optimizers: Iterable[Optimizer], factor: float) -> None:
     """Set every rate to `factor` times its peak, the rate that the optimizer was created with."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * factor
+            rate = optimizer.defaults["lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def keep_rates_on(optimizers: Iterable[Optimizer], device: torch.device) -> None:
+    """From now on, the rates are scalars on the device, which a recorded step reads anew each time (see `graphs`)."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+            group["capturable"] = True

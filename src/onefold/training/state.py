@@ -55,9 +55,9 @@ class Skips:
 
     def count(self, skipped: Bool[Tensor, ""], *, whole: bool = True) -> None:
         """Count a step, taken or skipped; one without a turn of every part (not `whole`) does not end a row."""
-        self.last = skipped
-        self.total = self.total + skipped
-        self.in_row = torch.where(skipped, self.in_row + 1, 0 if whole else self.in_row)
+        self.last.copy_(skipped)  # in place, as all of a step that is recorded (see `graphs`)
+        self.total += skipped
+        self.in_row.copy_(torch.where(skipped, self.in_row + 1, 0 if whole else self.in_row))
 
 
 @dataclass
@@ -145,10 +145,14 @@ class TrainingState:
         self.counters.skipped, self.counters.skipped_in_row = counts
         return self.counters.skipped_in_row
 
+    def seed(self, seed: int) -> int:
+        """Seed of the next step's random numbers, in a run with this seed."""
+        key = np.random.SeedSequence([seed, self.counters.images, self.counters.rollbacks])
+        return int(key.generate_state(1, np.uint64)[0] >> 1)
+
     def rng(self, seed: int, device: torch.device) -> torch.Generator:
         """The source of the next step's random numbers."""
-        key = np.random.SeedSequence([seed, self.counters.images, self.counters.rollbacks])
-        return torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+        return torch.Generator(device).manual_seed(self.seed(seed))
 
 
 @contextmanager

@@ -11,6 +11,8 @@ steps when it reads their count.
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from onefold.training.optimizer import guarded_step, set_rates
 from onefold.training.phases import Part, phases_of
 from onefold.training.state import TrainingState
 
-__all__ = ["accumulate", "training_step"]
+__all__ = ["Turn", "accumulate", "set_rates_of", "take_turn", "training_step"]
 
 Gradients = list[Tensor | None]
 
@@ -39,27 +41,75 @@ def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) ->
     optimizer state change, and the averages continue towards the unchanged weights. This is decided on the device only.
     Returns the logged terms of the losses and the gradient norms before clipping, still on the device.
     """
-    phase = phases_of(config)[state.counters.phase]
-    batch, images = len(x) * ranks().count, state.counters.images - phase.start
+    turn = Turn.at(state, config)
+    set_rates_of(state, turn)
     rng = state.rng(config.training.seed, x.device)
-    begun = [part for part in phase.parts if part.start <= images]
-    turn = [part for part in begun if part.has_turn(images, batch)]
+    values = take_turn(state, turn, x, y, config.training, rng, turn.survivals)
+    state.counters.images += turn.batch
+    return values
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the host decides of a step: parts and rates, which follow from the images seen."""
+
+    parts: tuple[Part, ...]
+    """The phase's parts that take part, in order."""
+    whole: bool
+    """Whether they train all that has begun to be trained."""
+    rates: dict[str, float]
+    """Of each trained module: the factor of its learning rates."""
+    survivals: tuple[float, ...]
+    """Of each average, part by part: the fraction of it that stays."""
+    batch: int
+    """Images of the step, of all ranks."""
+
+    @classmethod
+    def at(cls, state: TrainingState, config: Config) -> Self:
+        """The step that begins where the state is."""
+        phase, batch = phases_of(config)[state.counters.phase], config.training.batch
+        images = state.counters.images - phase.start
+        begun = [part for part in phase.parts if part.start <= images]
+        parts = tuple(part for part in begun if part.has_turn(images, batch))
+        rates: dict[str, float] = {}
+        survivals: list[float] = []
+        for part, trained in [(each, trained) for each in parts for trained in each.trains]:
+            rates[trained.name] = trained.schedule.rate_factor(images - trained.start, batch)
+            seen = batch * part.updates(images, batch, trained.start)
+            survivals += [trained.schedule.survival(half_life, seen, batch) for half_life in trained.half_lives]
+        return cls(parts, _trained(parts) == _trained(begun), rates, tuple(survivals), batch)
+
+
+def set_rates_of(state: TrainingState, turn: Turn) -> None:
+    """Set the rates of all that a step trains."""
+    for name, factor in turn.rates.items():
+        set_rates(state.optimizers[name], factor)
+
+
+def take_turn(
+    state: TrainingState,
+    turn: Turn,
+    x: Tensor,
+    y: Tensor,
+    training: TrainingConfig,
+    rng: torch.Generator,
+    survivals: Sequence[float | Tensor],
+) -> dict[str, Tensor]:
+    """What a step does on the device, and all of it: no number passes from there to the host, or back."""
+    left = iter(survivals)
     values: dict[str, Tensor] = {}
     skipped = torch.zeros((), dtype=torch.bool, device=x.device)
-    for part in turn:
-        draws = part.draw(batch, rng).part(*ranks().span(batch))
-        values |= accumulate(state, part, x, y, draws, config.training)
+    for part in turn.parts:
+        draws = part.draw(turn.batch, rng).part(*ranks().span(turn.batch))
+        values |= accumulate(state, part, x, y, draws, training)
         for trained in part.trains:
             module, optimizers = state.modules[trained.name], state.optimizers[trained.name]
-            set_rates(optimizers, trained.schedule.rate_factor(images - trained.start, batch))
             values[trained.norm], skipped = guarded_step(module, optimizers, trained.schedule.clip, skip=skipped)
-            for average, half_life in zip(state.averages, trained.half_lives, strict=bool(trained.half_lives)):
-                seen = batch * part.updates(images, batch, trained.start)
-                ema.update(average, module, trained.schedule.survival(half_life, seen, batch))
+            for average in state.averages if trained.half_lives else ():
+                ema.update(average, module, next(left))
         if part.finish is not None:
             part.finish(state.modules, skipped)
-    state.skips.count(skipped, whole=_trained(turn) == _trained(begun))
-    state.counters.images += batch
+    state.skips.count(skipped, whole=turn.whole)
     return values
 
 

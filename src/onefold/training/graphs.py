@@ -1,0 +1,96 @@
+"""CUDA graphs: a step is recorded once, and from then on the GPU repeats it by itself.
+
+A small network's step is thousands of short operations, each of which the host has to start: it is then the host that
+sets the speed. Since no number of a step passes between host and device (`step.take_turn`), the whole of it can be
+recorded: draws, losses, gradients, optimizers and averages. What changes from step to step lies on the device, and is
+filled in before: images and labels, learning rates, survivals of averages, and the seed of the random numbers, so a
+repeated step draws what it would have drawn.
+
+There is a recording for each set of parts that take turns. Its first steps run as usual: they compile, create the
+optimizers' states and let libraries choose their algorithms.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onefold.training.config import Config
+from onefold.training.optimizer import keep_rates_on
+from onefold.training.phases import Part
+from onefold.training.state import TrainingState
+from onefold.training.step import Turn, set_rates_of, take_turn
+
+__all__ = ["Graphs"]
+
+USUAL = 3
+"""Steps of each kind that run as usual before one is recorded."""
+
+
+@dataclass
+class Recording:
+    """A recorded step, with what it reads and what it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    rng: torch.Generator
+    x: Tensor
+    y: Tensor
+    survivals: list[Tensor]
+    names: list[str]
+    values: Tensor
+
+
+class Graphs:
+    """The recorded steps of a state, whose modules, optimizers and counts of skips must stay the same objects."""
+
+    def __init__(self) -> None:
+        self._usual: dict[tuple[Part, ...], int] = {}
+        self._recorded: dict[tuple[Part, ...], Recording] = {}
+        self._stream = torch.cuda.Stream()  # one for all: what backward passes reuse is bound to a stream
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def step(self, state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
+        """As `step.training_step`, of which it is the same computation."""
+        if not self._usual:
+            for optimizers in state.optimizers.values():
+                keep_rates_on(optimizers, x.device)
+        turn, seed = Turn.at(state, config), state.seed(config.training.seed)
+        usual = self._usual.get(turn.parts, 0)
+        set_rates_of(state, turn)
+        if usual < USUAL:
+            self._usual[turn.parts] = usual + 1
+            rng, survivals = torch.Generator(x.device).manual_seed(seed), _scalars(turn.survivals, x.device)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                values = take_turn(state, turn, x, y, config.training, rng, survivals)
+            torch.cuda.current_stream().wait_stream(self._stream)
+        else:
+            if turn.parts not in self._recorded:
+                self._recorded[turn.parts] = self._record(state, turn, x, y, config)
+            recording = self._recorded[turn.parts]
+            recording.x.copy_(x)
+            recording.y.copy_(y)
+            for own, survival in zip(recording.survivals, turn.survivals, strict=True):
+                own.fill_(survival)
+            recording.rng.manual_seed(seed)
+            recording.graph.replay()
+            values = dict(zip(recording.names, recording.values.clone().unbind(), strict=True))
+        state.counters.images += turn.batch
+        return values
+
+    def _record(self, state: TrainingState, turn: Turn, x: Tensor, y: Tensor, config: Config) -> Recording:
+        graph, rng = torch.cuda.CUDAGraph(), torch.Generator(x.device)
+        graph.register_generator_state(rng)
+        x, y = x.clone(), y.clone()
+        survivals = _scalars(turn.survivals, x.device)
+        torch.cuda.synchronize(x.device)
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            found = take_turn(state, turn, x, y, config.training, rng, survivals)
+            values = torch.stack(list(found.values()))
+        return Recording(graph, rng, x, y, survivals, list(found), values)
+
+
+def _scalars(values: Sequence[float], device: torch.device) -> list[Tensor]:
+    """Scalars on the device, filled there: a copy would make the host wait."""
+    return [torch.full((), value, device=device) for value in values]
