@@ -29,11 +29,11 @@ from onefold.training.run import Run
 SHEET, COLUMNS = 1000, 40
 
 
-def samplers(run: Run, steps: tuple[int, ...]) -> dict[str, Sampler]:
-    """How each row samples, by name: the run's own way in so many steps, and its denoiser in 50."""
+def samplers(run: Run, steps: tuple[int, ...], *, denoiser: bool) -> dict[str, Sampler]:
+    """How each row samples, by name: a one-step generator's own way in so many steps, and the denoiser in 50."""
     own = run.network.sampler
     rows = {f"{k} step" if k == 1 else f"{k} steps": own.with_options(steps=k) for k in steps if own.jumps}
-    return {**rows, "denoiser, 50 steps": Sampler(50)}
+    return {**rows, "denoiser, 50 steps": Sampler(50)} if denoiser else rows
 
 
 def sheet(run: Run, sampler: Sampler, device: torch.device, precision: Precision) -> np.ndarray:
@@ -52,6 +52,7 @@ def main(
     features: Path | None = None,
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 50),
     images: int = 10_000,
+    denoiser: bool = True,
     guidance: float | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -64,13 +65,14 @@ def main(
         features: File of the feature extractor. Default: a small classifier, as in `onefold evaluate`.
         steps: Rows of a one-step generator.
         images: Samples of each row.
+        denoiser: Also a row, and a sheet, of the denoiser in 50 steps.
         guidance: Also a row, and a sheet, of the denoiser with this guidance.
         device: auto, cpu, cuda, …
         precision: Of matrix products of sampling.
     """
     found, on = onefold.load_run(run), resolve_device(device)
     extractor = None if features is None else metrics.from_file(features, device=str(on))
-    ways = samplers(found, steps)
+    ways = samplers(found, steps, denoiser=denoiser)
     if guidance is not None:
         ways[f"denoiser, 50 steps, guidance {guidance:g}"] = Sampler(50, guidance=guidance)
     rows: dict[str, Any] = {}
