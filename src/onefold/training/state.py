@@ -153,7 +153,10 @@ class TrainingState:
 
 @contextmanager
 def seeded(seed: int) -> Generator[None]:
-    """Seed torch's random numbers on the CPU; afterwards they continue as if nothing had happened."""
+    """Seed torch's random numbers on the CPU; afterwards they continue as if nothing had happened.
+
+    Those of other devices are left alone, which `torch.manual_seed` would seed, too.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
