@@ -1,7 +1,7 @@
-"""A GPU that is not there: steps run under fake tensors, which have a shape, a type and a device but no numbers.
+"""A GPU that is not there: work done on fake tensors, which have a shape, a type and a device but no numbers.
 
-Torch's `FakeTensorMode` refuses to mix devices and to give numbers to the host, on any machine. A few things a CPU build
-of torch cannot do even so, and are done here in its place:
+Torch's `FakeTensorMode` refuses to mix devices and to give numbers to the host, on any machine. What a CPU build of
+torch cannot do even so is done here in its place:
 
     where C++ asks       it is told "xla", which autocast treats as CUDA and the backward pass without streams
     device guards        that device has the one of "meta", which does nothing
@@ -12,6 +12,7 @@ of torch cannot do even so, and are done here in its place:
 
 import ctypes
 import sys
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,12 +26,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["DEVICE", "Copied", "Mixed", "other_device"]
+__all__ = ["DEVICE", "Copied", "Mixed", "OtherDevice", "other_device"]
 
 DEVICE = torch.device("cuda:0")
 INSIDE = torch.device("xla:0")
 """What C++ takes it for."""
-CPU, META, XLA = 0, 14, 9
+XLA, META = 9, 14
 """Numbers of devices in torch's list of guards (`c10/core/DeviceType.h`)."""
 aten = torch.ops.aten
 
@@ -44,7 +45,10 @@ class Mixed(AssertionError):
 
 
 class OtherDevice(FakeTensorMode):
-    """Fake tensors whose operations fail where devices mix and, if `waits` is false, where the host would wait."""
+    """Fake tensors whose operations fail where devices mix and, if `waits` is false, where the host would wait.
+
+    Where a number is asked for and may be, it is 1.
+    """
 
     def __init__(self, *, waits: bool) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -57,8 +61,9 @@ class OtherDevice(FakeTensorMode):
             places = [args[0], *(place for place in args[1] if place is not None)]
             if len({place.device for place in places}) > 1:
                 raise Copied(f"{func}: of a tensor on {places[0].device} by places on the other device")
-        if func is aten._local_scalar_dense.default and self.waits:
-            return torch.ones((), dtype=args[0].dtype).numpy().item() if args[0].dtype != torch.bfloat16 else 1.0
+        asked = func is aten._local_scalar_dense.default and args[0].constant is None
+        if asked and (self.waits or args[0].device.type == "cpu"):
+            return _as_array(args[0], force=True).item()
         found = super().__torch_dispatch__(func, types, args, kwargs)
         copies = func.overloadpacket in (aten._to_copy, aten.copy_, aten.copy)
         if copies and not self.waits and len({x.device for x in [*tensors, found] if x.numel() and x.ndim}) > 1:
@@ -67,10 +72,15 @@ class OtherDevice(FakeTensorMode):
 
 
 class OneSource(TorchFunctionMode):
-    """Random numbers are drawn by a generator on their own device."""
+    """Random numbers are drawn by a generator on their own device, which is not drawn from.
+
+    Where it goes through fake tensors, torch 2.13 frees its memory twice.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        rng, made = (kwargs or {}).get("generator"), func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        rng = kwargs.pop("generator", None)
+        made = func(*args, **kwargs)
         if rng is not None and rng.device.type != made.device.type:
             raise Mixed(f"{func.__name__}: a generator on {rng.device} for numbers on {made.device}")
         return made
@@ -122,7 +132,8 @@ def _moved(param: Tensor, to: Tensor) -> None:
 def _as_array(x: FakeTensor, *, force: bool = False) -> np.ndarray[Any, Any]:
     if x.device.type != "cpu" and not force:
         raise TypeError(f"can't convert {x.device} device type tensor to numpy. Use Tensor.cpu() first")
-    return torch.ones(()).to(x.dtype).numpy().repeat(x.numel()).reshape(x.shape)
+    kinds = {torch.bool: np.bool_, torch.uint8: np.uint8, torch.int64: np.int64, torch.float64: np.float64}
+    return np.ones(x.shape, kinds.get(x.dtype, np.float32))
 
 
 @contextmanager
@@ -143,17 +154,19 @@ def _guards() -> Generator[None]:
 def other_device(*, waits: bool = False) -> Generator[OtherDevice]:
     """All tensors made in this context are fake; those on `DEVICE` cannot meet those on the CPU.
 
-    Unless `waits`, nor may the host wait for the device. With it, a number that the host asks for is 1.
+    Unless `waits`, nor may the host wait for the device.
     """
     of_class = FakeTensor.__torch_dispatch__.__func__  # type: ignore[attr-defined]
 
     def dispatch(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (
-            _told(args[0]) if func is torch.ops.prim.device.default else of_class(cls, func, types, args, kwargs or {})
-        )
+        if func is torch.ops.prim.device.default:
+            return _told(args[0])
+        return of_class(cls, func, types, args, kwargs or {})
 
     handlers = fake_tensor._DISPATCH_META_HANDLERS
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by copy.deepcopy
         stack.enter_context(_guards())
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         for place, name, value in (

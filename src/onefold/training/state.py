@@ -4,6 +4,7 @@ Random numbers are not part of it: a step draws them from a generator seeded wit
 order of the data is a function of (seed, images).
 """
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ class TrainingState:
             data: What the first phase adapts the network to; default: it is not adapted.
         """
         with seeded(config.training.seed):
-            network = build(config.network) if network is None else network
+            network = build(config.network) if network is None else copy.deepcopy(network)
             state = cls({"network": network.to(device)}, {}, Skips(device))
             first = phases_of(config)[0]
             if data is not None:
