@@ -72,10 +72,7 @@ class OtherDevice(FakeTensorMode):
 
 
 class OneSource(TorchFunctionMode):
-    """Random numbers are drawn by a generator on their own device, which is not drawn from.
-
-    Where it goes through fake tensors, torch 2.13 frees its memory twice.
-    """
+    """Random numbers are drawn by a generator on their own device, which is not drawn from."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

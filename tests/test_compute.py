@@ -126,7 +126,9 @@ def test_a_training_in_tf32_is_so_in_all_its_steps(tmp_path: Path, monkeypatch: 
 
 
 def test_products_are_measured():
+    before = torch.get_rng_state()
     assert speed_up(CPU) > 0
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers go on as if nothing had happened"
     assert precision_for_speed_up(0.0) == "float32"
 
 

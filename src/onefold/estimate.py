@@ -127,7 +127,8 @@ def measure(config: Config, seconds: float) -> Measurement:
     config = replace(config, training=replace(config.training, batch=micro, micro_batch=None, precision=precision))
     state = TrainingState.fresh(config, device)
     size, classes = config.network.image_size, config.network.classes
-    x = torch.rand((micro, config.network.channels, *size), device=device) * 2 - 1
+    rng = state.rng(config.training.seed, device)
+    x = torch.rand((micro, config.network.channels, *size), generator=rng, device=device) * 2 - 1
     y = torch.arange(micro, device=device) % max(1, classes)
     phases = phases_of(config)
     with products(precision, device):

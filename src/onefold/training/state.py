@@ -50,9 +50,9 @@ class Skips:
     """Counts skipped steps on the device, so that no step makes the host wait for it."""
 
     def __init__(self, device: torch.device, total: int = 0, in_row: int = 0) -> None:
-        self.total = torch.tensor(total, device=device)
-        self.in_row = torch.tensor(in_row, device=device)
-        self.last = torch.tensor(False, device=device)
+        self.total = torch.full((), total, device=device)  # filled there, rather than copied from the host
+        self.in_row = torch.full((), in_row, device=device)
+        self.last = torch.full((), False, device=device)
 
     def count(self, skipped: Bool[Tensor, ""], *, whole: bool = True) -> None:
         """Count a step, taken or skipped; one without a turn of every part (not `whole`) does not end a row."""
