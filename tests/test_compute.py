@@ -1,6 +1,7 @@
 """What a network computes on: device, precision, compiled sampling, and what is chosen by itself."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 from conftest import randomised
 from helpers_runs import tiny
 from onefold import compute
-from onefold.compute import precision_for_speed_up, resolve_precision, sampling_context, speed_up
+from onefold.compute import precision_for_speed_up, products, resolve_precision, sampling_context, speed_up
 from onefold.errors import UserError
 from onefold.networks import NetworkConfig, OneFold
 from onefold.sampling import Sampler, noises
+from onefold.training import loop
 from onefold.training.prepare import decide
 
 CPU = torch.device("cpu")
@@ -90,8 +92,42 @@ def test_the_context_tells_the_precision(network: OneFold, monkeypatch: pytest.M
             assert product.dtype == getattr(torch, expected)
 
 
+def test_tf32_lasts_as_long_as_its_context():
+    before = torch.get_float32_matmul_precision()
+    with products("tf32", torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before == "highest"
+    for precision in ("float32", "bfloat16"):
+        with products(precision, torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == before
+
+
+def test_tf32_is_refused_where_there_is_none(network: OneFold):
+    with pytest.raises(UserError, match=r"^training\.precision: tf32 is a format of NVIDIA GPUs, not of cpu"):
+        decide(tiny(training__precision="tf32"), CPU)
+    with pytest.raises(UserError, match=r"^precision: tf32 .* choose float32 or bfloat16"):
+        samples(network, precision="tf32")
+
+
+def test_a_training_in_tf32_is_so_in_all_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+    plain = loop.training_step
+
+    def step(*arguments: Any) -> Any:
+        seen.append(torch.get_float32_matmul_precision())
+        return plain(*arguments)
+
+    monkeypatch.setattr(compute, "check_precision", lambda option, precision, device: None)
+    monkeypatch.setattr(loop, "training_step", step)
+    loop.train(tiny(training__precision="tf32", training__images=32), tmp_path / "run", quiet=True)
+    assert seen == ["high", "high"]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_products_are_measured():
+    before = torch.get_rng_state()
     assert speed_up(CPU) > 0
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers go on as if nothing had happened"
     assert precision_for_speed_up(0.0) == "float32"
 
 

@@ -3,6 +3,9 @@
 bf16 matrix products can be several times as fast as float32 ones on a CPU with matrix units, and slower on one
 without: so "auto" measures before it chooses. Norms, losses, parameters and averages are float32 in any case, and so
 is attention on a CPU (see `trunk.Attention`).
+
+TF32 is a third choice, of NVIDIA GPUs from 2020 on: factors of float32 products are rounded to 10 bits after the first,
+as many as float16 has, over the whole range of float32; all sums and all else are float32.
 """
 
 import importlib
@@ -12,7 +15,7 @@ import statistics
 import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -24,9 +27,11 @@ from onefold.settings import Precision
 
 __all__ = [
     "can_compile",
+    "check_precision",
     "compile_blocks",
     "eager",
     "precision_for_speed_up",
+    "products",
     "require_compiler",
     "resolve_device",
     "resolve_precision",
@@ -34,6 +39,9 @@ __all__ = [
     "speed_up",
 ]
 
+
+Computed: TypeAlias = Literal["float32", "tf32", "bfloat16"]
+"""A precision, decided."""
 
 TURNS = 9
 """Measurements of each precision that `speed_up` takes the median of."""
@@ -70,7 +78,7 @@ def sampling_context(
     With `compiled` its blocks are compiled, once for all batch sizes, and run uncompiled again afterwards.
 
     Raises:
-        UserError: nothing can be compiled here.
+        UserError: nothing can be compiled here, or TF32 on a device without it.
     """
     network.to(device)
     if compiled:
@@ -78,7 +86,7 @@ def sampling_context(
         compile_blocks(network, dynamic=True)
     taken = resolve_precision(precision, device)
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=taken == "bfloat16"):
+        with products(taken, device), torch.autocast(device.type, torch.bfloat16, enabled=taken == "bfloat16"):
             yield taken
     finally:
         for block in _blocks(network) if compiled else ():
@@ -88,9 +96,45 @@ def sampling_context(
 # --- precision --------------------------------------------------------------------------------------------------------
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """A precision, "auto" decided."""
+def resolve_precision(precision: Precision, device: torch.device) -> Computed:
+    """A precision, "auto" decided.
+
+    Raises:
+        UserError: TF32 on a device without it.
+    """
+    check_precision("precision", precision, device)
     return precision_for_speed_up(speed_up(device)) if precision == "auto" else precision
+
+
+def check_precision(option: str, precision: Precision, device: torch.device) -> None:
+    """Refuse TF32 where no GPU has it.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(f"{option}: tf32 is a format of NVIDIA GPUs, not of {device.type}; choose float32 or bfloat16")
+
+
+@contextmanager
+def products(precision: Precision, device: torch.device) -> Generator[None]:
+    """The context in which float32 matrix products on a GPU are rounded to TF32, if that is the precision.
+
+    Backward passes have to be in it, too: unlike autocast, it leaves no trace in the graph.
+
+    Raises:
+        UserError: TF32 on a device without it.
+    """
+    check_precision("precision", precision, device)
+    if precision != "tf32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def precision_for_speed_up(times: float) -> Literal["float32", "bfloat16"]:
@@ -105,7 +149,8 @@ def speed_up(device: torch.device) -> float:
     both down alike. The products are large enough for a GPU to take longer than starting them does.
     """
     size = 512 if device.type == "cpu" else 4096
-    a = torch.randn(size, size, device=device)
+    rng = torch.Generator(device).manual_seed(0)  # the caller's random numbers go on as if nothing had happened
+    a = torch.randn(size, size, generator=rng, device=device)
     try:
         b = a.bfloat16()
         both = [(_seconds_of_products(a), _seconds_of_products(b)) for _ in range(TURNS)]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from onefold.compute import eager, require_compiler, resolve_device, resolve_precision
+from onefold.compute import eager, products, require_compiler, resolve_device, resolve_precision
 from onefold.data.loader import IN_MEMORY
 from onefold.errors import UserError
 from onefold.networks.base import build, parameter_shares
@@ -116,7 +116,7 @@ def measure(config: Config, seconds: float) -> Measurement:
     `training.compile` "auto", nothing is compiled here.
 
     Raises:
-        UserError: a device that is not available, or compilation requested where it does not work.
+        UserError: a device that is not available, or compilation or TF32 requested where it does not work.
     """
     device = resolve_device(config.training.device)
     batch, compiled = config.training.batch, config.training.compile == "yes"
@@ -127,12 +127,14 @@ def measure(config: Config, seconds: float) -> Measurement:
     config = replace(config, training=replace(config.training, batch=micro, micro_batch=None, precision=precision))
     state = TrainingState.fresh(config, device)
     size, classes = config.network.image_size, config.network.classes
-    x = torch.rand((micro, config.network.channels, *size), device=device) * 2 - 1
+    rng = state.rng(config.training.seed, device)
+    x = torch.rand((micro, config.network.channels, *size), generator=rng, device=device) * 2 - 1
     y = torch.arange(micro, device=device) % max(1, classes)
-    with eager():  # other numbers of images would trigger recompilation
-        growth = _memory_growth(state, x, y, config)
     phases = phases_of(config)
-    times = [_seconds_per_image(state, x, y, config, phase, batch, seconds / len(phases)) for phase in phases]
+    with products(precision, device):
+        with eager():  # other numbers of images would trigger recompilation
+            growth = _memory_growth(state, x, y, config)
+        times = [_seconds_per_image(state, x, y, config, phase, batch, seconds / len(phases)) for phase in phases]
     whole = sum(phase.schedule.images * time for phase, time in zip(phases, times, strict=True))
     speed = sum(phase.schedule.images for phase in phases) / whole
     peak, memory = peak_memory(device), available_memory(device)

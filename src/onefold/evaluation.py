@@ -170,7 +170,7 @@ def evaluate(
     group = ranks()
     if not group.first:  # which may train one first
         group.wait()
-    extractor = extractor or extractor_for(train, say)
+    extractor = extractor or extractor_for(train, say, device)
     if group.first:
         group.wait()
     say(f"measuring {count:,} training images")

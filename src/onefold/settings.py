@@ -18,8 +18,8 @@ __all__ = ["Precision", "check", "from_file", "from_json", "override", "to_json"
 
 T = TypeVar("T")
 
-Precision = Literal["auto", "float32", "bfloat16"]
-"""Of matrix products; auto: bfloat16 where it is at least twice as fast."""
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+"""Of matrix products; auto: bfloat16 where it is at least twice as fast; tf32 is of NVIDIA GPUs alone."""
 
 
 def to_json(value: Any) -> str:

@@ -10,8 +10,8 @@ Data without labels gives its own: each image is turned by 0, 90, 180 or 270 deg
 which (images that are not square are mirrored in one axis, the other, both or none). To tell what is
 upright, the network must know what is in the picture. There is then no class accuracy.
 
-All randomness comes from `seed`: on one machine, with one number of threads, the same call gives the same
-weights.
+All randomness comes from `seed`: on one machine and device, with one number of threads, the same call gives
+the same weights. Images and random numbers are on the device, and no step makes the host wait for it.
 
 Shapes: images (n, C, H, W) uint8, labels (n,) int64 in 0…K−1.
 Reference: Gidaris et al. 2018, arXiv:1803.07728, for rotations.
@@ -48,8 +48,8 @@ def train_classifier(
 
     With fewer than two classes the labels are not used and the task is the pretext one. `epochs` is by
     default what shows 250,000 images, but at least 4 and at most 200; `progress(images seen, images in all,
-    loss)` is called after each step. Raises `UserError` for images or labels of the wrong kind, or fewer
-    than 2 images.
+    loss)` is called after each step, and waits for its loss. Raises `UserError` for images or labels of the
+    wrong kind, or fewer than 2 images.
     """
     config = _config(images, labels, classes)
     labels = None if config.pretext else labels
@@ -59,16 +59,17 @@ def train_classifier(
     steps = epochs * (n // batch)
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices, too
         classifier = Classifier(config).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=WEIGHT_DECAY)
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(device).manual_seed(seed)
+    images, labels = images.to(device), None if labels is None else labels.to(device)
     whole = n - n % batch  # what is left over of an epoch waits for another order
-    order = (i for _ in range(epochs) for i in torch.randperm(n, generator=rng)[:whole].split(batch))
+    order = (i for _ in range(epochs) for i in _shuffled(n, rng)[:whole].split(batch))
     for step, index in enumerate(order):
-        x = images[index].cpu().float() / 127.5 - 1
+        x = images[index].float() / 127.5 - 1
         x, y = (x, labels[index]) if labels is not None else pretext_task(x, config.pretext, rng)
-        loss = F.cross_entropy(classifier(damage(x, rng).to(device)), y.to(device))
+        loss = F.cross_entropy(classifier(damage(x, rng)), y)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min((step + 1) / (0.2 * steps), (steps - step) / (0.8 * steps))
         optimizer.zero_grad()
@@ -79,25 +80,40 @@ def train_classifier(
     return classifier.freeze()
 
 
+def _shuffled(n: int, rng: torch.Generator) -> Tensor:
+    """0 … n − 1 in random order, on the device of `rng`."""
+    return torch.randperm(n, generator=rng, device=rng.device)
+
+
 def damage(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Shift each image of x (n, C, H, W) by up to an eighth of its side and add up to 0.1 of noise."""
+    """Shift each image of x (n, C, H, W) by up to an eighth of its side and add up to 0.1 of noise.
+
+    `rng` is on the device of x.
+    """
     n, _, h, w = x.shape
-    reach = max(1, min(h, w) // 8)
-    rows, columns = (torch.arange(side) + torch.randint(2 * reach + 1, (n, 1), generator=rng) for side in (h, w))
+    reach, device = max(1, min(h, w) // 8), x.device
+    rows, columns = (
+        torch.arange(side, device=device) + torch.randint(2 * reach + 1, (n, 1), generator=rng, device=device)
+        for side in (h, w)
+    )
     padded = F.pad(x, (reach,) * 4, mode="replicate")
-    x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    strength = NOISE * torch.rand((n, 1, 1, 1), generator=rng)
-    return x + strength * torch.randn(x.shape, generator=rng)
+    every = torch.arange(n, device=device)[:, None, None]
+    x = padded[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    strength = NOISE * torch.rand((n, 1, 1, 1), generator=rng, device=device)
+    return x + strength * torch.randn(x.shape, generator=rng, device=device)
 
 
 def pretext_task(x: Tensor, pretext: str, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Turn or mirror each image of x (n, C, H, W) in one of four ways: the images, and which way (n,)."""
+    """Turn or mirror each image of x (n, C, H, W) in one of four ways: the images, and which way (n,).
+
+    `rng` is on the device of x.
+    """
     if pretext == "rotations":
         ways = torch.stack([x.rot90(k, (2, 3)) for k in range(4)])
     else:
         ways = torch.stack([x, x.flip(3), x.flip(2), x.flip(2, 3)])
-    y = torch.randint(4, (len(x),), generator=rng)
-    return ways[y, torch.arange(len(x))], y
+    y = torch.randint(4, (len(x),), generator=rng, device=x.device)
+    return ways[y, torch.arange(len(x), device=x.device)], y
 
 
 def _config(images: Tensor, labels: Tensor | None, classes: int) -> ClassifierConfig:

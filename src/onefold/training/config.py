@@ -64,7 +64,7 @@ class TrainingConfig(Schedule):
     recompute: bool = False
     """Compute each block again in the backward pass instead of keeping what is inside it: less memory, more time."""
     precision: Precision = "auto"
-    """Of matrix products; norms, losses, parameters and averages are always float32."""
+    """Of matrix products; norms, losses, parameters and averages are always float32. tf32: on NVIDIA GPUs only."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the blocks with torch.compile, which takes half a minute. auto: for long runs, where supported."""
     graphs: Literal["yes", "no"] = "no"

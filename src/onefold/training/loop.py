@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from onefold import settings
-from onefold.compute import eager, resolve_device
+from onefold.compute import eager, products, resolve_device
 from onefold.data import Loader, read_all
 from onefold.data.source import absolute
 from onefold.errors import Interrupted, TrainingAborted, UserError, writing
@@ -128,6 +128,7 @@ def train(
         state = _begin(run, device, network)
         with (
             writing(folder),
+            products(run.config.training.precision, device),
             Interruption(launched=group.count > 1) as interruption,
             ImageProgress("training", run.length, done=state.counters.images, quiet=quiet) as progress,
         ):

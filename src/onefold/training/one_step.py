@@ -110,7 +110,7 @@ class OneStepPhase(Phase):
         return [RMSPropW(ps, lr=rate, beta=CRITIC_BETA, weight_decay=0.0) for ps, rate in groups if ps]
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
-        """Teacher, generator with averages, critic; and `best`, on the CPU, if a monitor selects it."""
+        """Teacher, generator with averages, critic; and `best`, if a monitor selects it."""
         options = self.config.onestep
         teacher = ema.average_of(network)
         generator = build(self.config.network).to(network.device)
@@ -121,7 +121,7 @@ class OneStepPhase(Phase):
             if trains == "norms":
                 freeze_matrices(found[name])
         if options.selects:
-            found["best"] = ema.average_of(teacher).cpu()
+            found["best"] = ema.average_of(teacher)
         return found
 
     def published(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -61,9 +61,11 @@ def decide(config: Config, device: torch.device, say: Callable[[str], None] = la
     `say` is told, in a line, what was chosen and why.
 
     Raises:
-        UserError: `compile="yes"` where nothing can be compiled, or `graphs="yes"` where there are none.
+        UserError: `compile="yes"` where nothing can be compiled, `graphs="yes"` where there are none, or TF32 on a device
+            without it.
     """
     training = config.training
+    compute.check_precision("training.precision", training.precision, device)
     compiled = training.compile
     if compiled == "auto":
         work = length(config) * training_flops(config)

@@ -4,6 +4,7 @@ Random numbers are not part of it: a step draws them from a generator seeded wit
 order of the data is a function of (seed, images).
 """
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,9 +50,9 @@ class Skips:
     """Counts skipped steps on the device, so that no step makes the host wait for it."""
 
     def __init__(self, device: torch.device, total: int = 0, in_row: int = 0) -> None:
-        self.total = torch.tensor(total, device=device)
-        self.in_row = torch.tensor(in_row, device=device)
-        self.last = torch.tensor(False, device=device)
+        self.total = torch.full((), total, device=device)  # filled there, rather than copied from the host
+        self.in_row = torch.full((), in_row, device=device)
+        self.last = torch.full((), False, device=device)
 
     def count(self, skipped: Bool[Tensor, ""], *, whole: bool = True) -> None:
         """Count a step, taken or skipped; one without a turn of every part (not `whole`) does not end a row."""
@@ -86,7 +87,7 @@ class TrainingState:
             data: What the first phase adapts the network to; default: it is not adapted.
         """
         with seeded(config.training.seed):
-            network = build(config.network) if network is None else network
+            network = build(config.network) if network is None else copy.deepcopy(network)
             state = cls({"network": network.to(device)}, {}, Skips(device))
             first = phases_of(config)[0]
             if data is not None:
@@ -157,7 +158,10 @@ class TrainingState:
 
 @contextmanager
 def seeded(seed: int) -> Generator[None]:
-    """Seed torch's random numbers on the CPU; afterwards they continue as if nothing had happened."""
+    """Seed torch's random numbers on the CPU; afterwards they continue as if nothing had happened.
+
+    Those of other devices are left alone, which `torch.manual_seed` would seed, too.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
