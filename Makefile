@@ -23,7 +23,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types tests nightly docs clean
+.PHONY: help demo test lint types tests nightly docs package clean
 
 help:  ## list the targets
 	@echo "onefold: one network, one training run, one sampling step"
@@ -58,6 +58,11 @@ docs: $(DEV_STAMP)  ## build the documentation into site/
 	$(SAY) "Docs: mkdocs"
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "built: site/index.html"
+
+package: $(DEV_STAMP)  ## wheel and source distribution in dist/; tests/test_package.py installs them elsewhere
+	$(SAY) "Package: hatchling"
+	@rm -rf dist
+	@$(PY) -m hatchling build --directory dist
 
 clean:  ## remove what make made: .venv, demo, site, caches; never runs/
 	rm -rf $(VENV) demo site dist .pytest_cache .ruff_cache .hypothesis

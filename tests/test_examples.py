@@ -158,3 +158,11 @@ def test_the_notebook_runs_as_it_is(monkeypatch: pytest.MonkeyPatch):
     assert namespace["fast"].config.phases == ("one_step",)
     assert namespace["record"]["protocol"]["steps"] == 1
     assert namespace["grid"](namespace["originals"]).size == (320, 32)
+
+
+def test_the_documentation_shows_each_example_and_each_is_short():
+    """By inclusion, in words that the formatter leaves alone."""
+    page = (EXAMPLES.parent / "docs" / "extend.md").read_text(encoding="utf-8")
+    for path in EXAMPLES.glob("*.py"):
+        assert f'\n--8<-- "examples/{path.name}"\n' in page
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 50

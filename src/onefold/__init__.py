@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from onefold import data, metrics, networks, objectives
+    from onefold import data, loggers, metrics, networks, objectives
     from onefold.errors import TrainingAborted, UserError
     from onefold.evaluation import evaluate
     from onefold.networks import NetworkConfig, OneFold, RatioNet
@@ -51,6 +51,7 @@ __all__ = [
     "data",
     "evaluate",
     "load_run",
+    "loggers",
     "metrics",
     "networks",
     "objectives",
@@ -80,7 +81,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "metrics", "networks", "objectives"):
+    if name in ("data", "loggers", "metrics", "networks", "objectives"):
         return importlib.import_module(f"onefold.{name}")
     for room, names in _ROOMS.items():
         if name in names:

@@ -52,6 +52,7 @@ COMMANDS: dict[str, str] = {
 
 BEGINNING = {
     "onefold data inspect photos/": "what is in a folder of images",
+    "onefold train auto --data photos/ --out runs/photos": "train on them, for half an hour",
     "onefold train digits --out runs/digits": "train a network on the embedded digits, some minutes on a laptop",
     "onefold sample runs/digits -n 64": "images from it",
     "onefold onestep runs/digits": "make a one-step generator of it",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from onefold import settings
+from onefold import loggers, settings
 from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import check_resume_options, console, resume_run
@@ -41,6 +41,7 @@ def onestep(arguments: list[str]) -> None:
         resume: bool = False,
         unfinished: bool = False,
         on_collapse: Literal["warn", "stop", "ignore"] = "warn",
+        log: tyro.conf.UseAppendAction[tuple[Literal["tensorboard", "trackio", "wandb"], ...]] = (),
         quiet: bool = False,
         options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default.onestep,
         training: TrainingConfig = default.training,
@@ -61,6 +62,7 @@ def onestep(arguments: list[str]) -> None:
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             unfinished: Also begin from a run that has not reached its end.
             on_collapse: When the samples leave the data: say so, stop with exit code 3, or log it only.
+            log: Show the log there too, beside log.jsonl. May be given several times, also with --resume.
             quiet: No progress bar, no summary.
             options: How generator and critic are trained.
             training: Settings of the new run; the defaults shown follow from RUN.
@@ -71,7 +73,8 @@ def onestep(arguments: list[str]) -> None:
         if resume:
             check_resume_options(given, "--method")  # which names the folder
             run = _run_of(folder, teacher)
-            finished = resume_run(run, images, data=data, test_data=test_data, quiet=quiet)
+            with loggers.opened(log) as callbacks:
+                finished = resume_run(run, images, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
             derived = converted(teacher, images=own.images, batch=own.batch, unfinished=unfinished)
@@ -86,7 +89,8 @@ def onestep(arguments: list[str]) -> None:
             places = {"data.source": data, "data.test": test_data}
             config = config.with_changes({name: place for name, place in places.items() if place is not None})
             Run(teacher, config).check_data()
-            finished = loop.train(config, folder, quiet=quiet)
+            with loggers.opened(log) as callbacks:
+                finished = loop.train(config, folder, callbacks=callbacks, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
 

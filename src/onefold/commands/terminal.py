@@ -3,7 +3,7 @@
 What needs torch is imported where it is used, so that `--help` does without it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from onefold.errors import UserError
 
 if TYPE_CHECKING:
     from onefold.training.config import Config
+    from onefold.training.loop import Callback
     from onefold.training.run import Run
 
 __all__ = [
@@ -61,7 +62,13 @@ def with_architecture(config: "Config", architecture: str | None) -> "Config":
 
 
 def resume_run(
-    run: "Run", images: int | None = None, *, data: str | None = None, test_data: str | None = None, quiet: bool
+    run: "Run",
+    images: int | None = None,
+    *,
+    data: str | None = None,
+    test_data: str | None = None,
+    callbacks: "Iterable[Callback]" = (),
+    quiet: bool,
 ) -> "Run":
     """A run, trained to its end, or on to `images`; says so if it had reached it before. Its data may have moved."""
     from onefold.training import loop
@@ -71,7 +78,16 @@ def resume_run(
     if images is None and saved and int(saved[-1].name) >= run.length and not quiet:
         cure = "--images with a larger number makes it longer"
         console.print(f"{run.folder}: already finished, at {run.length:,} images; {cure}")
-    return loop.train(None, run.folder, resume=True, data=data, test_data=test_data, images=images, quiet=quiet)
+    return loop.train(
+        None,
+        run.folder,
+        resume=True,
+        images=images,
+        data=data,
+        test_data=test_data,
+        callbacks=callbacks,
+        quiet=quiet,
+    )
 
 
 def discard(line: str) -> None:
@@ -84,7 +100,7 @@ def check_resume_options(options: Sequence[str], *besides: str) -> None:
     Raises:
         UserError: naming the first.
     """
-    allowed = ("--resume", "--out", "--quiet", "--images", "--data", "--test-data", *besides)
+    allowed = ("--resume", "--out", "--quiet", "--log", "--images", "--data", "--test-data", *besides)
     for option in options:
         if option.startswith("--") and option.partition("=")[0] not in allowed:
             raise UserError(f"{option}: a resumed run keeps its own settings; leave it out, or start a new run")

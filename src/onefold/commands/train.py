@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from onefold import planner
+from onefold import loggers, planner
 from onefold.commands import tables
 from onefold.commands.arguments import parse
 from onefold.commands.terminal import (
@@ -52,6 +52,7 @@ def train(arguments: list[str]) -> None:
         minutes: float | None = None,
         steps: int | None = None,
         on_collapse: Literal["warn", "stop", "ignore"] | None = None,
+        log: tyro.conf.UseAppendAction[tuple[Literal["tensorboard", "trackio", "wandb"], ...]] = (),
         quiet: bool = False,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> None:
@@ -75,6 +76,7 @@ def train(arguments: list[str]) -> None:
             minutes: Of the recipe auto: how long the training may take. Default: 30.
             steps: Stop after so many optimiser steps (sets training.images), for a short trial.
             on_collapse: When the latents have collapsed: say so, stop with exit code 3, or log it only. Default: warn.
+            log: Show the log there too, beside log.jsonl. May be given several times, also with --resume.
             quiet: No progress bar, no summary.
             config: All settings of the run; the defaults shown are the recipe's.
         """
@@ -85,7 +87,9 @@ def train(arguments: list[str]) -> None:
         if resume:
             check_resume_options(options)
             folder = out or Path("runs") / default.recipe
-            finished = resume_run(_run_of(folder, name), images, data=data, test_data=test_data, quiet=quiet)
+            run = _run_of(folder, name)
+            with loggers.opened(log) as callbacks:
+                finished = resume_run(run, images, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
         else:
             config = with_architecture(
                 config.with_changes({"data.unreadable": unreadable, "data.labels_from": labels_from}), architecture
@@ -97,7 +101,9 @@ def train(arguments: list[str]) -> None:
                 config = with_one_step(config)
             elif config.onerun != default.onerun and "one_run" not in config.phases:
                 raise UserError("--onerun: has no effect without --one-step; add it, or leave this out")
-            finished = loop.train(config if start is None else _with_start(config, start, options), out, quiet=quiet)
+            config = config if start is None else _with_start(config, start, options)
+            with loggers.opened(log) as callbacks:
+                finished = loop.train(config, out, callbacks=callbacks, quiet=quiet)
         if not quiet:
             tables.show_run(console, finished)
 

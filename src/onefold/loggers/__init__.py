@@ -1,0 +1,31 @@
+"""Loggers: a run's log, pictures and weights, where people look. Each is a callback of `onefold.train`.
+
+    with loggers.TensorBoard() as log:
+        onefold.train(config, "runs/digits", callbacks=[log])
+
+`log.jsonl` is written in any case and is the record; what a logger shows is a copy of it.
+"""
+
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager
+
+from onefold.loggers.logger import Logger
+from onefold.loggers.tensorboard import TensorBoard
+from onefold.loggers.trackio import Trackio
+from onefold.loggers.wandb import WandB
+
+__all__ = ["LOGGERS", "Logger", "TensorBoard", "Trackio", "WandB", "opened"]
+
+LOGGERS: dict[str, type[Logger]] = {each.name: each for each in (TensorBoard, Trackio, WandB)}
+"""By the name of `--log`."""
+
+
+@contextmanager
+def opened(names: Iterable[str]) -> Generator[list[Logger]]:
+    """The loggers of these names, each once; they are closed in the end.
+
+    Raises:
+        UserError: what one of them needs is not there.
+    """
+    with ExitStack() as stack:
+        yield [stack.enter_context(LOGGERS[name]()) for name in dict.fromkeys(names)]
