@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ from onefold.networks.jump import Jump
 from onefold.networks.source import check_fits, is_run, locate, packaged, upload
 from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
+
+if TYPE_CHECKING:
+    from onefold.networks.foreign import Half
 
 __all__ = [
     "NETWORKS",
@@ -115,6 +118,8 @@ class NetworkConfig:
     role, which takes three times the parameters."""
     class_names: Annotated[tuple[str, ...], Suppress] = ()  # read from the data
     """One per class, in the order of their numbers. Empty: the numbers themselves, or unknown."""
+    foreign: Annotated[str, Suppress] = ""  # read from what is adopted
+    """What else describes a network that comes from elsewhere, as JSON (see `networks.adopted`)."""
 
     def __post_init__(self) -> None:
         sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
@@ -305,8 +310,10 @@ class Network(nn.Module):
         """The parts of a `Backbone` with the same denoiser, by the backbone's names."""
         raise NotImplementedError
 
-    def backbone(self, blocks: int | None = None) -> Backbone:
+    def backbone(self, blocks: int | None = None) -> "Backbone | Half":
         """A copy of the part that reads noised latents, with all or its first `blocks` blocks.
+
+        A network without a trunk returns half of itself.
 
         Raises:
             UserError: more blocks than the network has.

@@ -56,13 +56,13 @@ class Jump(nn.Module):
     there was this role are read as such zeros.
     """
 
-    def __init__(self, trunk: Trunk, rank: int = 0) -> None:
-        """Without changes to the trunk's matrices if the rank is 0."""
+    def __init__(self, trunk: Trunk | int, rank: int = 0) -> None:
+        """Without changes to the trunk's matrices if the rank is 0, where the conditioning's width will do for it."""
         super().__init__()
-        width = trunk.norm.weight.numel()
+        width = trunk if isinstance(trunk, int) else trunk.norm.weight.numel()
         self.vector = nn.Parameter(torch.zeros(width))
         self.arrival = nn.Parameter(torch.zeros(width, TIME_FEATURES))
-        self.change = LowRank(trunk, rank) if rank else None
+        self.change = LowRank(trunk, rank) if rank and isinstance(trunk, Trunk) else None
         self.register_load_state_dict_pre_hook(fill_with_zeros)
 
     def condition(self, r: Float[Tensor, " B"]) -> Float[Tensor, "B W"]:
