@@ -80,7 +80,7 @@ def _pipeline(path: Path, classes: int | None) -> tuple[NetworkConfig, Mapping[s
     size, vectors = unet["sample_size"], unet.get("num_class_embeds") or 0
     found = classes if classes is not None and classes == vectors - 1 > 0 else vectors
     config = NetworkConfig(
-        image_size=(size, size) if isinstance(size, int) else tuple(size),
+        image_size=_pair(size),
         channels=unet["in_channels"],
         classes=found,
         architecture="unet",
@@ -126,10 +126,20 @@ def _autoencoder(path: Path, classes: int, sizes: dict[str, Any]) -> tuple[Netwo
     codec, weights = _model(path, kind)
     factor = codec_factor(codec)
     size = codec.get("sample_size") or 8 * factor
-    plain = {"image_size": (size, size) if isinstance(size, int) else tuple(size), "patch": factor}
-    foreign = {"architecture": "frozen_codec", "foreign": json.dumps(codec, sort_keys=True)}
-    config = NetworkConfig(**{**plain, **sizes, **foreign, "channels": codec["in_channels"], "classes": classes})
+    plain: dict[str, Any] = {"image_size": _pair(size), "patch": factor}
+    config = NetworkConfig(
+        **(plain | sizes),
+        channels=codec["in_channels"],
+        classes=classes,
+        architecture="frozen_codec",
+        foreign=json.dumps(codec, sort_keys=True),
+    )
     return config, weights
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """Height and width of what is given as one number, or two."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _edm(path: Path) -> tuple[NetworkConfig, Mapping[str, Tensor]]:
@@ -146,7 +156,9 @@ def _edm(path: Path) -> tuple[NetworkConfig, Mapping[str, Tensor]]:
     options = {**inner.state.get("_init_kwargs", {}), "kind": inner.name}
     options |= {name: outer.state[name] for name in ("img_resolution", "img_channels", "sigma_data")}
     options = {name: value for name, value in options.items() if name not in UNREAD}
-    if inner.state.get("_init_args") or not all(isinstance(value, int | float | str | list) for value in options.values()):
+    if inner.state.get("_init_args") or not all(
+        isinstance(value, int | float | str | list) for value in options.values()
+    ):
         raise UserError(f"{path}: does not say plainly how its U-Net was made; give a pickle as EDM writes it")
     if options["img_channels"] not in (1, 3):
         raise UserError(
@@ -155,7 +167,7 @@ def _edm(path: Path) -> tuple[NetworkConfig, Mapping[str, Tensor]]:
     if "skip" in (options.get("encoder_type"), options.get("decoder_type")) or options.get("clip_act", 256) != 256:
         raise UserError(f"{path}: has options that EDM's own networks lack (skip, clip_act); give another")
     config = NetworkConfig(
-        image_size=(options["img_resolution"],) * 2,
+        image_size=_pair(options["img_resolution"]),
         channels=options["img_channels"],
         classes=outer.state["label_dim"],
         architecture="edm2" if second else "edm",

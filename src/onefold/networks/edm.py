@@ -328,6 +328,16 @@ class ResidualBlock(nn.Module):
         return scale * (h + self.proj(seen.reshape(h.shape)))
 
 
+class Frequencies(nn.Module):
+    """Random frequencies of the features of a noise level."""
+
+    freqs: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 16 * torch.randn(count))
+
+
 class UNetHalves(Halves):
     """DDPM++, NCSN++ or ADM; blocks by the names that they have in files."""
 
@@ -339,9 +349,7 @@ class UNetHalves(Halves):
         noise, self.width = base * options["channel_mult_noise"], base * options["channel_mult_emb"]
         self.label_width = self.width if self.adm else noise
         self.noise = noise
-        self.map_noise = nn.Module()
-        if options.get("embedding_type") == "fourier":
-            self.map_noise.register_buffer("freqs", 16 * torch.randn(noise // 2))
+        self.map_noise = Frequencies(noise // 2) if options.get("embedding_type") == "fourier" else None
         self.map_layer0, self.map_layer1 = nn.Linear(noise, self.width), nn.Linear(self.width, self.width)
 
         widths = [base * factor for factor in options["channel_mult"]]
@@ -378,7 +386,7 @@ class UNetHalves(Halves):
         self, c_noise: Float[Tensor, " B"], label: Float[Tensor, "B L"] | None, role: Float[Tensor, "B W"] | None
     ) -> Float[Tensor, "B W"]:
         half = self.noise // 2
-        if hasattr(self.map_noise, "freqs"):
+        if self.map_noise is not None:
             frequencies = 2 * math.pi * self.map_noise.freqs
         else:
             steps = torch.arange(half, device=c_noise.device) / (half if self.adm else half - 1)

@@ -75,6 +75,21 @@ def joined(x: Float[Tensor, "B a h w"], y: Float[Tensor, "B b h w"], share: floa
     return torch.cat(parts, dim=1) / math.hypot(1 - share, share)
 
 
+class Waves(nn.Module):
+    """Cosines of random frequencies and phases."""
+
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(count))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(count))
+
+    def forward(self, c_noise: Float[Tensor, " B"]) -> Float[Tensor, "B count"]:
+        return math.sqrt(2) * (torch.outer(c_noise, self.freqs) + self.phases).cos()
+
+
 class Magnitude(nn.Module):
     """A convolution, or with `size` 0 a linear map, without bias."""
 
@@ -142,9 +157,7 @@ class MagnitudeHalves(Halves):
         noise = base * (options["channel_mult_noise"] or options["channel_mult"][0])
         self.width = self.label_width = base * (options["channel_mult_emb"] or max(options["channel_mult"]))
         self.shares: tuple[float, float] = options["label_balance"], options["concat_balance"]
-        self.emb_fourier = nn.Module()
-        self.emb_fourier.register_buffer("freqs", 2 * math.pi * torch.randn(noise))
-        self.emb_fourier.register_buffer("phases", 2 * math.pi * torch.rand(noise))
+        self.emb_fourier = Waves(noise)
         self.emb_noise = Magnitude(noise, self.width, 0)
         self.out_gain = nn.Parameter(torch.zeros([]))
 
@@ -165,8 +178,7 @@ class MagnitudeHalves(Halves):
     def condition(
         self, c_noise: Float[Tensor, " B"], label: Float[Tensor, "B L"] | None, role: Float[Tensor, "B W"] | None
     ) -> Float[Tensor, "B W"]:
-        angles = torch.outer(c_noise, self.emb_fourier.freqs) + self.emb_fourier.phases
-        condition = self.emb_noise(math.sqrt(2) * angles.cos())
+        condition = self.emb_noise(self.emb_fourier(c_noise))
         if label is not None:
             condition = mixed(condition, label, self.shares[0])
         return silu(condition if role is None else condition + role)

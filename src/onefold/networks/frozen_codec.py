@@ -4,10 +4,10 @@
     denoise:  tokens → trunk, modulated by t and y    ẑ
     decode:   tokens → · s + m → decoder              x̂
 
-The autoencoder is an `AutoencoderKL` or `AutoencoderDC` of diffusers; of the former's posterior, z is the mean. m and s
-are measured on the data when training begins (`training/latent_diffusion.py`), as for `ThreeNetworks`, and are stored in
-the network, in the place of the autoencoder's own scaling factor. A token holds the latents of q × q positions, where
-q = patch / factor, and a position stands for factor × factor pixels.
+The autoencoder is an `AutoencoderKL` or `AutoencoderDC` of diffusers; of the former's posterior, z is the mean. As for
+`ThreeNetworks`, m and s are measured on the data when training begins (`training/latent_diffusion.py`) and stored in
+the network; they take the place of the autoencoder's own scaling factor. A token holds the latents of q × q positions,
+where q = patch / factor, and a position stands for factor × factor pixels.
 
 The autoencoder's weights are buffers: no optimizer, gradient or average touches them.
 

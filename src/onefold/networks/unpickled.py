@@ -15,6 +15,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,10 @@ class _Reader(pickle.Unpickler):
         if name in (("collections", "OrderedDict"), ("dnnlib.util", "EasyDict")):
             return type(global_name, (Attributes,), {})
         builders: dict[tuple[str, str], Callable[..., Any]] = {
-            ("torch_utils.persistence", "_reconstruct_persistent_obj"): lambda meta: _object(meta),
-            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: _tensor(*arguments[:4]),
-            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-            ("torch.storage", "_load_from_bytes"): lambda content: _storage(content),
+            ("torch_utils.persistence", "_reconstruct_persistent_obj"): partial(_object),
+            ("torch._utils", "_rebuild_tensor_v2"): partial(_tensor),
+            ("torch._utils", "_rebuild_parameter"): partial(_parameter),
+            ("torch.storage", "_load_from_bytes"): partial(_storage),
         }
         if name not in builders:
             called = printable(f"{module_name}.{global_name}")
@@ -136,7 +137,11 @@ def _storage(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+def _parameter(data: Tensor, *_: object) -> Tensor:
+    return data
+
+
+def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
     """A copy of the part of a storage; one that is too small for it raises a RuntimeError."""
     whole = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
     if math.prod(size) > whole.numel():  # by a stride of 0, a few numbers may stand for any amount of memory
