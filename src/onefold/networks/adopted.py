@@ -199,8 +199,9 @@ def _model(folder: Path, kind: str) -> tuple[dict[str, Any], Mapping[str, Tensor
         "low_cpu_mem_usage": False,
         "output_loading_info": True,
     }
+    library = diffusers()
     try:
-        model, about = getattr(diffusers(), kind).from_pretrained(folder, **options)
+        model, about = getattr(library, kind).from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         cure = "load it with diffusers and save it anew as safetensors, model.save_pretrained(folder)"
         raise UserError(f"{folder}: cannot be read ({reason(error)[:200]}); {cure}") from error

@@ -87,19 +87,19 @@ class Halves(nn.Module):
     coarse_width: int
 
     def condition(
-        self, c_noise: Float[Tensor, " B"], label: Float[Tensor, "B L"] | None, role: Float[Tensor, "B W"] | None
-    ) -> Float[Tensor, "B W"]:
+        self, c_noise: Float[Tensor, " B"], label: Float[Tensor, "B L"] | None, role: Float[Tensor, "B V"] | None
+    ) -> Float[Tensor, "B V"]:
         """The conditioning of a noise level, of the vector of a label, and of a role."""
         raise NotImplementedError
 
     def descend(
-        self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B W"]
+        self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B V"]
     ) -> tuple[Float[Tensor, "B c h w"], list[Tensor]]:
         """The coarsest level, and what the ascending half will read of the others."""
         raise NotImplementedError
 
     def ascend(
-        self, h: Float[Tensor, "B c h w"], skips: list[Tensor], condition: Float[Tensor, "B W"]
+        self, h: Float[Tensor, "B c h w"], skips: list[Tensor], condition: Float[Tensor, "B V"]
     ) -> Float[Tensor, "B C H W"]:
         """From there to F."""
         raise NotImplementedError
@@ -108,7 +108,7 @@ class Halves(nn.Module):
         """Remove the ascending half."""
         raise NotImplementedError
 
-    def label_vectors(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "K+1 L"]:
+    def label_vectors(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "K L"]:
         """The vector of each class and, last, of none, from weights by their own names."""
         raise NotImplementedError
 
@@ -152,7 +152,7 @@ class Preconditioned(Foreign):
         x_t: Float[Tensor, "B C H W"],
         t: Float[Tensor, " B"],
         y: Int64[Tensor, " B"] | None,
-        role: Float[Tensor, "B W"] | None,
+        role: Float[Tensor, "B V"] | None,
     ) -> Float[Tensor, "B C H W"]:
         """See `Foreign.clean`."""
         s, n = self.scale, self._size(t)
@@ -162,7 +162,7 @@ class Preconditioned(Foreign):
 
     def coarsest(
         self, x_t: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None
-    ) -> Float[Tensor, "B W h w"]:
+    ) -> Float[Tensor, "B c h w"]:
         """See `Foreign.coarsest`."""
         return self.body.descend(x_t / each(self._size(t)), self._condition(t, y, None))[0]
 
@@ -180,7 +180,7 @@ class Preconditioned(Foreign):
         """n, the standard deviation of z_t."""
         return torch.hypot(1 - t, self.scale * t)
 
-    def _condition(self, t: Float[Tensor, " B"], y: Tensor | None, role: Tensor | None) -> Float[Tensor, "B W"]:
+    def _condition(self, t: Float[Tensor, " B"], y: Tensor | None, role: Tensor | None) -> Float[Tensor, "B V"]:
         label = None
         if self.labels is not None:
             label = self.labels(torch.full(t.shape, self.config.classes, device=t.device) if y is None else y)
@@ -311,7 +311,7 @@ class ResidualBlock(nn.Module):
             self.qkv = Convolution(outer, 3 * outer, 1)
             self.proj = Convolution(outer, outer, 1)
 
-    def forward(self, x: Float[Tensor, "B c h w"], condition: Float[Tensor, "B W"]) -> Float[Tensor, "B C H W"]:
+    def forward(self, x: Float[Tensor, "B c h w"], condition: Float[Tensor, "B V"]) -> Float[Tensor, "B C H W"]:
         scale = 1.0 if self.adm else math.sqrt(0.5)
         h = self.conv0(F.silu(self.norm0(x)))
         told = self.affine(condition)[:, :, None, None]
@@ -383,8 +383,8 @@ class UNetHalves(Halves):
             self.dec[f"{size}x{size}_aux_conv"] = Convolution(ends, channels, 3)
 
     def condition(
-        self, c_noise: Float[Tensor, " B"], label: Float[Tensor, "B L"] | None, role: Float[Tensor, "B W"] | None
-    ) -> Float[Tensor, "B W"]:
+        self, c_noise: Float[Tensor, " B"], label: Float[Tensor, "B L"] | None, role: Float[Tensor, "B V"] | None
+    ) -> Float[Tensor, "B V"]:
         half = self.noise // 2
         if self.map_noise is not None:
             frequencies = 2 * math.pi * self.map_noise.freqs
@@ -402,7 +402,7 @@ class UNetHalves(Halves):
         return F.silu(condition if role is None else condition + role)
 
     def descend(
-        self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B W"]
+        self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B V"]
     ) -> tuple[Float[Tensor, "B c h w"], list[Tensor]]:
         skips, aside = list[Tensor](), x
         for name, block in self.enc.items():
@@ -414,7 +414,7 @@ class UNetHalves(Halves):
         return x, skips
 
     def ascend(
-        self, h: Float[Tensor, "B c h w"], skips: list[Tensor], condition: Float[Tensor, "B W"]
+        self, h: Float[Tensor, "B c h w"], skips: list[Tensor], condition: Float[Tensor, "B V"]
     ) -> Float[Tensor, "B C H W"]:
         for name, block in self.dec.items():
             if name.endswith("aux_norm"):
@@ -429,7 +429,7 @@ class UNetHalves(Halves):
         self.dec = nn.ModuleDict()
         self.out_norm = self.out_conv = nn.Identity()
 
-    def label_vectors(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "K+1 L"]:
+    def label_vectors(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "K L"]:
         rows = weights["map_label.weight"].T
         if not self.adm:
             rows = math.sqrt(len(rows)) * rows

@@ -129,7 +129,7 @@ class MagnitudeBlock(nn.Module):
         if self.heads:
             self.attn_qkv, self.attn_proj = Magnitude(outer, 3 * outer, 1), Magnitude(outer, outer, 1)
 
-    def forward(self, x: Float[Tensor, "B c h w"], condition: Float[Tensor, "B W"]) -> Float[Tensor, "B C H W"]:
+    def forward(self, x: Float[Tensor, "B c h w"], condition: Float[Tensor, "B V"]) -> Float[Tensor, "B C H W"]:
         if self.change != "keep":
             x = F.avg_pool2d(x, 2) if self.change == "down" else F.interpolate(x, scale_factor=2.0)
         if self.descends:
@@ -176,15 +176,15 @@ class MagnitudeHalves(Halves):
         self.coarse_width = down[-1].outer
 
     def condition(
-        self, c_noise: Float[Tensor, " B"], label: Float[Tensor, "B L"] | None, role: Float[Tensor, "B W"] | None
-    ) -> Float[Tensor, "B W"]:
+        self, c_noise: Float[Tensor, " B"], label: Float[Tensor, "B L"] | None, role: Float[Tensor, "B V"] | None
+    ) -> Float[Tensor, "B V"]:
         condition = self.emb_noise(self.emb_fourier(c_noise))
         if label is not None:
             condition = mixed(condition, label, self.shares[0])
         return silu(condition if role is None else condition + role)
 
     def descend(
-        self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B W"]
+        self, x: Float[Tensor, "B C H W"], condition: Float[Tensor, "B V"]
     ) -> tuple[Float[Tensor, "B c h w"], list[Tensor]]:
         x, skips = torch.cat([x, torch.ones_like(x[:, :1])], dim=1), list[Tensor]()
         for block in self.enc.values():
@@ -193,7 +193,7 @@ class MagnitudeHalves(Halves):
         return x, skips
 
     def ascend(
-        self, h: Float[Tensor, "B c h w"], skips: list[Tensor], condition: Float[Tensor, "B W"]
+        self, h: Float[Tensor, "B c h w"], skips: list[Tensor], condition: Float[Tensor, "B V"]
     ) -> Float[Tensor, "B C H W"]:
         for name, block in self.dec.items():
             h = block(joined(h, skips.pop(), self.shares[1]) if "block" in name else h, condition)
@@ -204,6 +204,6 @@ class MagnitudeHalves(Halves):
         self.out_conv = nn.Identity()
         self.out_gain = None
 
-    def label_vectors(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "K+1 L"]:
+    def label_vectors(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "K L"]:
         rows = unit(weights["emb_label.weight"], (1,)).T
         return torch.cat([rows, torch.zeros_like(rows[:1])])

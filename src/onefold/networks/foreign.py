@@ -61,14 +61,14 @@ class Foreign(Network):
         x_t: Float[Tensor, "B C H W"],
         t: Float[Tensor, " B"],
         y: Int64[Tensor, " B"] | None,
-        role: Float[Tensor, "B W"] | None,
+        role: Float[Tensor, "B V"] | None,
     ) -> Float[Tensor, "B C H W"]:
         """The clean image predicted from one noised on our path; `role` is added to the conditioning."""
         raise NotImplementedError
 
     def coarsest(
         self, x_t: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None
-    ) -> Float[Tensor, "B W h w"]:
+    ) -> Float[Tensor, "B c h w"]:
         """The coarsest level's channels, from which the ascending half would go on."""
         raise NotImplementedError
 

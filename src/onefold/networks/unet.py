@@ -81,7 +81,7 @@ class UNet(Foreign):
         x_t: Float[Tensor, "B C H W"],
         t: Float[Tensor, " B"],
         y: Int64[Tensor, " B"] | None,
-        role: Float[Tensor, "B W"] | None,
+        role: Float[Tensor, "B V"] | None,
     ) -> Float[Tensor, "B C H W"]:
         """See `Foreign.clean`."""
         log_snr = torch.maximum(2 * torch.logit(t.float()), self.levels[-1])
@@ -97,7 +97,7 @@ class UNet(Foreign):
 
     def coarsest(
         self, x_t: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], y: Int64[Tensor, " B"] | None
-    ) -> Float[Tensor, "B W h w"]:
+    ) -> Float[Tensor, "B c h w"]:
         """See `Foreign.coarsest`; of a network that is `cut`."""
         return self._ask(x_t / each(torch.hypot(t, 1 - t)), 2 * torch.logit(t.float()), y, None)
 

@@ -143,7 +143,7 @@ def _parameter(data: Tensor, *_: object) -> Tensor:
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
     """A copy of the part of a storage; one that is too small for it raises a RuntimeError."""
-    whole = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+    whole = torch.empty(0, dtype=storage.dtype).set_(storage)
     if math.prod(size) > whole.numel():  # by a stride of 0, a few numbers may stand for any amount of memory
         raise ValueError("a tensor larger than what it consists of")
     return whole.as_strided(size, stride, offset).clone()

@@ -17,7 +17,7 @@ from onefold.training.datasets import unsplit
 from onefold.training.loop import Callback, train
 from onefold.training.run import Run, load_run
 
-__all__ = ["converted", "is_network", "one_step_config", "onestep"]
+__all__ = ["converted", "is_network", "of_network", "one_step_config", "onestep"]
 
 LENGTH = 0.75
 """Length of a one-step phase, as a fraction of its teacher's training …"""
