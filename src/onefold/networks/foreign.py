@@ -21,11 +21,10 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from onefold.errors import UserError
-from onefold.networks.base import Network, NetworkConfig, RoleFlops, arrival
-from onefold.networks.jump import Jump
+from onefold.networks.base import Network, NetworkConfig, RoleFlops
+from onefold.networks.jump import Jump, arrival
 
 __all__ = ["Foreign", "Half", "counted", "described", "each"]
 
@@ -34,6 +33,7 @@ class Foreign(Network):
     """A denoiser of images; a subclass has a `body` and says how it is asked."""
 
     learns_codec: ClassVar[bool] = False
+    adopted: ClassVar[bool] = True
 
     coarse_width: int
     """Channels of the coarsest level."""
@@ -172,6 +172,8 @@ def denoising_flops(config: NetworkConfig) -> float:
 
 def counted(config: NetworkConfig, call: Callable[[Network], object]) -> float:
     """Operations of what is called on a network of this configuration, which has no numbers."""
+    from torch.utils.flop_counter import FlopCounterMode  # whose import takes longer than the counting
+
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         call(config.kind(config))
     return float(counter.get_total_flops())

@@ -35,6 +35,7 @@ class FrozenCodec(PixelNetwork):
     """A frozen autoencoder, and a backbone with a linear exit that denoises its latents; all with random weights."""
 
     phases: ClassVar[tuple[str, ...]] = ("diffusion",)
+    adopted: ClassVar[bool] = True
 
     latent_mean: Tensor
     latent_std: Tensor

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from onefold.networks.trunk import TIME_FEATURES, Changed, Trunk, fourier_features
 
-__all__ = ["Jump", "fill_with_zeros"]
+__all__ = ["Jump", "arrival", "fill_with_zeros"]
 
 
 class LowRank(nn.Module):
@@ -74,6 +74,11 @@ class Jump(nn.Module):
     ) -> Float[Tensor, "B N W"]:
         """The trunk's tokens, with its changes."""
         return trunk(h, modulation) if self.change is None else trunk(h, modulation, self.change(trunk))
+
+
+def arrival(t: Float[Tensor, " B"], r: Float[Tensor, " B"] | None) -> Float[Tensor, " B"]:
+    """The time at which jumps from t arrive: 1 unless it is given."""
+    return torch.ones_like(t) if r is None else r
 
 
 def fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:

@@ -23,6 +23,7 @@ from onefold.errors import UserError, reason
 from onefold.files import read_tensors, write_tensors
 from onefold.networks.backbone import Backbone
 from onefold.networks.base import Network, NetworkConfig, build
+from onefold.networks.foreign import Half
 from onefold.networks.jump import fill_with_zeros
 
 __all__ = ["RatioConfig", "RatioNet"]
@@ -109,10 +110,11 @@ class RatioNet(nn.Module):
             UserError: more blocks than the network has.
         """
         backbone, own = network.backbone(blocks), network.config
-        if isinstance(backbone, Backbone):
-            width, depth, heads, half = own.width, len(backbone.trunk.blocks), own.heads, None
-        else:
+        if isinstance(backbone, Half):
             width, depth, heads, half = backbone.width, 1, math.gcd(backbone.width, HEADS), own
+        else:
+            assert isinstance(backbone, Backbone)
+            width, depth, heads, half = own.width, len(backbone.trunk.blocks), own.heads, None
         ratio = cls(RatioConfig(own.latent_channels, width, depth, heads, own.grid, own.classes, half))
         if learned:
             ratio.backbone = backbone
