@@ -33,11 +33,12 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def waves(shape: tuple[int, ...], k: int) -> Tensor:
-    """Numbers that are the same everywhere, as large as weights of this shape are."""
+    """Numbers as if they were random, the same everywhere, as large as weights of this shape are."""
     count = int(torch.tensor(shape).prod()) if shape else 1
     inner = max(1, count // shape[0]) if len(shape) > 1 else 10
-    values = torch.sin(1.7 * torch.arange(count, dtype=torch.float64) ** 1.1 + k)
-    return (values * (2 / inner) ** 0.5).float().reshape(shape)
+    index = torch.arange(1, count + 1, dtype=torch.float64)
+    values = (43758.5453 * torch.sin(12.9898 * index + 78.233 * k)).remainder(1) - 0.5
+    return (values * (24 / inner) ** 0.5).float().reshape(shape)
 
 
 def named(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
