@@ -98,6 +98,23 @@ def test_there_and_back_to_the_bit(tmp_path: Path, optimizer: str, steps: int):
     assert all(p.requires_grad for p in loaded.network.parameters())
 
 
+def test_settings_that_came_later_have_their_defaults(tmp_path: Path):
+    """A checkpoint of a version that did not know of networks from elsewhere."""
+    config = tiny()
+    state = stepped(config, 1)
+    path = save(state, config, tmp_path)
+    described = json.loads((path / "state.json").read_text())
+    assert described["network"].pop("foreign") == ""
+    (path / "state.json").write_text(json.dumps(described))
+    signed(path)
+    assert differing(tensors(state), tensors(loaded_from(config, path))) == []
+    described["network"]["depth"] = 2
+    (path / "state.json").write_text(json.dumps(described))
+    signed(path)
+    with pytest.raises(UserError, match="belongs to another network than this run's"):
+        loaded_from(config, path)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_state_is_restored_in_place(tmp_path: Path, optimizer: str):
     config = tiny(training__optimizer=optimizer)

@@ -592,7 +592,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("given", other_images, "given: its network is for (4, 4, 1), 3 classes, this run's for (6, 4, 1), 3 classes"),
     ("given", other_classes, "given: its network is for (4, 4, 1), 3 classes, this run's for (4, 4, 1), 4 classes"),
     ("given/samples", nothing, "given/samples: not a run (no config.json)"),
-    ("given/model", nothing, "given/model/config.json: not the configuration of a run"),
+    ("given/model", nothing, "--data: given/model is a network, not a run; give the images to learn from"),
     ("missing", nothing, "missing: not a run (no config.json)"),
     ("run", nothing, "run: is already a one-step generator; give the run that it came from"),
     ("given --method distillation", nothing, "distillation"),

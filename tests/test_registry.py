@@ -14,23 +14,29 @@ from helpers_runs import differing, log, tiny
 from onefold.cli import run as command
 from onefold.errors import UserError
 from onefold.networks import (
+    EDM,
+    EDM2,
     NETWORKS,
+    FrozenCodec,
     Network,
     NetworkConfig,
     OneFold,
     PixelNetwork,
     RoleFlops,
     ThreeNetworks,
+    UNet,
     build,
     parameter_shares,
     register,
 )
+from onefold.networks.base import architectures
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.objectives.two_stages import TwoStages
 from onefold.training.config import Config
 from onefold.training.phases import training_flops
 
 BUILT_IN = {"one_network": OneFold, "three_networks": ThreeNetworks, "pixels": PixelNetwork}
+ADOPTED = {"unet": UNet, "edm": EDM, "edm2": EDM2, "frozen_codec": FrozenCodec}
 UNKNOWN = (
     "network.architecture: 'mien' is not one of one_network, pixels, three_networks; "
     "import the module that registers it first, if it is a network of your own"
@@ -83,7 +89,8 @@ def _as_it_was() -> Iterator[None]:
 
 
 def test_the_package_s_own_networks_are_registered():
-    assert NETWORKS == BUILT_IN
+    assert NETWORKS == BUILT_IN | ADOPTED
+    assert set(architectures()) == set(BUILT_IN), "those that an option can name"
     for name, kind in BUILT_IN.items():
         assert type(build(NetworkConfig(width=32, depth=3, heads=2, architecture=name))) is kind
 
@@ -107,9 +114,9 @@ def test_a_name_has_one_network():
         register("one_network")(Linear)
     said = "register: 'one_network' is the architecture of onefold.networks.one_network.OneFold already"
     assert str(error.value) == f"{said}; choose another name"
-    assert NETWORKS == BUILT_IN
+    assert NETWORKS == BUILT_IN | ADOPTED
     assert register("one_network")(OneFold) is OneFold
-    assert NETWORKS == BUILT_IN
+    assert NETWORKS == BUILT_IN | ADOPTED
 
 
 def test_a_cell_of_a_notebook_may_run_twice():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onefold import data, loggers, metrics, networks, objectives
     from onefold.errors import TrainingAborted, UserError
     from onefold.evaluation import evaluate
-    from onefold.networks import NetworkConfig, OneFold, RatioNet
+    from onefold.networks import NetworkConfig, OneFold, RatioNet, adopt
     from onefold.pixels import to_images, to_tensor
     from onefold.planner import plan
     from onefold.recipes import recipe
@@ -48,6 +48,7 @@ __all__ = [
     "TrainingAborted",
     "UserError",
     "__version__",
+    "adopt",
     "data",
     "evaluate",
     "load_run",
@@ -67,7 +68,7 @@ __all__ = [
 _ROOMS = {
     "errors": ("TrainingAborted", "UserError"),
     "evaluation": ("evaluate",),
-    "networks": ("NetworkConfig", "OneFold", "RatioNet"),
+    "networks": ("NetworkConfig", "OneFold", "RatioNet", "adopt"),
     "planner": ("plan",),
     "pixels": ("to_images", "to_tensor"),
     "recipes": ("recipe",),

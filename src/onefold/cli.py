@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "demo": "Train on the embedded digits, sample in one step and in many, evaluate, and show where the pictures are.",
     "train": "Train one network, end to end.",
     "onestep": "Make a one-step generator of a trained run.",
+    "adopt": "Make a network from elsewhere one of onefold: a DDPM of diffusers, EDM, EDM2, or an autoencoder.",
     "sample": "Generate images with a run's network.",
     "reconstruct": "Encode and decode images: above the originals, below what the network makes of them.",
     "evaluate": "Measure a run against real images; writes evaluation/….json into the run.",

@@ -16,7 +16,7 @@ from onefold.objectives.one_step import OneStep
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import TrainingConfig
-from onefold.training.conversion import converted, one_step_config
+from onefold.training.conversion import converted, is_network, one_step_config
 from onefold.training.run import Run, load_run
 
 __all__ = ["onestep"]
@@ -46,7 +46,8 @@ def onestep(arguments: list[str]) -> None:
         options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default.onestep,
         training: TrainingConfig = default.training,
     ) -> None:
-        """Make a one-step generator of a trained run, RUN, which comes first and stays as it is.
+        """Make a one-step generator of a trained run, RUN, which comes first and stays as it is; or of a saved network,
+        with --data.
 
         The same network is taught by its own score, or by the data through a learned density ratio.
 
@@ -55,7 +56,8 @@ def onestep(arguments: list[str]) -> None:
         Args:
             method: What teaches it: the difference of two scores (score: Diff-Instruct; dmd), or a density ratio, which
                 needs no score, takes longer, and can then choose among samples (`onefold sample --best-of`).
-            data: Where the images that RUN was trained on are now. Default: where they were.
+            data: Where the images that RUN was trained on are now; or, for a saved network, the images to learn from.
+                Default: where they were.
             test_data: Likewise its test images.
             out: Folder of the new run. Default: RUN-onestep (RUN-ratio, RUN-dmd).
             images: Length of the training; the same as training.images. With --resume, make the run longer.
@@ -78,8 +80,10 @@ def onestep(arguments: list[str]) -> None:
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
             derived = converted(teacher, images=own.images, batch=own.batch, unfinished=unfinished)
-            run = load_run(teacher)
-            if run.images < run.length and not quiet:
+            run = None if is_network(teacher) else load_run(teacher)
+            if run is None and data is None:
+                raise UserError(f"--data: {teacher} is a network, not a run; give the images to learn from")
+            if run is not None and run.images < run.length and not quiet:
                 console.print(
                     f"{teacher}: stopped at {run.images:,} of {run.length:,} images; begins from what there is"
                 )
@@ -88,7 +92,8 @@ def onestep(arguments: list[str]) -> None:
             config = replace(default, training=own, onestep=replace(how, method=method))
             places = {"data.source": data, "data.test": test_data}
             config = config.with_changes({name: place for name, place in places.items() if place is not None})
-            Run(teacher, config).check_data()
+            if run is not None:
+                Run(teacher, config).check_data()
             with loggers.opened(log) as callbacks:
                 finished = loop.train(config, folder, callbacks=callbacks, quiet=quiet)
         if not quiet:

@@ -50,13 +50,13 @@ def with_architecture(config: "Config", architecture: str | None) -> "Config":
     Raises:
         UserError: no such network is registered.
     """
-    from onefold.networks.base import NETWORKS
+    from onefold.networks.base import NETWORKS, architectures
 
     if architecture is None:
         return config
     name = architecture.replace("-", "_")
     if name not in NETWORKS:
-        known = ", ".join(NETWORKS).replace("_", "-")
+        known = ", ".join(architectures()).replace("_", "-")
         raise UserError(f"--architecture: {architecture!r} is not known; choose one of {known}")
     return config.with_changes({"network.architecture": name})
 

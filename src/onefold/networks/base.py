@@ -45,17 +45,8 @@ from onefold.networks.source import check_fits, is_run, locate, packaged, upload
 from onefold.networks.trunk import Trunk, trunk_flops
 from onefold.pixels import to_uint8
 
-__all__ = [
-    "NETWORKS",
-    "Network",
-    "NetworkConfig",
-    "RoleFlops",
-    "arrival",
-    "build",
-    "forward_flops",
-    "parameter_shares",
-    "register",
-]
+__all__ = ["NETWORKS", "Network", "NetworkConfig", "RoleFlops", "architectures", "build", "forward_flops"]
+__all__ += ["parameter_shares", "register"]
 
 NETWORKS: dict[str, "type[Network]"] = {}
 """Registered networks by architecture name; see `register`."""
@@ -115,6 +106,8 @@ class NetworkConfig:
     role, which takes three times the parameters."""
     class_names: Annotated[tuple[str, ...], Suppress] = ()  # read from the data
     """One per class, in the order of their numbers. Empty: the numbers themselves, or unknown."""
+    foreign: Annotated[str, Suppress] = ""  # read from what is adopted
+    """What else describes a network that comes from elsewhere, as JSON (see `networks.adopted`)."""
 
     def __post_init__(self) -> None:
         sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
@@ -135,7 +128,7 @@ class NetworkConfig:
         """The class of the network. Raises a UserError if the architecture is not registered."""
         if self.architecture not in NETWORKS:
             raise UserError(
-                f"network.architecture: {self.architecture!r} is not one of {', '.join(NETWORKS)}; "
+                f"network.architecture: {self.architecture!r} is not one of {', '.join(architectures())}; "
                 "import the module that registers it first, if it is a network of your own"
             )
         return NETWORKS[self.architecture]
@@ -193,6 +186,8 @@ class Network(nn.Module):
     """Whether encoding and decoding have weights to be learned …"""
     shares_codec: ClassVar[bool] = False
     """… and whether training the denoiser changes them."""
+    adopted: ClassVar[bool] = False
+    """Whether it is made of what comes from elsewhere, so that its name alone does not describe one."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -305,8 +300,8 @@ class Network(nn.Module):
         """The parts of a `Backbone` with the same denoiser, by the backbone's names."""
         raise NotImplementedError
 
-    def backbone(self, blocks: int | None = None) -> Backbone:
-        """A copy of the part that reads noised latents, with all or its first `blocks` blocks.
+    def backbone(self, blocks: int | None = None) -> nn.Module:
+        """A copy of the part that reads noised latents, with all or its first `blocks` blocks, as a `Backbone`.
 
         Raises:
             UserError: more blocks than the network has.
@@ -479,9 +474,9 @@ class Network(nn.Module):
         return network.eval()
 
 
-def arrival(t: Float[Tensor, " B"], r: Float[Tensor, " B"] | None) -> Float[Tensor, " B"]:
-    """The time at which jumps from t arrive: 1 unless it is given."""
-    return torch.ones_like(t) if r is None else r
+def architectures() -> list[str]:
+    """Names of the registered networks that can be made from nothing."""
+    return sorted(name for name, kind in NETWORKS.items() if not kind.adopted)
 
 
 def build(config: NetworkConfig) -> Network:

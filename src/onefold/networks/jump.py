@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from onefold.networks.trunk import TIME_FEATURES, Changed, Trunk, fourier_features
 
-__all__ = ["Jump", "fill_with_zeros"]
+__all__ = ["Jump", "arrival", "fill_with_zeros"]
 
 
 class LowRank(nn.Module):
@@ -56,13 +56,13 @@ class Jump(nn.Module):
     there was this role are read as such zeros.
     """
 
-    def __init__(self, trunk: Trunk, rank: int = 0) -> None:
-        """Without changes to the trunk's matrices if the rank is 0."""
+    def __init__(self, trunk: Trunk | int, rank: int = 0) -> None:
+        """Without changes to the trunk's matrices if the rank is 0, where the conditioning's width will do for it."""
         super().__init__()
-        width = trunk.norm.weight.numel()
+        width = trunk if isinstance(trunk, int) else trunk.norm.weight.numel()
         self.vector = nn.Parameter(torch.zeros(width))
         self.arrival = nn.Parameter(torch.zeros(width, TIME_FEATURES))
-        self.change = LowRank(trunk, rank) if rank else None
+        self.change = LowRank(trunk, rank) if rank and isinstance(trunk, Trunk) else None
         self.register_load_state_dict_pre_hook(fill_with_zeros)
 
     def condition(self, r: Float[Tensor, " B"]) -> Float[Tensor, "B W"]:
@@ -74,6 +74,11 @@ class Jump(nn.Module):
     ) -> Float[Tensor, "B N W"]:
         """The trunk's tokens, with its changes."""
         return trunk(h, modulation) if self.change is None else trunk(h, modulation, self.change(trunk))
+
+
+def arrival(t: Float[Tensor, " B"], r: Float[Tensor, " B"] | None) -> Float[Tensor, " B"]:
+    """The time at which jumps from t arrive: 1 unless it is given."""
+    return torch.ones_like(t) if r is None else r
 
 
 def fill_with_zeros(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:

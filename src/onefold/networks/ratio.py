@@ -2,12 +2,13 @@
 
 The backbone's tokens are pooled by attention with learned queries, one per head, and mapped to a scalar. What such a
 network needs most is features at all noise levels, which a denoiser has already learned: `RatioNet.of` starts from a
-network's own.
+network's own. Of a network from elsewhere, its descending half takes the backbone's place (`foreign.py`).
 
 Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005); attention pooling: Lee et al., 2019.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,10 +22,14 @@ from onefold import settings
 from onefold.errors import UserError, reason
 from onefold.files import read_tensors, write_tensors
 from onefold.networks.backbone import Backbone
-from onefold.networks.base import Network
+from onefold.networks.base import Network, NetworkConfig, build
+from onefold.networks.foreign import Half
 from onefold.networks.jump import fill_with_zeros
 
 __all__ = ["RatioConfig", "RatioNet"]
+
+HEADS = 4
+"""Of the pooling behind half a network from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class RatioConfig:
     heads: int = 4
     grid: tuple[int, int] = (4, 4)
     classes: int = 10
+    half: NetworkConfig | None = None
+    """The network from elsewhere whose descending half it is; None: a backbone of these sizes."""
 
     def __post_init__(self) -> None:
         sizes = ("numbers", "width", "depth", "heads", "grid")
@@ -86,7 +93,7 @@ class RatioNet(nn.Module):
         super().__init__()
         self.config = config
         sizes = (config.numbers, config.width, config.depth, config.heads, config.grid, config.classes)
-        self.backbone = Backbone(*sizes)
+        self.backbone = build(config.half).backbone() if config.half else Backbone(*sizes)
         self.head = AttentionPool(config.width, config.heads)
         self.scale = Scale()
 
@@ -103,8 +110,12 @@ class RatioNet(nn.Module):
             UserError: more blocks than the network has.
         """
         backbone, own = network.backbone(blocks), network.config
-        depth = len(backbone.trunk.blocks)
-        ratio = cls(RatioConfig(own.latent_channels, own.width, depth, own.heads, own.grid, own.classes))
+        if isinstance(backbone, Half):
+            width, depth, heads, half = backbone.width, 1, math.gcd(backbone.width, HEADS), own
+        else:
+            assert isinstance(backbone, Backbone)
+            width, depth, heads, half = own.width, len(backbone.trunk.blocks), own.heads, None
+        ratio = cls(RatioConfig(own.latent_channels, width, depth, heads, own.grid, own.classes, half))
         if learned:
             ratio.backbone = backbone
         return ratio.to(network.device)

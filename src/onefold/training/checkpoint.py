@@ -97,7 +97,8 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
         described = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if described["format"] != FORMAT:
             raise UserError(f"{path}: written as {described['format']!r}, this version reads {FORMAT!r}")
-        if described["network"] != json.loads(settings.to_json(config.network)):
+        own = settings.from_json(type(config.network), json.dumps(described["network"]), str(path))
+        if own != config.network:
             raise UserError(f"{path}: belongs to another network than this run's config.json describes")
         counters = Counters(**described["counters"])
         if counters.phase != state.counters.phase:

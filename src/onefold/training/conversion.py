@@ -1,4 +1,4 @@
-"""From a trained run to a one-step generator: how its training is configured."""
+"""From a trained run, or a network from elsewhere, to a one-step generator: how its training is configured."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onefold.errors import UserError
+from onefold.files import sha256_of
+from onefold.networks import Network
+from onefold.networks.source import is_run
 from onefold.objectives.one_step import OneStep
+from onefold.objectives.self_distillation import SelfDistillation
 from onefold.sampling import Sampler
-from onefold.training.config import Config
+from onefold.training.config import Config, TrainingConfig
 from onefold.training.datasets import unsplit
 from onefold.training.loop import Callback, train
 from onefold.training.run import Run, load_run
 
-__all__ = ["converted", "one_step_config", "onestep"]
+__all__ = ["converted", "is_network", "of_network", "one_step_config", "onestep"]
 
 LENGTH = 0.75
 """Length of a one-step phase, as a fraction of its teacher's training …"""
@@ -24,9 +28,11 @@ AVERAGED = 70
 
 
 def onestep(
-    run: Run | str | Path,
+    run: Run | Network | str | Path,
     out: str | Path | None = None,
     *,
+    data: object = None,
+    test_data: object = None,
     method: Literal["score", "ratio", "dmd"] = "score",
     images: int | None = None,
     unfinished: bool = False,
@@ -37,8 +43,11 @@ def onestep(
     """Turn a trained run into a one-step generator; returns the new run and leaves the old one unchanged.
 
     Args:
-        run: The trained run, or its folder.
-        out: The new run's folder; default: the run's, with "-onestep" (or the method) appended.
+        run: The trained run, or its folder; or a network, or the folder of a saved one, such as `adopt` makes.
+        out: The new run's folder; default: the run's, with "-onestep" (or the method) appended; of a network in memory,
+            runs/onestep.
+        data: Images to learn from, as for `train`. Needed for a network, which has none of its own; default: the run's.
+        test_data: Images of the same kind for evaluation alone.
         method: What it learns from: the difference of two scores (`score`: Diff-Instruct; `dmd`), or a density ratio.
         images: Length of the training; default: three quarters of the run's.
         unfinished: Also start from a run that has not reached its end.
@@ -50,13 +59,25 @@ def onestep(
         UserError: a run that cannot become a one-step generator, or invalid settings.
         TrainingAborted, Interrupted: as for `train`.
     """
-    run = run if isinstance(run, Run) else load_run(run)
-    config = converted(run.folder, images=images, batch=(changes or {}).get("training.batch"), unfinished=unfinished)
+    network, batch = run if isinstance(run, Network) else None, (changes or {}).get("training.batch")
+    if isinstance(run, Network) or (not isinstance(run, Run) and is_network(run)):
+        if data is None:
+            raise UserError("data: a network has no images of its own; give those to learn from")
+        config = of_network(run, images=images, batch=batch)
+        beside = Path("runs", "network") if isinstance(run, Network) else Path(run)
+    else:
+        run = run if isinstance(run, Run) and data is test_data is None else _reopened(run, data, test_data)
+        config = converted(run.folder, images=images, batch=batch, unfinished=unfinished)
+        run.check_data()
+        data, test_data = unsplit(*run.datasets) if run.datasets else (None, None)
+        beside = run.folder
     config = config.with_changes({"onestep.method": method, **(changes or {})})
-    folder = out or run.folder.with_name(f"{run.folder.name}-{'onestep' if method == 'score' else method}")
-    run.check_data()
-    data, test_data = unsplit(*run.datasets) if run.datasets else (None, None)
-    return train(config, folder, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
+    folder = out or beside.with_name(f"{beside.name}-{'onestep' if method == 'score' else method}")
+    return train(config, folder, data=data, test_data=test_data, network=network, callbacks=callbacks, quiet=quiet)
+
+
+def _reopened(run: Run | str | Path, data: object, test_data: object) -> Run:
+    return load_run(run.folder if isinstance(run, Run) else run, data=data, test_data=test_data)
 
 
 def converted(
@@ -65,7 +86,7 @@ def converted(
     """The configuration that turns a trained run into a one-step generator; precision and compilation decided anew.
 
     Args:
-        folder: The trained run, the teacher.
+        folder: The trained run, the teacher; or that of a saved network (see `of_network`).
         images: Length of the training.
         batch: Images per step; default: the teacher's.
         unfinished: Also start from a run that has not reached its end.
@@ -73,6 +94,8 @@ def converted(
     Raises:
         UserError: not a run, or one whose diffusion model is not finished, or that is already a one-step generator.
     """
+    if is_network(folder):
+        return of_network(folder, images=images, batch=batch)
     run = load_run(folder)
     check_teacher(run, unfinished=unfinished)
     if not run.images:
@@ -81,6 +104,33 @@ def converted(
     config = one_step_config(run.config.with_changes({"training.images": seen}), images=images, batch=batch)
     anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
     return config.with_changes({"start": str(Path(folder).absolute()), "start_sha256": run.model_sha256, **anew})
+
+
+def is_network(folder: str | Path) -> bool:
+    """Whether a folder is that of a saved network, and not of a run."""
+    folder = Path(folder)
+    return (folder / "model.safetensors").is_file() and not is_run(folder / "config.json")
+
+
+def of_network(source: Network | str | Path, *, images: int | None = None, batch: int | None = None) -> Config:
+    """The configuration that turns a network without a run into a one-step generator; its data are to be named.
+
+    Lengths are those of a run of the default length, 64,000 images. Labels are not dropped: what a network from
+    elsewhere knows of "no class" is unknown.
+
+    Raises:
+        UserError: no network, or already a one-step generator.
+    """
+    network = source if isinstance(source, Network) else Network.from_pretrained(source)
+    if network.sampler.jumps:
+        raise UserError(f"{source}: is already a one-step generator; give the network that it came from")
+    objective = SelfDistillation(label_dropout=0.0)
+    config = Config(recipe="none", network=network.config, objective=objective, training=TrainingConfig())
+    config = one_step_config(config, images=images, batch=batch)
+    if isinstance(source, Network):
+        return config
+    sha256 = sha256_of(Path(source) / "model.safetensors")
+    return replace(config, start=str(Path(source).absolute()), start_sha256=sha256)
 
 
 def one_step_config(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:

@@ -5,6 +5,7 @@
 Both start from the weights of the network that the phase begins with, the teacher, which does not change.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -136,13 +137,30 @@ class OneStepPhase(Phase):
     def begin_from(self, source: Network) -> Network:
         """The teacher, whose network must be that of this run."""
         theirs, own = source.config, self.config.network
+        if not theirs.class_names and theirs != own:  # a network from elsewhere knows its classes by number
+            source, theirs = copy.copy(source), replace(theirs, class_names=own.class_names)
+            source.config = theirs
         if theirs != own:
             kinds = [f"{(*n.image_size, n.channels)}, {n.classes} classes" for n in (theirs, own)]
             about = f"is for {kinds[0]}, this run's for {kinds[1]}" if kinds[0] != kinds[1] else "is not this run's"
             raise UserError(f"{self.config.start}: its network {about}; restore its data, or train a new one")
+        self._check_trunk(source)
         if self.config.onestep.has_ratio:
             fresh_ratio(self.config.onestep, source)
         return source
+
+    def _check_trunk(self, source: Network) -> None:
+        """Refuse options that ask for a part of a trunk where there is none."""
+        options = self.config.onestep
+        given = {
+            "generator": options.generator in ("trunk", "ends"),
+            "critic": options.critic in ("trunk", "ends"),
+            "generator_trains": options.generator_trains == "norms",
+            "critic_trains": options.critic_trains == "norms",
+        }
+        wanted = [name for name, parts in given.items() if parts]
+        if wanted and not source.trunks:
+            raise UserError(f"onestep.{wanted[0]}: {type(source).__name__} has no trunk; leave it at its default")
 
     @property
     def sampler(self) -> Sampler:
