@@ -29,6 +29,7 @@ from onefold.training.engine import ranks
 from onefold.training.health import HealthMonitor
 from onefold.training.loop import train
 from onefold.training.run import Run
+from onefold.training.sharding import local
 from onefold.training.state import TrainingState
 
 LAST: list[TrainingState] = []
@@ -88,7 +89,7 @@ def together(count: int, folder: Path, work: Work, before: Callable[[int], None]
         before(rank)
         code = work() or 0
         found = tensors(LAST[0]) if LAST else {}
-        known = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in found.values()))
+        known = hashlib.sha256(b"".join(local(value).cpu().numpy().tobytes() for value in found.values()))
         (folder / f"weights-{rank}").write_text(known.hexdigest())
         os._exit(code)
 

@@ -12,7 +12,7 @@ at any image is bit-identical. A custom phase is a subclass that registers itsel
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -91,6 +91,8 @@ class Part:
     """… but not where this part does."""
     finish: Callable[[Mapping[str, nn.Module], Bool[Tensor, ""]], None] | None = None
     """Called with (modules, skipped) after its update, for anything updated once per step."""
+    few: Mapping[str, int] = field(default_factory=dict)
+    """Images of a batch that the loss or a term of it is of, where that is not all, by the option that says so."""
 
     @property
     def modules(self) -> tuple[str, ...]:
