@@ -17,6 +17,7 @@ from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import TrainingConfig
 from onefold.training.conversion import converted, one_step_config
+from onefold.training.engine import Engine
 from onefold.training.run import Run, load_run
 
 __all__ = ["onestep"]
@@ -41,6 +42,7 @@ def onestep(arguments: list[str]) -> None:
         resume: bool = False,
         unfinished: bool = False,
         on_collapse: Literal["warn", "stop", "ignore"] = "warn",
+        engine: Engine = "ddp",
         quiet: bool = False,
         options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default.onestep,
         training: TrainingConfig = default.training,
@@ -61,6 +63,7 @@ def onestep(arguments: list[str]) -> None:
             resume: Continue the run in --out from its newest checkpoint, with its own settings.
             unfinished: Also begin from a run that has not reached its end.
             on_collapse: When the samples leave the data: say so, stop with exit code 3, or log it only.
+            engine: As of `onefold train`.
             quiet: No progress bar, no summary.
             options: How generator and critic are trained.
             training: Settings of the new run; the defaults shown follow from RUN.
@@ -71,7 +74,7 @@ def onestep(arguments: list[str]) -> None:
         if resume:
             check_resume_options(given, "--method")  # which names the folder
             run = _run_of(folder, teacher)
-            finished = resume_run(run, images, data=data, test_data=test_data, quiet=quiet)
+            finished = resume_run(run, images, data=data, test_data=test_data, quiet=quiet, engine=engine)
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
             derived = converted(teacher, images=own.images, batch=own.batch, unfinished=unfinished)
@@ -86,7 +89,7 @@ def onestep(arguments: list[str]) -> None:
             places = {"data.source": data, "data.test": test_data}
             config = config.with_changes({name: place for name, place in places.items() if place is not None})
             Run(teacher, config).check_data()
-            finished = loop.train(config, folder, quiet=quiet)
+            finished = loop.train(config, folder, quiet=quiet, engine=engine)
         if not quiet:
             tables.show_run(console, finished)
 

@@ -12,6 +12,7 @@ from onefold.errors import UserError
 
 if TYPE_CHECKING:
     from onefold.training.config import Config
+    from onefold.training.engine import Engine
     from onefold.training.run import Run
 
 __all__ = [
@@ -61,7 +62,13 @@ def with_architecture(config: "Config", architecture: str | None) -> "Config":
 
 
 def resume_run(
-    run: "Run", images: int | None = None, *, data: str | None = None, test_data: str | None = None, quiet: bool
+    run: "Run",
+    images: int | None = None,
+    *,
+    data: str | None = None,
+    test_data: str | None = None,
+    quiet: bool,
+    engine: "Engine" = "ddp",
 ) -> "Run":
     """A run, trained to its end, or on to `images`; says so if it had reached it before. Its data may have moved."""
     from onefold.training import loop
@@ -71,7 +78,9 @@ def resume_run(
     if images is None and saved and int(saved[-1].name) >= run.length and not quiet:
         cure = "--images with a larger number makes it longer"
         console.print(f"{run.folder}: already finished, at {run.length:,} images; {cure}")
-    return loop.train(None, run.folder, resume=True, data=data, test_data=test_data, images=images, quiet=quiet)
+    return loop.train(
+        None, run.folder, resume=True, data=data, test_data=test_data, images=images, quiet=quiet, engine=engine
+    )
 
 
 def discard(line: str) -> None:
@@ -79,12 +88,12 @@ def discard(line: str) -> None:
 
 
 def check_resume_options(options: Sequence[str], *besides: str) -> None:
-    """Refuse options that would change a run which is resumed, but for those that find it.
+    """Refuse options that would change a run which is resumed, but for those that find it or say how it is executed.
 
     Raises:
         UserError: naming the first.
     """
-    allowed = ("--resume", "--out", "--quiet", "--images", "--data", "--test-data", *besides)
+    allowed = ("--resume", "--out", "--quiet", "--images", "--data", "--test-data", "--engine", *besides)
     for option in options:
         if option.startswith("--") and option.partition("=")[0] not in allowed:
             raise UserError(f"{option}: a resumed run keeps its own settings; leave it out, or start a new run")

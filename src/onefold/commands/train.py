@@ -25,7 +25,7 @@ from onefold.networks import Network
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
-from onefold.training.engine import alone
+from onefold.training.engine import Engine, alone
 from onefold.training.one_run import with_one_step
 from onefold.training.run import Run, check_new, load_run, open_data
 
@@ -52,6 +52,7 @@ def train(arguments: list[str]) -> None:
         minutes: float | None = None,
         steps: int | None = None,
         on_collapse: Literal["warn", "stop", "ignore"] | None = None,
+        engine: Engine = "ddp",
         quiet: bool = False,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> None:
@@ -75,6 +76,8 @@ def train(arguments: list[str]) -> None:
             minutes: Of the recipe auto: how long the training may take. Default: 30.
             steps: Stop after so many optimiser steps (sets training.images), for a short trial.
             on_collapse: When the latents have collapsed: say so, stop with exit code 3, or log it only. Default: warn.
+            engine: Of several processes (torchrun), each holds everything (ddp), or a shard of each weight, gradient,
+                average and moment (fsdp); see docs/scale.md. Also with --resume.
             quiet: No progress bar, no summary.
             config: All settings of the run; the defaults shown are the recipe's.
         """
@@ -85,7 +88,8 @@ def train(arguments: list[str]) -> None:
         if resume:
             check_resume_options(options)
             folder = out or Path("runs") / default.recipe
-            finished = resume_run(_run_of(folder, name), images, data=data, test_data=test_data, quiet=quiet)
+            run = _run_of(folder, name)
+            finished = resume_run(run, images, data=data, test_data=test_data, quiet=quiet, engine=engine)
         else:
             config = with_architecture(
                 config.with_changes({"data.unreadable": unreadable, "data.labels_from": labels_from}), architecture
@@ -97,7 +101,8 @@ def train(arguments: list[str]) -> None:
                 config = with_one_step(config)
             elif config.onerun != default.onerun and "one_run" not in config.phases:
                 raise UserError("--onerun: has no effect without --one-step; add it, or leave this out")
-            finished = loop.train(config if start is None else _with_start(config, start, options), out, quiet=quiet)
+            config = config if start is None else _with_start(config, start, options)
+            finished = loop.train(config, out, quiet=quiet, engine=engine)
         if not quiet:
             tables.show_run(console, finished)
 

@@ -234,7 +234,9 @@ def _learn(
     total, parts = torch.zeros((), device=z.device), dict[str, Tensor]()
     if critic.ratio is not None:
         ratio, span = options.ratio, draws.span
-        penalised = min(count_of(ratio.penalty_share * bool(ratio.penalty), span.batch), span.batch - 1)  # the rest teaches
+        penalised = min(
+            count_of(ratio.penalty_share * bool(ratio.penalty), span.batch), span.batch - 1
+        )  # the rest teaches
         weight = 1.0 if critic.student is None else options.score.adversarial
         loss, parts = ratio_loss(
             critic.ratio.logit,

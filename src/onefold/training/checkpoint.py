@@ -3,9 +3,9 @@
 `checkpoints/<images>/` has a file of tensors (safetensors) for each module of the state, by its name, one for all
 optimizers, the counters (`state.json`), the SHA-256 of all these (`checksums.json`) and, last, `COMPLETE`, which lists
 the size of every file. Of sharded modules and their optimizers, each rank writes its rows to files of its own (see
-`pieces`), and any number of ranks goes on from either. It is written into a temporary folder, flushed to the disk and renamed: a process killed at any
-moment leaves either a complete checkpoint or one that is recognised as incomplete. One that the disk has changed since
-is refused by its checksums.
+`pieces`), and any number of ranks goes on from either. It is written into a temporary folder, flushed to the disk and
+renamed: a process killed at any moment leaves either a complete checkpoint or one that is recognised as incomplete. One
+that the disk has changed since is refused by its checksums.
 """
 
 import json

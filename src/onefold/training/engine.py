@@ -7,9 +7,9 @@ images and n ranks,
     gradient  =  Σ over ranks,     since the losses of the parts of a batch add up to that of the batch
 
 so n ranks take the same step as n micro-batches do in one process. All ranks hold the same weights, or a shard of each
-(see `sharding`), and decide alike; the first alone logs, measures and draws. What is exchanged between hosts goes through gloo, what is on GPUs
-through NCCL. A rank that cannot go on leaves word of it with the launcher's store, so that the cause is said once; of
-one that died or hangs, the others give the name.
+(see `sharding`), and decide alike; the first alone logs, measures and draws. What is exchanged between hosts goes
+through gloo, what is on GPUs through NCCL. A rank that cannot go on leaves word of it with the launcher's store, so
+that the cause is said once; of one that died or hangs, the others give the name.
 """
 
 import json
@@ -219,12 +219,16 @@ def alone() -> Generator[None]:
 
 @contextmanager
 def running(engine: Engine) -> Generator[Ranks]:
-    """Let the ranks of this process work by an engine."""
+    """Let the ranks work by an engine. Where weights are sharded, every pass is an exchange, which may fail."""
     global _present
     before = _present
-    _present = replace(before, shards=engine == "fsdp" and before.count > 1)
+    _present = group = replace(before, shards=engine == "fsdp" and before.count > 1)
     try:
-        yield _present
+        yield group
+    except RuntimeError as error:
+        if not group.shards or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise group._why(error) from error
     finally:
         _present = before
 

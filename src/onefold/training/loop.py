@@ -34,7 +34,7 @@ from onefold.training.engine import Engine, alone, joined, ranks, running
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
-from onefold.training.phases import Phase, Say, phase_at, phases_of
+from onefold.training.phases import Phase, Say, check_parts_of, phase_at, phases_of
 from onefold.training.prepare import decide, fit_to_data, mirror_note
 from onefold.training.progress import ImageProgress, in_words
 from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, move_data
@@ -118,7 +118,8 @@ def train(
     group.check_batch(run.config.training.batch)
     device, quiet = resolve_device(run.config.training.device), quiet or not group.first
     with running(engine) as group, locked(folder) if group.first else nullcontext():
-        _check_shares(run.config)
+        if group.shards:
+            check_parts_of(run.config, group.count)
         if group.first and not resume:
             create_folder(run)
         elif group.first:
@@ -186,19 +187,6 @@ def _of_first(run: Run) -> Run:
         return run
     config = ranks().of_first(settings.to_json(run.config))
     return replace(run, config=settings.from_json(Config, config, str(run.folder)))
-
-
-def _check_shares(config: Config) -> None:
-    """Refuse a loss of few images of which ranks would have unequal parts: sharded, they compute only together."""
-    count = ranks().count
-    for part in (part for phase in phases_of(config) for part in phase.parts if ranks().shards):
-        for option, images in part.few.items():
-            if images % count:
-                fits = " or ".join(f"{n / config.training.batch:g}" for n in (images // count * count, -(-images // count) * count) if n)
-                raise UserError(
-                    f"{option}: {images} images of a batch of {config.training.batch} cannot be divided among {count} "
-                    f"ranks, as --engine fsdp needs; give {fits}"
-                )
 
 
 def _check_fit(run: Run) -> None:

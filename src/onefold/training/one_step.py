@@ -19,7 +19,16 @@ from onefold.errors import UserError
 from onefold.networks import Network, RatioNet, build
 from onefold.objectives.density_ratio import DensityRatio
 from onefold.objectives.losses import Losses
-from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, count_of, critic_loss, draw, one_step_loss
+from onefold.objectives.one_step import (
+    Critic,
+    OneStep,
+    OneStepDraws,
+    Weights,
+    count_of,
+    critic_loss,
+    draw,
+    one_step_loss,
+)
 from onefold.objectives.score_distillation import ScoreDistillation
 from onefold.sampling import Sampler, check_guidance
 from onefold.schedule import Schedule

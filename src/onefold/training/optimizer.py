@@ -24,7 +24,7 @@ from torch.optim.adamw import adamw
 
 from onefold.networks import Network
 from onefold.schedule import Schedule
-from onefold.training.sharding import is_sharded, local, their_rows, whole_matrices
+from onefold.training.sharding import by_matrix, is_sharded, local
 
 __all__ = [
     "Muon",
@@ -52,7 +52,8 @@ def guarded_step(
     """
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     norm = total_norm(gradients)
-    torch._foreach_mul_([*map(local, gradients)], (clip / (norm + 1e-6)).clamp(max=1.0))
+    if gradients:
+        torch._foreach_mul_([*map(local, gradients)], (clip / (norm + 1e-6)).clamp(max=1.0))
     skipped = ~torch.isfinite(norm)
     if skip is not None:
         skipped = skipped | skip
@@ -191,11 +192,10 @@ class Muon(Optimizer):
             remaining = torch.where(skipped, 1.0, remaining)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        if is_sharded(params[0]):
-            whole = whole_matrices(nesterov.to(group["dtype"]), params[0])
-            updates = their_rows(orthogonalised(whole), params[0], len(params)).to(nesterov.dtype)
-        else:
-            updates = orthogonalised(nesterov.to(group["dtype"])).to(nesterov.dtype)
+        directions = nesterov.to(group["dtype"])
+        sharded = is_sharded(params[0])
+        updates = by_matrix(orthogonalised, directions, params[0]) if sharded else orthogonalised(directions)
+        updates = updates.to(nesterov.dtype)
         if skipped is not None:
             updates = torch.where(skipped, 0.0, updates)
         weights = [*map(local, params)]

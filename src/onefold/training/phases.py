@@ -42,6 +42,7 @@ __all__ = [
     "Say",
     "Trained",
     "averaged",
+    "check_parts_of",
     "length",
     "names_of_phases",
     "phase_at",
@@ -257,6 +258,23 @@ def _check_parts(phase: Phase) -> None:
             raise UserError(
                 f"phase {phase.name!r}: two parts train {trained.name!r} with different optimizers; "
                 "give both the same function"
+            )
+
+
+def check_parts_of(config: Config, count: int) -> None:
+    """Refuse a loss of few images of which some of `count` ranks would have none: sharded, all compute it together.
+
+    Raises:
+        UserError: naming the option that says how many, and what fits.
+    """
+    batch = config.training.batch
+    for option, images in (item for phase in phases_of(config) for part in phase.parts for item in part.few.items()):
+        if images % count:
+            below, above = images // count * count, -(-images // count) * count
+            fitting = " or ".join(f"{n / batch:g}" for n in (below, above) if n)
+            raise UserError(
+                f"{option}: {images} of {batch} images cannot be divided among {count} ranks, as --engine fsdp needs; "
+                f"give {fitting}, or another training.batch"
             )
 
 

@@ -1,8 +1,9 @@
 """Pieces: tensors that lie in several safetensors files, of which each has some of their rows.
 
-What n ranks save under a name is `<name>-1-of-n.safetensors` to `<name>-n-of-n.safetensors`; of one, `<name>.safetensors`.
-Rows are in the order of files, and what is not divided lies in the first. So the bytes of a tensor are those of its
-pieces one after another: any number of ranks can read its rows, and they are joined without being loaded.
+What n ranks save under a name is `<name>-1-of-n.safetensors` to `<name>-n-of-n.safetensors`; what one saves,
+`<name>.safetensors`. Rows are in the order of files, and what is not divided lies in the first. So the bytes of a
+tensor are those of its pieces one after another: any number of ranks can read its rows, and they are joined without
+being loaded.
 """
 
 import json

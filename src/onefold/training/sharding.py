@@ -13,8 +13,9 @@ Tensors come from there one at a time, and so they return: no device holds more 
 """
 
 import copy
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, TypeGuard
@@ -22,12 +23,12 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from onefold.training.engine import ranks
+from onefold.training.engine import BUCKET, ranks
 
 if TYPE_CHECKING:  # it takes two seconds to import
     from torch.distributed.tensor import DTensor
 
-__all__ = ["from_rows", "is_sharded", "local", "origin", "own_rows", "shard", "their_rows", "whole", "whole_matrices"]
+__all__ = ["by_matrix", "from_rows", "is_sharded", "local", "origin", "own_rows", "shard", "whole"]
 
 
 def is_sharded(tensor: Tensor | None) -> "TypeGuard[DTensor]":
@@ -62,7 +63,7 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
             unit = fully_shard(part, mesh=mesh, reshard_after_forward=True)
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
-            for name in part.calls:
+            for name in type(part).calls:  # type: ignore[attr-defined]
                 register_fsdp_forward_method(part, name)
     module.to_empty(device=device)
     for name, own in _tensors(module):
@@ -72,8 +73,9 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
         else:
             group.copy([value])
             own.copy_(value)
-    # Of views that a role returns; none is changed in place.
+    # A role may return a view, which nothing changes in place; and gloo exchanges matrices by gathering them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
     return shapes
 
 
@@ -106,18 +108,21 @@ def from_rows(rows: Tensor, like: Tensor) -> Tensor:
     return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
 
 
-def whole_matrices(rows: Tensor, like: Tensor) -> Tensor:
-    """From this rank's rows of k matrices (k, rows, n), sharded as one is, to whole ones (some of k, m, n)."""
-    return _exchanged(rows, like, 1, 0, len(rows))
+def by_matrix(act: Callable[[Tensor], Tensor], rows: Tensor, like: Tensor) -> Tensor:
+    """A function of stacks of whole matrices, of this rank's rows (k, rows, n) of k that are sharded as `like` is.
 
-
-def their_rows(matrices: Tensor, like: Tensor, count: int) -> Tensor:
-    """The way back from `whole_matrices`, of which there are `count` in all ranks."""
-    return _exchanged(matrices, like, 0, 1, count)
+    Each matrix comes together in one rank, and goes back as rows.
+    """
+    count = ranks().count
+    at_once = max(1, BUCKET // (like.numel() * count)) * count
+    parts = rows.split(at_once)
+    return torch.cat(
+        [_exchanged(act(_exchanged(part, like, 1, 0, len(part))), like, 0, 1, len(part)) for part in parts]
+    )
 
 
 def _exchanged(stack: Tensor, like: Tensor, before: int, after: int, count: int) -> Tensor:
-    """A stack of matrices that is sharded in one dimension, sharded in another."""
+    """This rank's part of a stack of `count` matrices, which is sharded in one dimension, then in the other."""
     from torch.distributed.tensor import DTensor, Shard
 
     assert is_sharded(like)

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 
 from onefold.compute import compile_blocks
 from onefold.data import Dataset
+from onefold.errors import UserError, reason
 from onefold.networks import Network, build
 from onefold.networks.trunk import Trunk
-from onefold.errors import UserError, reason
 from onefold.training.config import Config
 from onefold.training.engine import ranks
 from onefold.training.log import Window
