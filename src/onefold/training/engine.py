@@ -226,7 +226,8 @@ def running(engine: Engine) -> Generator[Ranks]:
     try:
         yield group
     except RuntimeError as error:
-        if not group.shards or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        of_exchange = type(error) is RuntimeError and "gloo" in str(error)
+        if not group.shards or not (of_exchange or isinstance(error, dist.DistError)):
             raise
         raise group._why(error) from error
     finally:
