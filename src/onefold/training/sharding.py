@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from onefold.errors import UserError
 from onefold.training.engine import BUCKET, ranks
 
 if TYPE_CHECKING:  # it takes two seconds to import
@@ -61,6 +62,10 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
     for part in reversed([*module.modules()]):
         if hasattr(part, "calls"):
             unit = fully_shard(part, mesh=mesh, reshard_after_forward=True)
+            if not hasattr(unit, "set_force_sum_reduction_for_comms"):
+                raise UserError(
+                    f"--engine fsdp: needs a newer PyTorch than {torch.__version__}; leave it out, or update"
+                )
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
             for name in type(part).calls:  # type: ignore[attr-defined]
@@ -115,14 +120,15 @@ def by_matrix(act: Callable[[Tensor], Tensor], rows: Tensor, like: Tensor) -> Te
     """
     count = ranks().count
     at_once = max(1, BUCKET // (like.numel() * count)) * count
-    parts = rows.split(at_once)
-    return torch.cat(
-        [_exchanged(act(_exchanged(part, like, 1, 0, len(part))), like, 0, 1, len(part)) for part in parts]
-    )
+    found: list[Tensor] = []
+    for part in rows.split(at_once):
+        whole = _exchanged(part, like, 1, 0, len(part))
+        found.append(_exchanged(act(whole), like, 0, 1, len(part)))
+    return torch.cat(found)
 
 
 def _exchanged(stack: Tensor, like: Tensor, before: int, after: int, count: int) -> Tensor:
-    """This rank's part of a stack of `count` matrices, which is sharded in one dimension, then in the other."""
+    """Of a stack of `count` matrices, sharded in one dimension, what a rank has of it when it is sharded in another."""
     from torch.distributed.tensor import DTensor, Shard
 
     assert is_sharded(like)
