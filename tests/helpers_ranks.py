@@ -208,9 +208,9 @@ def elastic(folder: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # which launchers pass on
 
-    for engine in ("ddp", "fsdp"):
-        run, words = folder / engine, folder / f"{engine}-words"
-        again, option = command(run, "train --resume"), f"--engine {engine}"
+    for how in ("ddp", "fsdp"):
+        run, words = folder / how, folder / f"{how}-words"
+        again, option = command(run, "train --resume"), f"--engine {how}"
         stops = [together(2, words / "first", command(run, f"{WORDS} {option}"), at_step(64, terminate))]
         places = [checkpoints(run)[-1]]
         end = at_step(112, lambda: signal.raise_signal(signal.SIGTERM), of=0)
@@ -221,7 +221,7 @@ def elastic(folder: Path) -> None:
         pictures = [[path.name for path in sorted((each / "samples").iterdir())] for each in (whole, run)]
         files = [sorted(file.name for file in place.glob("optimizer*")) for place in places[-2:]]
         told = {"places": [path.name for path in places], "files": files, "pictures": pictures}
-        found[engine] = {"stops": stops, "farthest": farthest(whole, run), **told}
+        found[how] = {"stops": stops, "farthest": farthest(whole, run), **told}
     print(json.dumps(found))
 
 

@@ -68,5 +68,5 @@ def test_what_is_no_such_file_is_an_error(tmp_path: Path):
     with pytest.raises(OSError, match="network-1-of-3"):
         Pieces(tmp_path, "network", 3)
     (tmp_path / "network-2-of-2.safetensors").write_bytes(b"other words")
-    with pytest.raises(ValueError, match="network-2-of-2.* is no safetensors file"):
+    with pytest.raises(ValueError, match="is no safetensors file"):
         Pieces(tmp_path, "network", 2)
