@@ -209,19 +209,22 @@ def elastic(folder: Path) -> None:
         signal.raise_signal(signal.SIGTERM)  # which launchers pass on
 
     for how in ("ddp", "fsdp"):
-        run, words = folder / how, folder / f"{how}-words"
-        again, option = command(run, "train --resume"), f"--engine {how}"
-        stops = [together(2, words / "first", command(run, f"{WORDS} {option}"), at_step(64, terminate))]
-        places = [checkpoints(run)[-1]]
+        run, words, option = folder / how, folder / f"{how}-words", f"--engine {how}"
+        again, resume = command(run, "train --resume"), command(run, f"train --resume {option}")
         end = at_step(112, lambda: signal.raise_signal(signal.SIGTERM), of=0)
-        stops.append(together(1, words / "second", again, end))
-        places.append(checkpoints(run)[-1])
-        stops.append(together(2, words / "third", command(run, f"train --resume {option}")))
-        places.append(checkpoints(run)[-1])
-        pictures = [[path.name for path in sorted((each / "samples").iterdir())] for each in (whole, run)]
-        files = [sorted(file.name for file in place.glob("optimizer*")) for place in places[-2:]]
-        told = {"places": [path.name for path in places], "files": files, "pictures": pictures}
-        found[how] = {"stops": stops, "farthest": farthest(whole, run), **told}
+        begins = command(run, f"{WORDS} {option}")
+        found[how] = told = {"stops": [], "places": [], "files": []}
+        for count, work, before in (
+            (2, begins, at_step(64, terminate)),
+            (1, again, end),
+            (2, resume, lambda rank: None),
+        ):
+            told["stops"].append(together(count, words / str(len(told["stops"])), work, before))
+            place = checkpoints(run)[-1]
+            told["places"].append(place.name)
+            told["files"].append(sorted(file.name for file in place.glob("optimizer*")))
+        told["pictures"] = [[path.name for path in sorted((each / "samples").iterdir())] for each in (whole, run)]
+        told["farthest"] = farthest(whole, run)
     print(json.dumps(found))
 
 

@@ -54,6 +54,9 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from torch.distributed.tensor import distribute_tensor
 
+    if len({*module.parameters()}) < len([*module.named_parameters(remove_duplicate=False)]):
+        name = type(module).__name__
+        raise UserError(f"--engine fsdp: {name} has tied weights, which cannot be sharded; leave it out")
     group = ranks()
     mesh = init_device_mesh(device.type, (group.count,))
     values = {name: value.detach() for name, value in _tensors(module)} if group.first else {}
@@ -63,9 +66,8 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
         if hasattr(part, "calls"):
             unit = fully_shard(part, mesh=mesh, reshard_after_forward=True)
             if not hasattr(unit, "set_force_sum_reduction_for_comms"):
-                raise UserError(
-                    f"--engine fsdp: needs a newer PyTorch than {torch.__version__}; leave it out, or update"
-                )
+                version = torch.__version__
+                raise UserError(f"--engine fsdp: needs a newer PyTorch than {version}; update it, or leave this out")
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
             for name in type(part).calls:  # type: ignore[attr-defined]
