@@ -116,10 +116,10 @@ def train(
             check_new(folder)
     group, run = ranks(), _of_first(run)
     group.check_batch(run.config.training.batch)
+    if engine == "fsdp":
+        check_parts_of(run.config, group.count)
     device, quiet = resolve_device(run.config.training.device), quiet or not group.first
     with running(engine) as group, locked(folder) if group.first else nullcontext():
-        if group.shards:
-            check_parts_of(run.config, group.count)
         if group.first and not resume:
             create_folder(run)
         elif group.first:
