@@ -1,5 +1,6 @@
 """Memory of each rank while a network trains, by either engine.
 
+    export MALLOC_MMAP_THRESHOLD_=100000  # the C library gives memory back as soon as it is free
     torchrun --nproc-per-node 2 benchmarks/sharding.py --engine ddp
     torchrun --nproc-per-node 2 benchmarks/sharding.py --engine fsdp
 
