@@ -11,10 +11,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.fsdp  # before there are forks: it takes a while
 
 from helpers_crash import ended, fork
 from helpers_runs import log, newest, tensors, tiny
@@ -25,10 +27,11 @@ from onefold.training import engine, loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.conversion import converted
-from onefold.training.engine import ranks
+from onefold.training.engine import Engine, ranks
 from onefold.training.health import HealthMonitor
 from onefold.training.loop import train
 from onefold.training.run import Run
+from onefold.training.sharding import local
 from onefold.training.state import TrainingState
 
 LAST: list[TrainingState] = []
@@ -88,7 +91,7 @@ def together(count: int, folder: Path, work: Work, before: Callable[[int], None]
         before(rank)
         code = work() or 0
         found = tensors(LAST[0]) if LAST else {}
-        known = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in found.values()))
+        known = hashlib.sha256(b"".join(local(value).cpu().numpy().tobytes() for value in found.values()))
         (folder / f"weights-{rank}").write_text(known.hexdigest())
         os._exit(code)
 
@@ -107,15 +110,16 @@ def alone(run: Run, line: dict[str, Any]) -> None:
     assert ranks().count == 1
 
 
-def trained(config: Config, folder: Path, count: int = 1) -> None:
+def trained(config: Config, folder: Path, count: int = 1, engine: Engine = "ddp") -> None:
     """A run by so many ranks."""
     if count == 1:
         train(config, folder, quiet=True)
         return
     words = folder.with_name(f"{folder.name}-words")
-    done = together(count, words, lambda: train(config, folder, quiet=True, callbacks=[alone]) and None)
+    work = partial(train, config, folder, quiet=True, callbacks=[alone], engine=engine)
+    done = together(count, words, lambda: work() and None)
     assert done["codes"] == [0] * count, done["err"]
-    assert len(set(done["weights"])) == 1, "the ranks have other weights"
+    assert len(set(done["weights"])) == (1 if engine == "ddp" else count), "the ranks have other weights"
 
 
 def farthest(one: Path, other: Path) -> float:
@@ -130,7 +134,7 @@ def farthest(one: Path, other: Path) -> float:
 
 
 def agree(folder: Path) -> None:
-    """20 steps of 16 images of each phase: whole, in micro-batches, and by ranks."""
+    """20 steps of 16 images of each phase: whole, in micro-batches, by ranks, and by ranks that hold shards."""
     engine.BUCKET = 1000  # several of them
     length = {"training.images": 320, "training.ema_half_lives": (32, 64), "training.log_every": 80}
     length["training.checkpoint_every"] = 320
@@ -150,11 +154,15 @@ def agree(folder: Path) -> None:
     kinds |= {"ratio": (ratio, 4), "score": (score, 2)}
     found: dict[str, dict[str, float]] = {}
     for name, (config, count) in kinds.items():
-        places = {kind: folder / name / kind for kind in ("whole", "accumulated", "ranks")}
+        places = {kind: folder / name / kind for kind in ("whole", "accumulated", "ranks", "sharded")}
         trained(config, places["whole"])
         if name in ("plain", "ratio"):  # of the others, other tests
             trained(config.with_changes({"training.micro_batch": 16 // count}), places["accumulated"])
         trained(config, places["ranks"], count)
+        # Four ranks have shards of other sizes, some of them empty; two have 2 images of 16 between them.
+        shards = 4 if name == "joint" else 2
+        saves = {"training.micro_batch": 4, "training.recompute": True} if name == "adamw" else {}
+        trained(config.with_changes(saves), places["sharded"], shards, "fsdp")
         found[name] = {
             kind: farthest(places["whole"], each) for kind, each in places.items() if kind != "whole" and each.exists()
         }
@@ -189,22 +197,34 @@ def at_step(images: int, act: Callable[[], None], *, of: int = 1) -> Callable[[i
 
 
 def elastic(folder: Path) -> None:
-    """A run of two ranks, stopped by a signal to the second, gone on with by one process, stopped, and by two again."""
-    whole, run = folder / "whole", folder / "run"
-    again = command(run, "train --resume")
+    """A run of two ranks, stopped by a signal to the second, gone on with by one process, stopped, and by two again.
+
+    Without shards and with; by one process it is the same.
+    """
+    whole = folder / "whole"
+    found: dict[str, Any] = {"one": together(1, folder / "one", command(whole, f"{WORDS} --engine fsdp"))}
 
     def terminate() -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # which launchers pass on
 
-    one = together(1, folder / "one", command(whole))
-    stops = [together(2, folder / "first", command(run), at_step(64, terminate))]
-    places = [checkpoints(run)[-1].name]
-    stops.append(together(1, folder / "second", again, at_step(112, lambda: signal.raise_signal(signal.SIGTERM), of=0)))
-    places.append(checkpoints(run)[-1].name)
-    stops.append(together(2, folder / "third", again))
-    pictures = [[path.name for path in sorted((each / "samples").iterdir())] for each in (whole, run)]
-    found = {"one": one, "stops": stops, "places": places, "farthest": farthest(whole, run), "pictures": pictures}
+    for how in ("ddp", "fsdp"):
+        run, words, option = folder / how, folder / f"{how}-words", f"--engine {how}"
+        again, resume = command(run, "train --resume"), command(run, f"train --resume {option}")
+        end = at_step(112, lambda: signal.raise_signal(signal.SIGTERM), of=0)
+        begins = command(run, f"{WORDS} {option}")
+        found[how] = told = {"stops": [], "places": [], "files": []}
+        for count, work, before in (
+            (2, begins, at_step(64, terminate)),
+            (1, again, end),
+            (2, resume, lambda rank: None),
+        ):
+            told["stops"].append(together(count, words / str(len(told["stops"])), work, before))
+            place = checkpoints(run)[-1]
+            told["places"].append(place.name)
+            told["files"].append(sorted(file.name for file in place.glob("optimizer*")))
+        told["pictures"] = [[path.name for path in sorted((each / "samples").iterdir())] for each in (whole, run)]
+        told["farthest"] = farthest(whole, run)
     print(json.dumps(found))
 
 
@@ -272,6 +292,8 @@ def faults(folder: Path) -> None:
     tried("skips", before=other_weights)
     tried("rolls back", "--training.images 320", before=not_a_number(64, 320))
     tried("killed", before=at_step(64, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    tried("killed, sharded", "--engine fsdp", before=at_step(64, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    tried("few", "--engine fsdp --one-step --onerun.share 0.2")
     tried("hangs", before=impatient)
     tried("refuses", before=at_step(64, refuse))
     tried("alarm", "--on-collapse stop --training.health-every 32", before=alarmed)

@@ -14,6 +14,7 @@ from onefold.recipes import recipe
 from onefold.training import ema
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.pieces import Pieces
 from onefold.training.state import TrainingState
 
 TIMES = {"images_per_second", "peak_memory"}
@@ -82,11 +83,15 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 
 def newest(folder: Path) -> dict[str, Tensor]:
     """All tensors of a run's newest checkpoint and of its published model, by file and name."""
-    path = checkpoints(folder)[-1]
-    files = [*sorted(path.glob("*.safetensors")), folder / "model" / "model.safetensors"]
-    found = {f"{file.parent.name} {file.name} {name}": t for file in files for name, t in load_file(file).items()}
+    path, found = checkpoints(folder)[-1], dict[str, Tensor]()
+    shards = json.loads((path / "state.json").read_text())["shards"]
+    for stem in sorted({file.stem.removesuffix(f"-1-of-{shards}") for file in path.glob("*.safetensors")}):
+        if "-of-" not in stem:
+            pieces = Pieces(path, stem, shards)
+            found |= {f"{path.name} {stem}.safetensors {name}": pieces.whole(name) for name in pieces.shapes}
     assert found
-    return found
+    model = load_file(folder / "model" / "model.safetensors")
+    return found | {f"model model.safetensors {name}": value for name, value in model.items()}
 
 
 def log(folder: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from onefold.cli import run as command
 from onefold.errors import UserError
 from onefold.files import write_tensors
 from onefold.networks.one_network import OneFold
-from onefold.training import checkpoint
+from onefold.training import pieces
 from onefold.training.checkpoint import checkpoints, restore, save
 from onefold.training.config import Config
 from onefold.training.conversion import one_step_config
@@ -201,7 +201,7 @@ def test_complete_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         written.append(path.name)
         assert not (path.parent / "COMPLETE").exists()
 
-    monkeypatch.setattr(checkpoint, "write_tensors", write_and_look)
+    monkeypatch.setattr(pieces, "write_tensors", write_and_look)
     save(stepped(config, 1), config, tmp_path)
     assert set(written) == {name for name in FILES if name != "state.json"}
 

@@ -214,7 +214,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, config: Config, folder: Path) -> None
         write_tensors(values, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("onefold.training.checkpoint.write_tensors", dies)
+        patch.setattr("onefold.training.pieces.write_tensors", dies)
         with pytest.raises(Stop):
             onefold.train(config, folder, quiet=True)
     assert checkpoints(folder) == []

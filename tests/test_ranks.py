@@ -48,23 +48,32 @@ def program(mode: str, folder: Path) -> Any:
 def test_ranks_take_the_steps_of_one_process(tmp_path: Path):
     """In 20 steps of every phase weights, moments, averages and log stay the same, up to rounding in float32."""
     found = program("agree", tmp_path)
-    both = {"ranks", "accumulated"}
-    wanted = {"plain": both, "ratio": both} | {key: {"ranks"} for key in ("adamw", "stages", "joint", "score")}
+    ranks = {"ranks", "sharded"}
+    both = ranks | {"accumulated"}
+    wanted = {"plain": both, "ratio": both} | dict.fromkeys(("adamw", "stages", "joint", "score"), ranks)
     assert {name: set(differences) for name, differences in found.items()} == wanted
     for name, differences in found.items():
         assert all(difference < 1e-5 for difference in differences.values()), (name, differences)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path):
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return program("elastic", tmp_path_factory.mktemp("elastic"))
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_ranks(elastic: dict[str, Any], engine: str):
     """Two, stopped by a signal to the second; one, stopped; two: the same weights and log as of one in one go."""
-    found = program("elastic", tmp_path)
-    assert found["one"]["codes"] == [0]
+    assert elastic["one"]["codes"] == [0]
+    found = elastic[engine]
     assert [stop["codes"] for stop in found["stops"]] == [[143, 143], [143], [0, 0]]
-    assert found["places"] == ["000000064", "000000112"]
+    assert found["places"] == ["000000064", "000000112", "000000160"]
+    one, two = ["optimizer.safetensors"], ["optimizer-1-of-2.safetensors", "optimizer-2-of-2.safetensors"]
+    assert found["files"] == ([one, one, one] if engine == "ddp" else [two, one, two])
     assert found["farthest"] < 1e-5
     whole, run = found["pictures"]
     assert whole == run
-    for stop in found["stops"]:
+    for stop in found["stops"] if engine == "ddp" else ():
         assert len(set(stop["weights"])) == 1, "the ranks have other weights"
     first = found["stops"][0]
     assert "".join(first["err"]).count("\n") == 1
@@ -110,7 +119,7 @@ def test_nan_that_stays_in_one_rank_rolls_all_back(faults: dict[str, Any]):
     assert found["weights"][0] == found["weights"][1]
 
 
-@pytest.mark.parametrize("how", ["killed", "hangs"])
+@pytest.mark.parametrize("how", ["killed", "killed, sharded", "hangs"])
 def test_a_rank_that_dies_or_hangs_is_named(faults: dict[str, Any], how: str):
     found = faults[how]
     assert found["codes"] == [3, -signal.SIGKILL]
@@ -129,6 +138,11 @@ def test_a_rank_that_dies_or_hangs_is_named(faults: dict[str, Any], how: str):
             "odd",
             2,
             "training.batch: 16 images cannot be divided among 3 ranks; give 15 or 18, or launch one of 1, 2, 4",
+        ),
+        (
+            "few",
+            2,
+            "onerun.share: 3 of 16 images cannot be divided among 2 ranks, as --engine fsdp needs; give 0.125 or",
         ),
         ("alarm", 3, "the latents collapse at 32 images, saved: so it says"),
         ("apart", 2, "is not one folder for all ranks (rank 0 finds it at 48 images, another at 160); choose one that"),

@@ -17,6 +17,7 @@ from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import TrainingConfig
 from onefold.training.conversion import converted, is_network, one_step_config
+from onefold.training.engine import Engine
 from onefold.training.run import Run, load_run
 
 __all__ = ["onestep"]
@@ -42,6 +43,7 @@ def onestep(arguments: list[str]) -> None:
         unfinished: bool = False,
         on_collapse: Literal["warn", "stop", "ignore"] = "warn",
         log: tyro.conf.UseAppendAction[tuple[Literal["tensorboard", "trackio", "wandb"], ...]] = (),
+        engine: Engine = "ddp",
         quiet: bool = False,
         options: Annotated[OneStep, tyro.conf.arg(name="onestep")] = default.onestep,
         training: TrainingConfig = default.training,
@@ -65,6 +67,7 @@ def onestep(arguments: list[str]) -> None:
             unfinished: Also begin from a run that has not reached its end.
             on_collapse: When the samples leave the data: say so, stop with exit code 3, or log it only.
             log: Show the log there too, beside log.jsonl. May be given several times, also with --resume.
+            engine: As of `onefold train`.
             quiet: No progress bar, no summary.
             options: How generator and critic are trained.
             training: Settings of the new run; the defaults shown follow from RUN.
@@ -76,7 +79,9 @@ def onestep(arguments: list[str]) -> None:
             check_resume_options(given, "--method")  # which names the folder
             run = _run_of(folder, teacher)
             with loggers.opened(log) as callbacks:
-                finished = resume_run(run, images, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
+                finished = resume_run(
+                    run, images, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet, engine=engine
+                )
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
             derived = converted(teacher, images=own.images, batch=own.batch, unfinished=unfinished)
@@ -95,7 +100,7 @@ def onestep(arguments: list[str]) -> None:
             if run is not None:
                 Run(teacher, config).check_data()
             with loggers.opened(log) as callbacks:
-                finished = loop.train(config, folder, callbacks=callbacks, quiet=quiet)
+                finished = loop.train(config, folder, callbacks=callbacks, quiet=quiet, engine=engine)
         if not quiet:
             tables.show_run(console, finished)
 

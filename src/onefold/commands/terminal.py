@@ -12,6 +12,7 @@ from onefold.errors import UserError
 
 if TYPE_CHECKING:
     from onefold.training.config import Config
+    from onefold.training.engine import Engine
     from onefold.training.loop import Callback
     from onefold.training.run import Run
 
@@ -69,6 +70,7 @@ def resume_run(
     test_data: str | None = None,
     callbacks: "Iterable[Callback]" = (),
     quiet: bool,
+    engine: "Engine" = "ddp",
 ) -> "Run":
     """A run, trained to its end, or on to `images`; says so if it had reached it before. Its data may have moved."""
     from onefold.training import loop
@@ -87,6 +89,7 @@ def resume_run(
         test_data=test_data,
         callbacks=callbacks,
         quiet=quiet,
+        engine=engine,
     )
 
 
@@ -95,12 +98,12 @@ def discard(line: str) -> None:
 
 
 def check_resume_options(options: Sequence[str], *besides: str) -> None:
-    """Refuse options that would change a run which is resumed, but for those that find it.
+    """Refuse options that would change a run which is resumed, but for those that find it or say how it is executed.
 
     Raises:
         UserError: naming the first.
     """
-    allowed = ("--resume", "--out", "--quiet", "--log", "--images", "--data", "--test-data", *besides)
+    allowed = ("--resume", "--out", "--quiet", "--log", "--images", "--data", "--test-data", "--engine", *besides)
     for option in options:
         if option.startswith("--") and option.partition("=")[0] not in allowed:
             raise UserError(f"{option}: a resumed run keeps its own settings; leave it out, or start a new run")

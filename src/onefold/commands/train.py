@@ -25,7 +25,7 @@ from onefold.networks import Network
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
-from onefold.training.engine import alone
+from onefold.training.engine import Engine, alone
 from onefold.training.one_run import with_one_step
 from onefold.training.run import Run, check_new, load_run, open_data
 
@@ -53,6 +53,7 @@ def train(arguments: list[str]) -> None:
         steps: int | None = None,
         on_collapse: Literal["warn", "stop", "ignore"] | None = None,
         log: tyro.conf.UseAppendAction[tuple[Literal["tensorboard", "trackio", "wandb"], ...]] = (),
+        engine: Engine = "ddp",
         quiet: bool = False,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> None:
@@ -77,6 +78,8 @@ def train(arguments: list[str]) -> None:
             steps: Stop after so many optimiser steps (sets training.images), for a short trial.
             on_collapse: When the latents have collapsed: say so, stop with exit code 3, or log it only. Default: warn.
             log: Show the log there too, beside log.jsonl. May be given several times, also with --resume.
+            engine: Of several processes (torchrun), each holds everything (ddp), or a shard of each weight, gradient,
+                average and moment (fsdp); see docs/scale.md. Also with --resume.
             quiet: No progress bar, no summary.
             config: All settings of the run; the defaults shown are the recipe's.
         """
@@ -89,7 +92,9 @@ def train(arguments: list[str]) -> None:
             folder = out or Path("runs") / default.recipe
             run = _run_of(folder, name)
             with loggers.opened(log) as callbacks:
-                finished = resume_run(run, images, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet)
+                finished = resume_run(
+                    run, images, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet, engine=engine
+                )
         else:
             config = with_architecture(
                 config.with_changes({"data.unreadable": unreadable, "data.labels_from": labels_from}), architecture
@@ -103,7 +108,7 @@ def train(arguments: list[str]) -> None:
                 raise UserError("--onerun: has no effect without --one-step; add it, or leave this out")
             config = config if start is None else _with_start(config, start, options)
             with loggers.opened(log) as callbacks:
-                finished = loop.train(config, out, callbacks=callbacks, quiet=quiet)
+                finished = loop.train(config, out, callbacks=callbacks, quiet=quiet, engine=engine)
         if not quiet:
             tables.show_run(console, finished)
 

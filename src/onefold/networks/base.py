@@ -37,7 +37,7 @@ from tyro.conf import Suppress
 
 from onefold import sampling, settings
 from onefold.errors import UserError, reason
-from onefold.files import read_tensors, write_tensors
+from onefold.files import read_tensors, write_tensors, write_whole
 from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
 from onefold.networks.jump import Jump
@@ -188,6 +188,8 @@ class Network(nn.Module):
     """… and whether training the denoiser changes them."""
     adopted: ClassVar[bool] = False
     """Whether it is made of what comes from elsewhere, so that its name alone does not describe one."""
+    calls: ClassVar[tuple[str, ...]] = ("encode", "denoise", "decode", "generate_with", "features")
+    """Methods other than `forward` by which it is called: if its weights are sharded, they are gathered for these."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -419,11 +421,13 @@ class Network(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `sampler.json` and `model.safetensors` (float32) into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(settings.to_json(self.config), encoding="utf-8")
-        (folder / "sampler.json").write_text(settings.to_json(self.sampler), encoding="utf-8")
-        write_tensors(self.state_dict(), folder / "model.safetensors")
+        self.save_config(Path(folder))
+        write_tensors(self.state_dict(), Path(folder) / "model.safetensors")
+
+    def save_config(self, folder: Path) -> None:
+        """Write all but the weights."""
+        write_whole(folder / "config.json", settings.to_json(self.config))
+        write_whole(folder / "sampler.json", settings.to_json(self.sampler))
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Upload what `save_pretrained` writes to a repository "owner/name" on the hub; returns its address.

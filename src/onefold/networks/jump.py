@@ -10,14 +10,15 @@ Reference: low-rank changes: Hu et al., 2021 (LoRA).
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onefold.networks.trunk import TIME_FEATURES, Changed, Trunk, fourier_features
+from onefold.networks.trunk import TIME_FEATURES, Change, Trunk, fourier_features
 
 __all__ = ["Jump", "arrival", "fill_with_zeros"]
 
@@ -35,11 +36,11 @@ class LowRank(nn.Module):
         self.a = nn.ParameterList(torch.randn(rank, inner) / math.sqrt(inner) for _, inner in shapes)
         self.b = nn.ParameterList(torch.zeros(outer, rank) for outer, _ in shapes)
 
-    def forward(self, trunk: Trunk) -> Changed:
-        """The changed matrices of each block."""
+    def forward(self, trunk: Trunk) -> Sequence[Change]:
+        """The change of each block. It multiplies the factors itself, when its own matrices are there."""
         each = len(self.a) // len(trunk.blocks)
         return [
-            {name: w + self.b[i] @ self.a[i] for i, (name, w) in enumerate(_matrices(block).items(), k * each)}
+            {name: (self.b[i], self.a[i]) for i, name in enumerate(_matrices(block), k * each)}
             for k, block in enumerate(trunk.blocks)
         ]
 
@@ -55,6 +56,9 @@ class Jump(nn.Module):
     Vector and map are zero at first, and no random number is drawn for them (for A, there is). Weights saved before
     there was this role are read as such zeros.
     """
+
+    calls: ClassVar[tuple[str, ...]] = ("condition",)
+    """See `Network.calls`."""
 
     def __init__(self, trunk: Trunk | int, rank: int = 0) -> None:
         """Without changes to the trunk's matrices if the rank is 0, where the conditioning's width will do for it."""

@@ -33,6 +33,7 @@ class OneFold(Network):
     """One network with random weights; see the module's docstring. Inputs must be on its device."""
 
     shares_codec: ClassVar[bool] = True
+    calls: ClassVar[tuple[str, ...]] = (*Network.calls, "decode_and_denoise")
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)

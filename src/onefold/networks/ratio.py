@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,9 @@ class AttentionPool(nn.Module):
 class Scale(nn.Module):
     """e^s(t): the factor that calibrates a ratio network at each level; 1 at first, s linear between levels."""
 
+    calls: ClassVar[tuple[str, ...]] = ()
+    """See `Network.calls`."""
+
     def __init__(self, levels: int = 11) -> None:
         super().__init__()
         self.logarithm = nn.Parameter(torch.zeros(levels))
@@ -88,6 +92,9 @@ class RatioNet(nn.Module):
 
     ℓ is the network's own value, `logit`, times a `scale` that depends only on t.
     """
+
+    calls: ClassVar[tuple[str, ...]] = ("logit",)
+    """See `Network.calls`."""
 
     def __init__(self, config: RatioConfig) -> None:
         super().__init__()
@@ -134,10 +141,13 @@ class RatioNet(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (float32) into `folder`."""
-        folder = Path(folder)
+        self.save_config(Path(folder))
+        write_tensors(self.state_dict(), Path(folder) / "model.safetensors")
+
+    def save_config(self, folder: Path) -> None:
+        """Write all but the weights."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
-        write_tensors(self.state_dict(), folder / "model.safetensors")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "RatioNet":

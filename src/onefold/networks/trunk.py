@@ -18,18 +18,18 @@ References: rotary positions: Su et al., 2021; SwiGLU: Shazeer, 2020; query-key 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
     "TIME_FEATURES",
     "Block",
-    "Changed",
+    "Change",
     "Modulation",
     "Trunk",
     "conditioning",
@@ -41,8 +41,8 @@ __all__ = [
 TIME_FEATURES = 64
 """Number of sine and cosine features that encode the time."""
 
-Changed = Sequence[Mapping[str, Tensor]]
-"""For each block of a trunk, parameters by name."""
+Change = Mapping[str, tuple[Tensor, Tensor]]
+"""Factors (B, A) of what is added to matrices W of a block, by name: W + BA."""
 
 
 def hidden_width(width: int) -> int:
@@ -84,6 +84,14 @@ def _zero(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
+def _matrix(linear: nn.Linear, name: str, change: Change | None) -> Tensor:
+    """The matrix of a linear map, with its change if there is one."""
+    if change is None or name not in change:
+        return linear.weight
+    b, a = change[name]
+    return linear.weight + b @ a
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens, with query-key norm and rotary positions."""
 
@@ -95,8 +103,10 @@ class Attention(nn.Module):
         self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
         self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
 
-    def forward(self, h: Float[Tensor, "B N W"], table: Tensor) -> Float[Tensor, "B N W"]:
-        q, k, v = self.project_in(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, h: Float[Tensor, "B N W"], table: Tensor, change: Change | None = None) -> Float[Tensor, "B N W"]:
+        w_in = _matrix(self.project_in, "attention.project_in.weight", change)
+        w_out = _matrix(self.project_out, "attention.project_out.weight", change)
+        q, k, v = F.linear(h, w_in).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q = rotate(self.norm_q(q.float()), table)
         k = rotate(self.norm_k(k.float()), table)
         # Under bf16 autocast a GPU attends in bf16; on a CPU the fused backward pass is many times slower in
@@ -104,7 +114,7 @@ class Attention(nn.Module):
         dtype = v.dtype if v.is_cuda else torch.float32
         with torch.autocast(v.device.type, enabled=False):
             out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype))
-        return self.project_out(out.transpose(1, 2).flatten(2))
+        return F.linear(out.transpose(1, 2).flatten(2), w_out)
 
 
 class SwiGLU(nn.Module):
@@ -115,12 +125,17 @@ class SwiGLU(nn.Module):
         self.project_in = nn.Linear(width, 2 * hidden_width(width), bias=False)
         self.project_out = _zero(nn.Linear(hidden_width(width), width, bias=False))
 
-    def forward(self, h: Float[Tensor, "B N W"]) -> Float[Tensor, "B N W"]:
-        gate, value = self.project_in(h).chunk(2, dim=-1)
-        return self.project_out(F.silu(gate) * value)
+    def forward(self, h: Float[Tensor, "B N W"], change: Change | None = None) -> Float[Tensor, "B N W"]:
+        w_in = _matrix(self.project_in, "swiglu.project_in.weight", change)
+        w_out = _matrix(self.project_out, "swiglu.project_out.weight", change)
+        gate, value = F.linear(h, w_in).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * value, w_out)
 
 
 class Block(nn.Module):
+    calls: ClassVar[tuple[str, ...]] = ()
+    """See `Network.calls`."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attention = Attention(width, heads)
@@ -130,11 +145,15 @@ class Block(nn.Module):
         self.offset = nn.Parameter(torch.zeros(6, width))
 
     def forward(
-        self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"], table: Tensor
+        self,
+        h: Float[Tensor, "B N W"],
+        modulation: Float[Tensor, "#B 6 W"],
+        table: Tensor,
+        change: Change | None = None,
     ) -> Float[Tensor, "B N W"]:
         b1, s1, g1, b2, s2, g2 = (modulation + self.offset).unsqueeze(2).unbind(1)
-        h = h + (1 + g1) * self.attention(torch.addcmul(b1, 1 + s1, self.norm_attention(h)), table)
-        return h + (1 + g2) * self.swiglu(torch.addcmul(b2, 1 + s2, self.norm_swiglu(h)))
+        h = h + (1 + g1) * self.attention(torch.addcmul(b1, 1 + s1, self.norm_attention(h)), table, change)
+        return h + (1 + g2) * self.swiglu(torch.addcmul(b2, 1 + s2, self.norm_swiglu(h)), change)
 
 
 class Trunk(nn.Module):
@@ -151,12 +170,12 @@ class Trunk(nn.Module):
         self.register_buffer("table", rotary_table(rows, columns, width // heads), persistent=False)
 
     def forward(
-        self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"], changed: Changed = ()
+        self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"], changes: Sequence[Change] = ()
     ) -> Float[Tensor, "B N W"]:
-        """With `changed`, the blocks have these parameters in place of their own."""
+        """With `changes`, one for each block, to its matrices."""
         h = h.float()  # as every block returns it under autocast, so that all share one compiled graph
-        for block, parameters in itertools.zip_longest(self.blocks, changed):
-            h = self._through(block, h, modulation, parameters)
+        for block, change in itertools.zip_longest(self.blocks, changes):
+            h = self._through(block, h, modulation, change)
         return self.norm(h)
 
     def hidden(self, h: Float[Tensor, "B N W"], modulation: Float[Tensor, "#B 6 W"]) -> list[Float[Tensor, "B N W"]]:
@@ -167,13 +186,9 @@ class Trunk(nn.Module):
             states.append(h)
         return states
 
-    def _through(
-        self, block: nn.Module, h: Tensor, modulation: Tensor, changed: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+    def _through(self, block: nn.Module, h: Tensor, modulation: Tensor, change: Change | None = None) -> Tensor:
         def run(h: Tensor, modulation: Tensor) -> Tensor:
-            if changed is None:
-                return block(h, modulation, self.table)
-            return functional_call(block, dict(changed), (h, modulation, self.table))
+            return block(h, modulation, self.table, change)
 
         if self.recomputes and torch.is_grad_enabled():  # nothing in a block is random
             return checkpoint(run, h, modulation, use_reentrant=False, preserve_rng_state=False)

@@ -35,7 +35,7 @@ from onefold.paths import Linear, noised, per_token
 from onefold.sampling import with_guidance
 from onefold.schedule import Schedule
 
-__all__ = ["Critic", "OneStep", "OneStepDraws", "Weights", "critic_loss", "draw", "one_step_loss"]
+__all__ = ["Critic", "OneStep", "OneStepDraws", "Weights", "count_of", "critic_loss", "draw", "one_step_loss"]
 
 Weights = Literal["teacher", "random", "trunk", "ends"]
 """Which initial weights come from the teacher: all, none, only those of trunk and modulation, or all but those."""
@@ -202,10 +202,10 @@ def one_step_loss(
     with torch.no_grad():
         z = teacher.encode(image)
     learned = _learn(critic, teacher, z, _samples(generator, z, labels, draws), labels, draws, options)
-    kept = draws.span.spread(_count(options.upkeep_share, draws.span), x.device)
+    kept = draws.span.spread(count_of(options.upkeep_share, draws.span.batch), x.device)
     if not len(kept) or not options.upkeep:
         return learned
-    of_batch = len(kept) / _count(options.upkeep_share, draws.span)
+    of_batch = len(kept) / count_of(options.upkeep_share, draws.span.batch)
     of_kept = image[kept], z[kept], None if labels is None else labels[kept], draws.kept.t[kept], draws.kept.eps[kept]
     terms = _upkeep(generator, teacher, *of_kept, objective)
     errors = {name: of_batch * error for name, error in terms.items()}
@@ -234,7 +234,9 @@ def _learn(
     total, parts = torch.zeros((), device=z.device), dict[str, Tensor]()
     if critic.ratio is not None:
         ratio, span = options.ratio, draws.span
-        penalised = min(_count(ratio.penalty_share * bool(ratio.penalty), span), span.batch - 1)  # the rest teaches
+        penalised = min(
+            count_of(ratio.penalty_share * bool(ratio.penalty), span.batch), span.batch - 1
+        )  # the rest teaches
         weight = 1.0 if critic.student is None else options.score.adversarial
         loss, parts = ratio_loss(
             critic.ratio.logit,
@@ -291,9 +293,9 @@ def _upkeep(
     }
 
 
-def _count(share: float, span: Span) -> int:
-    """Images in a share of the batch: at least one unless the share is 0."""
-    return max(1, round(share * span.batch)) if share else 0
+def count_of(share: float, batch: int) -> int:
+    """Images in a share of a batch: at least one unless the share is 0."""
+    return max(1, round(share * batch)) if share else 0
 
 
 def _labels(generator: Network, y: Tensor, draws: OneStepDraws) -> Int64[Tensor, " B"] | None:

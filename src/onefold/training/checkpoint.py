@@ -2,16 +2,18 @@
 
 `checkpoints/<images>/` has a file of tensors (safetensors) for each module of the state, by its name, one for all
 optimizers, the counters (`state.json`), the SHA-256 of all these (`checksums.json`) and, last, `COMPLETE`, which lists
-the size of every file. It is written into a temporary folder, flushed to the disk and renamed: a process killed at any
-moment leaves either a complete checkpoint or one that is recognised as incomplete. One that the disk has changed since
-is refused by its checksums.
+the size of every file. Of sharded modules and their optimizers, each rank writes its rows to files of its own (see
+`pieces`), and any number of ranks goes on from either. It is written into a temporary folder, flushed to the disk and
+renamed: a process killed at any moment leaves either a complete checkpoint or one that is recognised as incomplete. One
+that the disk has changed since is refused by its checksums.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,15 +25,20 @@ from torch.optim import Optimizer
 
 from onefold import settings
 from onefold.errors import UserError, reason
-from onefold.files import UNFINISHED, read_tensors, sha256_of, unfinished, write_tensors
+from onefold.files import UNFINISHED, read_tensors, sha256_of, unfinished
 from onefold.training.config import Config
+from onefold.training.engine import ranks
 from onefold.training.log import Window
 from onefold.training.phases import phases_of
+from onefold.training.pieces import Pieces, write_piece
+from onefold.training.sharding import from_rows, is_sharded, local, own_rows
 from onefold.training.state import Counters, Skips, TrainingState
 
 __all__ = ["checkpoints", "is_amid_skips", "publish", "restore", "save"]
 
-FORMAT = "onefold checkpoint 2"
+FORMAT = "onefold checkpoint 3"
+READS = ("onefold checkpoint 2", FORMAT)
+"""The former has no shards."""
 CHECKSUMS = "checksums.json"
 """Checkpoints of earlier versions have none."""
 
@@ -60,22 +67,30 @@ def is_amid_skips(path: Path) -> bool:
 def save(state: TrainingState, config: Config, folder: Path) -> Path:
     """Write a checkpoint of `state` into the run folder, publish its model and delete checkpoints no longer kept.
 
+    Of several ranks, each has to call it; the first writes, or each its shard.
+
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are unaffected.
     """
     final = folder / "checkpoints" / f"{state.counters.images:09d}"
-    temporary = unfinished(final)
-    _sweep(folder)
+    temporary, group = unfinished(final), ranks()
+    if not (group.first or group.shards):
+        return final
+    if group.first:
+        _sweep(folder)
     try:
         _write(state, config, temporary)
+        if not group.first:
+            return final
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sizes = {path.name: path.stat().st_size for path in sorted(final.iterdir())}
         (final / "COMPLETE").write_text(json.dumps(sizes), encoding="utf-8")
         _flush(final)
-        publish(state, config, folder)
+        publish(state, config, folder, final)
     except (OSError, SafetensorError) as error:
-        _sweep(folder)
+        if group.first:
+            _sweep(folder)
         raise UserError(
             f"{final}: the checkpoint could not be written ({reason(error)}); earlier ones are intact: fix this and "
             "continue with --resume"
@@ -95,7 +110,7 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
     try:
         _check_sums(path)
         described = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if described["format"] != FORMAT:
+        if described["format"] not in READS:
             raise UserError(f"{path}: written as {described['format']!r}, this version reads {FORMAT!r}")
         own = settings.from_json(type(config.network), json.dumps(described["network"]), str(path))
         if own != config.network:
@@ -103,10 +118,11 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
         counters = Counters(**described["counters"])
         if counters.phase != state.counters.phase:
             state.enter(phases_of(config)[counters.phase])
+        count, device = described.get("shards", 1), state.network.device
         for name, module in state.modules.items():
-            module.load_state_dict(read_tensors(path / f"{name}.safetensors", _device_of(module, state))[0])
-        device = state.network.device
-        moments, _ = read_tensors(path / "optimizer.safetensors", device)
+            likes = module.state_dict()
+            module.load_state_dict(_read(path, name, count, likes.get, _device_of(module, state)))
+        moments = _read(path, "optimizer", count, _weights_by_moment(state.optimizers), device)
         if described["optimizer"] != _kind(state.optimizers, moments):
             raise UserError(f"{path}: its optimizer.safetensors does not match this run's optimizer")
         _set_optimizer_tensors(state.optimizers, moments)
@@ -124,18 +140,34 @@ def restore(state: TrainingState, config: Config, path: Path) -> None:
 def _check_sums(path: Path) -> None:
     if not (path / CHECKSUMS).is_file():
         return
-    for name, expected in json.loads((path / CHECKSUMS).read_text(encoding="utf-8")).items():
+    sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+    for name, expected in [*sums.items()][ranks().rank :: ranks().count]:  # a rank that finds one damaged ends all
         if sha256_of(path / name) != expected:
             cure = "delete the checkpoint to continue from the previous one"
             raise UserError(f"{path}: {name} is damaged: its checksum does not match; {cure}")
 
 
-def publish(state: TrainingState, config: Config, folder: Path) -> None:
-    """Replace `model/` with the published network; what else the phase publishes goes into folders of its own."""
+def publish(state: TrainingState, config: Config, folder: Path, path: Path) -> None:
+    """Replace `model/` with the published network; what else the phase publishes goes into folders of its own.
+
+    The weights of sharded ones are joined from a checkpoint of the same state.
+    """
     others = phases_of(config)[state.counters.phase].published(state.modules)
     for name, module in {"model": state.published, **others}.items():
         assert isinstance(module, Saveable)
-        _exchange(module, folder / name)
+        sharded = any(map(is_sharded, module.parameters()))
+        _exchange(partial(_join, module, state, path) if sharded else module.save_pretrained, folder / name)
+
+
+def _join(module: nn.Module, state: TrainingState, path: Path, folder: Path) -> None:
+    """Write a sharded network into a folder, with the weights that a checkpoint has."""
+    places = [
+        (name, prefix) for name, own in state.modules.items() for prefix, part in own.named_modules() if part is module
+    ]
+    name, prefix = places[0]
+    module.save_config(folder)  # type: ignore[operator]
+    count = json.loads((path / "state.json").read_text(encoding="utf-8")).get("shards", 1)
+    Pieces(path, name, count).join(folder / "model.safetensors", f"{prefix}." if prefix else "")
 
 
 @runtime_checkable
@@ -147,11 +179,11 @@ class Saveable(Protocol):
         ...
 
 
-def _exchange(module: Saveable, final: Path) -> None:
+def _exchange(write: Callable[[Path], None], final: Path) -> None:
     """Write a network into a folder, replacing each file as a whole."""
     temporary = unfinished(final)
     shutil.rmtree(temporary, ignore_errors=True)
-    module.save_pretrained(temporary)
+    write(temporary)
     _flush(temporary)
     final.mkdir(exist_ok=True)
     for path in temporary.iterdir():
@@ -160,24 +192,70 @@ def _exchange(module: Saveable, final: Path) -> None:
 
 
 def _write(state: TrainingState, config: Config, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name, module in state.modules.items():
-        write_tensors(module.state_dict(), folder / f"{name}.safetensors")
+    group = ranks()
+    count = group.count if group.shards else 1
+    if group.first:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    if count > 1:
+        group.wait()
     moments = _optimizer_tensors(state.optimizers)
-    write_tensors(moments, folder / "optimizer.safetensors")
+    tensors = {name: module.state_dict() for name, module in state.modules.items()} | {"optimizer": moments}
+    own = [write_piece(_own(each, group.rank), folder, name, group.rank, count) for name, each in tensors.items()]
+    checksums = {path.name: sha256_of(path) for path in own}
     state.read_skips()
+    if count > 1:
+        for path in own:
+            _flush_file(path)
+        for text in group.texts(json.dumps(checksums)):
+            checksums |= json.loads(text)
+        if not group.first:
+            return
     described = {
         "format": FORMAT,
+        "shards": count,
         "optimizer": _kind(state.optimizers, moments),
         "counters": asdict(state.counters),
         "window": state.window.to_json(),
         "network": json.loads(settings.to_json(config.network)),
     }
     (folder / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
-    checksums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    checksums["state.json"] = sha256_of(folder / "state.json")
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=2), encoding="utf-8")
     _flush(folder)
+
+
+def _own(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """What a rank saves: its rows, and the first also what is whole."""
+    rows = {name: local(value) for name, value in tensors.items() if is_sharded(value) or rank == 0}
+    return {name: value for name, value in rows.items() if rank == 0 or len(value)}
+
+
+def _read(
+    path: Path, name: str, count: int, like: Callable[[str], Tensor | None], device: torch.device
+) -> dict[str, Tensor]:
+    """Tensors that `count` ranks have saved; sharded where `like` is, of the same shape."""
+    if count == 1 and not ranks().shards:
+        return read_tensors(path / f"{name}.safetensors", device)[0]
+    pieces, found = Pieces(path, name, count), dict[str, Tensor]()
+    for key, shape in pieces.shapes.items():
+        own = like(key)
+        if own is not None and is_sharded(own) and own.shape == shape:
+            found[key] = from_rows(pieces.rows(key, *own_rows(shape[0])).to(device), own)
+        else:
+            found[key] = pieces.whole(key).to(device)
+    return found
+
+
+def _weights_by_moment(optimizers: Mapping[str, Sequence[Optimizer]]) -> Callable[[str], Tensor | None]:
+    """The weight that a tensor of the optimizers is about, by the latter's name."""
+
+    def weight(key: str) -> Tensor | None:
+        module, k, index, _ = key.split("/")
+        groups = optimizers[module][int(k)].param_groups
+        return [p for group in groups for p in group["params"]][int(index)]
+
+    return weight
 
 
 def _kind(optimizers: Mapping[str, Sequence[Optimizer]], moments: dict[str, Tensor]) -> list[str]:
@@ -238,8 +316,12 @@ def _sweep(folder: Path) -> None:
 
 def _flush(folder: Path) -> None:
     for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush_file(path)
+
+
+def _flush_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

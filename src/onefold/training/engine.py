@@ -6,10 +6,10 @@ images and n ranks,
     draws of all B images, the same in every rank  →  rank k takes images and draws kB/n … (k+1)B/n
     gradient  =  Σ over ranks,     since the losses of the parts of a batch add up to that of the batch
 
-so n ranks take the same step as n micro-batches do in one process. All ranks hold the same weights and decide alike;
-the first alone writes, logs, measures and draws. What is exchanged between hosts goes through gloo, what is on GPUs
-through NCCL. A rank that cannot go on leaves word of it with the launcher's store, so that the cause is said once; of
-one that died or hangs, the others give the name.
+so n ranks take the same step as n micro-batches do in one process. All ranks hold the same weights, or a shard of each
+(see `sharding`), and decide alike; the first alone logs, measures and draws. What is exchanged between hosts goes
+through gloo, what is on GPUs through NCCL. A rank that cannot go on leaves word of it with the launcher's store, so
+that the cause is said once; of one that died or hangs, the others give the name.
 """
 
 import json
@@ -19,10 +19,11 @@ import socket
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from itertools import count as counter
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,11 @@ from torch import Tensor
 from onefold.errors import Elsewhere, Interrupted, TrainingAborted, UserError, reason
 from onefold.training.config import TrainingConfig
 
-__all__ = ["Ranks", "alone", "autocast", "joined", "ranks"]
+__all__ = ["Engine", "Ranks", "alone", "autocast", "joined", "ranks", "running"]
+
+Engine = Literal["ddp", "fsdp"]
+"""Each rank holds everything, or a shard of each weight, gradient, average and moment. In one process it is the same.
+"""
 
 BUCKET = 1 << 25
 """Values that are added up over ranks at once."""
@@ -58,6 +63,8 @@ class Ranks:
     count: int = 1
     store: "dist.Store | None" = None  # a name that a torch without them lacks
     """Where ranks leave word for each other."""
+    shards: bool = False
+    """Whether each holds a shard of every weight (see `sharding`)."""
 
     @property
     def first(self) -> bool:
@@ -206,6 +213,23 @@ def alone() -> Generator[None]:
     before, _present = _present, ALONE
     try:
         yield
+    finally:
+        _present = before
+
+
+@contextmanager
+def running(engine: Engine) -> Generator[Ranks]:
+    """Let the ranks work by an engine. Where weights are sharded, every pass is an exchange, which may fail."""
+    global _present
+    before = _present
+    _present = group = replace(before, shards=engine == "fsdp" and before.count > 1)
+    try:
+        yield group
+    except RuntimeError as error:
+        of_exchange = type(error) is RuntimeError and "gloo" in str(error)
+        if not group.shards or not (of_exchange or isinstance(error, dist.DistError)):
+            raise
+        raise group._why(error) from error
     finally:
         _present = before
 

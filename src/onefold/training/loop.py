@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -30,15 +30,16 @@ from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import open_data, place, split, with_test_part
-from onefold.training.engine import alone, joined, ranks
+from onefold.training.engine import Engine, alone, joined, ranks, running
 from onefold.training.graphs import Graphs
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
-from onefold.training.phases import Phase, Say, phase_at, phases_of
+from onefold.training.phases import Phase, Say, check_parts_of, phase_at, phases_of
 from onefold.training.prepare import decide, fit_to_data, mirror_note
 from onefold.training.progress import ImageProgress, in_words
 from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, move_data
+from onefold.training.sharding import is_sharded
 from onefold.training.state import Skips, TrainingState, seeded
 from onefold.training.step import training_step
 
@@ -68,6 +69,7 @@ def train(
     resume: bool = False,
     images: int | None = None,
     quiet: bool = False,
+    engine: Engine = "ddp",
 ) -> Run:
     """Train one network; returns the finished run. Started by a launcher, the processes train it together.
 
@@ -83,13 +85,14 @@ def train(
         resume: Continue the run in `out` from its newest complete checkpoint, with its own configuration.
         images: With `resume`, make the run longer: so many images in all (see `training.run.extend`).
         quiet: No progress bar, nor lines of it.
+        engine: Of several processes, whether each holds everything (ddp) or a shard of it (fsdp; see `sharding`).
 
     Raises:
         UserError: settings, data or a folder that cannot be used.
         TrainingAborted: gradients that stay non-finite, or latents that collapse with `on_collapse="stop"`.
         Interrupted: SIGTERM or Ctrl-C came; a checkpoint has been written.
     """
-    _check_arguments(config, network, callbacks)
+    _check_arguments(config, network, callbacks, engine)
     if test_data is not None and data is None and not resume:
         raise UserError("test_data: goes with data; for data that the configuration names, set data.test")
     folder = Path(out) if out else Path("runs") / (config.recipe if config else "")
@@ -114,8 +117,10 @@ def train(
             check_new(folder)
     group, run = ranks(), _of_first(run)
     group.check_batch(run.config.training.batch)
+    if engine == "fsdp":
+        check_parts_of(run.config, group.count)
     device, quiet = resolve_device(run.config.training.device), quiet or not group.first
-    with locked(folder) if group.first else nullcontext():
+    with running(engine) as group, locked(folder) if group.first else nullcontext():
         if group.first and not resume:
             create_folder(run)
         elif group.first:
@@ -135,12 +140,13 @@ def train(
             for line in told:
                 progress.tell(line)
             if group.count > 1:
-                progress.tell(f"{group.count} ranks, {run.config.training.batch // group.count} images of a batch each")
+                each = f"{run.config.training.batch // group.count} images of a batch each"
+                progress.tell(f"{group.count} ranks, {each}{', a shard of each weight' if group.shards else ''}")
             Trainer(run, state, device, interruption, progress, tuple(callbacks)).train()
     return replace(run)  # which has not read the network yet
 
 
-def _check_arguments(config: object, network: object, callbacks: object) -> None:
+def _check_arguments(config: object, network: object, callbacks: object, engine: object) -> None:
     """Refuse what a typing slip hands over, before anything is opened."""
     if not isinstance(config, Config | None):
         raise UserError(f"config: {config!r} is no configuration; give one, such as onefold.recipe('digits')")
@@ -148,6 +154,8 @@ def _check_arguments(config: object, network: object, callbacks: object) -> None
         raise UserError(f"network: {network!r} is no network; load one with onefold.OneFold.from_pretrained")
     if not isinstance(callbacks, Iterable):
         raise UserError("callbacks: give a list of functions, callbacks=[function]")
+    if engine not in get_args(Engine):
+        raise UserError(f"engine: {engine!r} is not one of {', '.join(get_args(Engine))}")
 
 
 def _new(config: Config, folder: Path, data: object, test_data: object, network: Network | None, say: Say) -> Run:
@@ -210,8 +218,8 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
     if saved:
         checkpoint.restore(state, run.config, saved[-1])
         if group.first:  # in case that a kill came between the checkpoint and this
-            checkpoint.publish(state, run.config, run.folder)
-    elif network is not None and group.first:
+            checkpoint.publish(state, run.config, run.folder, saved[-1])
+    elif network is not None:
         checkpoint.save(state, run.config, run.folder)
     places = list(map(int, group.texts(str(state.counters.images))))
     if len(set(places)) > 1:
@@ -313,7 +321,8 @@ class Trainer:
     def watch(self, phase: Phase) -> None:
         """Compile what the phase trains, and look at it by its own monitor; all ranks have the weights of the first."""
         for module in self.state.modules.values():
-            self.group.copy([*module.parameters(), *module.buffers()])
+            tensors = [*module.parameters(), *module.buffers()]
+            self.group.copy([tensor for tensor in tensors if not is_sharded(tensor)])
         if self.training.compile == "yes":
             self.state.compile(phase)
             self.progress.tell("compiling the network in the first steps: half a minute, or some on a busy machine")
@@ -392,9 +401,10 @@ class Trainer:
             return ""
         means, stops = self.state.window.means(), ""
         self.state.window = Window()
+        state = self.state.whole() if measures else self.state
         if self.group.first:
             with alone():
-                alarm = self.write_line(means, measures=measures).get("alarm")
+                alarm = self.write_line(state, means, measures=measures).get("alarm")
             if alarm and self.alarmed and self.training.on_collapse == "stop":
                 stops = f"{self.alarmed.alarm} at {self.images:,} images, saved: {alarm}; {self.alarmed.cure}"
         return self.told(stops) if measures else stops
@@ -405,18 +415,21 @@ class Trainer:
         found = json.dumps([stops, counters.best, counters.best_images])
         stops, counters.best, counters.best_images = json.loads(self.group.of_first(found))
         if counters.best is not None and counters.best_images == self.images:
-            self.group.copy([*self.state.published.state_dict().values()])
+            if self.group.shards:  # the first rank has selected a copy
+                self.state.published.load_state_dict(self.state.averages[-1].state_dict())
+            else:
+                self.group.copy([*self.state.published.state_dict().values()])
         return stops
 
-    def write_line(self, means: dict[str, float | None], *, measures: bool) -> dict[str, Any]:
-        """Write a line of the log, with measurements if they are due."""
+    def write_line(self, state: TrainingState, means: dict[str, float | None], *, measures: bool) -> dict[str, Any]:
+        """Write a line of the log, with measurements of a state if they are due."""
         phase = phases_of(self.config)[self.state.counters.phase]
         line: dict[str, Any] = {"images": self.images, **means, "peak_memory": peak_memory(self.device)}
         line["rate_factor"] = phase.schedule.rate_factor(self.images - phase.start, self.training.batch)
         line["skipped"] = self.state.counters.skipped
         if measures:
             for monitor in reversed(self.monitors):  # of two alarms, the first monitor's is kept
-                line |= (found := monitor.look(self.state, line, self.progress.say))
+                line |= (found := monitor.look(state, line, self.progress.say))
                 self.alarmed = monitor if "alarm" in found else self.alarmed
         self.log.write(line)
         self.progress.update(self.images, note=in_words(means))
@@ -434,8 +447,7 @@ class Trainer:
         # Not amid skipped steps: a roll-back wants weights from before the trouble began.
         good = self.state.counters.skipped_in_row == 0 or self.finished
         if (self.due(self.training.checkpoint_every) and good) or number or stops:
-            if self.group.first:
-                checkpoint.save(self.state, self.config, self.run.folder)
+            checkpoint.save(self.state, self.config, self.run.folder)
             self.group.wait()  # no rank ends, upon which launchers end the others, before it is whole
             self.saved = self.images
         if stops:
@@ -455,11 +467,12 @@ class Trainer:
         grids = first or self.due(self.training.sample_every)
         if not grids and self.images != self.saved:
             return
+        shown = self.state.whole([self.state.published_name]).published if grids else None
         try:
             with self.interruption.at_once(not self.finished):
-                if grids and self.group.first:
+                if shown is not None and self.group.first:
                     with eager():
-                        save_grids(self.state.published, self.shown, self.run.folder, self.images)
+                        save_grids(shown, self.shown, self.run.folder, self.images)
                 if self.images == self.saved and self.group.first:
                     curves.write(self.run.history, self.run.folder / "curves.png")
         except KeyboardInterrupt:

@@ -97,7 +97,13 @@ class OneRunPhase(SelfDistillationPhase):
         student = Trained("student", partial(without_momentum, options.student_rate), own, norm="student_norm")
         generator = Trained("generator", partial(without_momentum, options.generator_rate), own, norm="generator_norm")
         beside = Part(
-            (student, generator), reads, self.draw_beside, self.loss_beside, start=self.begin, finish=hand_over
+            (student, generator),
+            reads,
+            self.draw_beside,
+            self.loss_beside,
+            start=self.begin,
+            finish=hand_over,
+            few={"onerun.share": max(1, round(options.share * self.config.training.batch))},
         )
         return Part((network,), reads, self.draw, self.loss), *[beside] * options.updates
 

@@ -20,7 +20,16 @@ from onefold.errors import UserError
 from onefold.networks import Network, RatioNet, build
 from onefold.objectives.density_ratio import DensityRatio
 from onefold.objectives.losses import Losses
-from onefold.objectives.one_step import Critic, OneStep, OneStepDraws, Weights, critic_loss, draw, one_step_loss
+from onefold.objectives.one_step import (
+    Critic,
+    OneStep,
+    OneStepDraws,
+    Weights,
+    count_of,
+    critic_loss,
+    draw,
+    one_step_loss,
+)
 from onefold.objectives.score_distillation import ScoreDistillation
 from onefold.sampling import Sampler, check_guidance
 from onefold.schedule import Schedule
@@ -84,6 +93,9 @@ class OneStepPhase(Phase):
             start=options.critic_warmup,
             every=options.critic_updates,
             finish=move_levels,
+            few={"onestep.upkeep_share": count_of(options.upkeep_share, self.config.training.batch)}
+            if options.upkeep and options.upkeep_share
+            else {},
         )
         return Part((critic,), ("network", "teacher"), self.draw, self.critic_loss, unless=both), both
 

@@ -13,7 +13,7 @@ the host waits for the answer.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.optim.adamw import adamw
 
 from onefold.networks import Network
 from onefold.schedule import Schedule
+from onefold.training.sharding import by_matrix, is_sharded, local
 
 __all__ = [
     "Muon",
@@ -34,6 +35,7 @@ __all__ = [
     "keep_rates_on",
     "orthogonalised",
     "set_rates",
+    "total_norm",
 ]
 
 BLIND = {"mps"}
@@ -49,7 +51,10 @@ def guarded_step(
     same to the bit. The host waits only for optimizers that cannot skip on the device. Returns the norm before clipping
     and whether the step was skipped, both on the device.
     """
-    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = total_norm(gradients)
+    if gradients:
+        torch._foreach_mul_([*map(local, gradients)], (clip / (norm + 1e-6)).clamp(max=1.0))
     skipped = ~torch.isfinite(norm)
     if skip is not None:
         skipped = skipped | skip
@@ -62,6 +67,17 @@ def guarded_step(
             optimizer.step()
     module.zero_grad()
     return norm, skipped
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """The norm of all tensors together; of sharded ones, over all ranks."""
+    sharded = [tensor for tensor in tensors if is_sharded(tensor)]
+    norm = nn.utils.get_total_norm([tensor for tensor in tensors if not is_sharded(tensor)])
+    if not sharded:
+        return norm
+    among_ranks = nn.utils.get_total_norm(sharded)
+    assert is_sharded(among_ranks)
+    return torch.hypot(norm, among_ranks.full_tensor())
 
 
 def _reads_found_inf(optimizer: Optimizer, device: torch.device) -> bool:
@@ -163,11 +179,11 @@ class Muon(Optimizer):
                 self._step_stack(params, group, scale=max(1.0, shape[0] / shape[1]) ** 0.5)
 
     def _step_stack(self, params: list[Tensor], group: dict[str, Any], scale: float) -> None:
-        gradients = tuple(p.grad for p in params if p.grad is not None)
+        gradients = tuple(local(p.grad) for p in params if p.grad is not None)
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        momenta = [self.state[p]["momentum"] for p in params]
+        momenta = [local(self.state[p]["momentum"]) for p in params]
         remaining: float | Tensor = 1 - group["lr"] * group["weight_decay"]
         skipped = None if self.found_inf is None else self.found_inf > 0
         if skipped is not None:
@@ -177,14 +193,18 @@ class Muon(Optimizer):
             remaining = torch.where(skipped, 1.0, remaining)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        updates = orthogonalised(nesterov.to(group["dtype"])).to(nesterov.dtype)
+        directions = nesterov.to(group["dtype"])
+        sharded = is_sharded(params[0])
+        updates = by_matrix(orthogonalised, directions, params[0]) if sharded else orthogonalised(directions)
+        updates = updates.to(nesterov.dtype)
         if skipped is not None:
             updates = torch.where(skipped, 0.0, updates)
-        torch._foreach_mul_(params, remaining)
+        weights = [*map(local, params)]
+        torch._foreach_mul_(weights, remaining)
         if isinstance(group["lr"], Tensor):
-            torch._foreach_add_(params, (updates * (-scale * group["lr"])).unbind())
+            torch._foreach_add_(weights, (updates * (-scale * group["lr"])).unbind())
         else:
-            torch._foreach_add_(params, updates.unbind(), alpha=-group["lr"] * scale)
+            torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * scale)
 
 
 def block_matrices(network: Network) -> list[nn.Parameter]:

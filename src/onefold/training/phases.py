@@ -12,7 +12,7 @@ at any image is bit-identical. A custom phase is a subclass that registers itsel
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -42,6 +42,7 @@ __all__ = [
     "Say",
     "Trained",
     "averaged",
+    "check_parts_of",
     "length",
     "names_of_phases",
     "phase_at",
@@ -91,6 +92,8 @@ class Part:
     """… but not where this part does."""
     finish: Callable[[Mapping[str, nn.Module], Bool[Tensor, ""]], None] | None = None
     """Called with (modules, skipped) after its update, for anything updated once per step."""
+    few: Mapping[str, int] = field(default_factory=dict)
+    """Images of a batch that the loss or a term of it is of, where that is not all, by the option that says so."""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -255,6 +258,23 @@ def _check_parts(phase: Phase) -> None:
             raise UserError(
                 f"phase {phase.name!r}: two parts train {trained.name!r} with different optimizers; "
                 "give both the same function"
+            )
+
+
+def check_parts_of(config: Config, count: int) -> None:
+    """Refuse a loss of few images of which some of `count` ranks would have none: sharded, all compute it together.
+
+    Raises:
+        UserError: naming the option that says how many, and what fits.
+    """
+    batch = config.training.batch
+    for option, images in (item for phase in phases_of(config) for part in phase.parts for item in part.few.items()):
+        if images % count:
+            below, above = images // count * count, -(-images // count) * count
+            fitting = " or ".join(f"{n / batch:g}" for n in (below, above) if n)
+            raise UserError(
+                f"{option}: {images} of {batch} images cannot be divided among {count} ranks, as --engine fsdp needs; "
+                f"give {fitting}, or another training.batch"
             )
 
 

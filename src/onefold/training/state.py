@@ -5,9 +5,9 @@ order of the data is a function of (seed, images).
 """
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,11 +17,14 @@ from torch.optim import Optimizer
 
 from onefold.compute import compile_blocks
 from onefold.data import Dataset
+from onefold.errors import UserError, reason
 from onefold.networks import Network, build
 from onefold.networks.trunk import Trunk
 from onefold.training.config import Config
+from onefold.training.engine import ranks
 from onefold.training.log import Window
 from onefold.training.phases import Phase, phases_of
+from onefold.training.sharding import origin, shard, whole
 
 __all__ = ["Counters", "Skips", "TrainingState", "seeded"]
 
@@ -72,6 +75,8 @@ class TrainingState:
     counters: Counters = field(default_factory=Counters)
     window: Window = field(default_factory=Window)
     """The values that the next log line averages."""
+    shapes: dict[str, nn.Module] = field(default_factory=dict)
+    """Where modules are sharded, each of them as shapes alone."""
 
     @classmethod
     def fresh(
@@ -86,11 +91,17 @@ class TrainingState:
                 and thus the same on every device.
             data: What the first phase adapts the network to; default: it is not adapted.
         """
+        group = ranks()
         with seeded(config.training.seed):
-            network = build(config.network) if network is None else copy.deepcopy(network)
-            state = cls({"network": network.to(device)}, {}, Skips(device))
+            with origin():
+                network = build(config.network) if network is None else copy.deepcopy(network)
+            if group.shards:
+                network = network.to("cpu") if group.first else network.to("meta")
+            else:
+                network = network.to(device)
+            state = cls({"network": network}, {}, Skips(device))
             first = phases_of(config)[0]
-            if data is not None:
+            if data is not None and (group.first or not group.shards):
                 first.adapt(state.network, data)
             state._fill(first)
         return state
@@ -101,16 +112,52 @@ class TrainingState:
             self._fill(phase)
 
     def _fill(self, phase: Phase) -> None:
-        self.modules = phase.modules(self.published.to(self.network.device))
+        if self.shapes:
+            network = self.whole([self.published_name], torch.device("cpu")).published
+        else:
+            network = self.published.to(self.network.device)
+        self.modules = self._modules(phase, network)
         for module in self.modules.values():
             if isinstance(module, Network):
                 module.sampler = phase.sampler
             for part in module.modules():
                 if isinstance(part, Trunk):
                     part.recomputes = phase.config.training.recompute
+        if ranks().shards:
+            self.shapes = {name: shard(module, self.device) for name, module in self.modules.items()}
         trained = {trained.name: trained for part in phase.parts for trained in part.trains}
         self.optimizers = {name: each.optimizers(self.modules[name]) for name, each in trained.items()}
         self.counters.phase, self.counters.best, self.counters.best_images = phase.index, None, 0
+
+    def _modules(self, phase: Phase, network: Network) -> dict[str, nn.Module]:
+        try:
+            with origin():
+                return phase.modules(network)
+        except (NotImplementedError, RuntimeError) as error:
+            if network.device.type != "meta":
+                raise
+            cure = "make them without, or leave --engine fsdp out"
+            raise UserError(
+                f"phase {phase.name!r}: its modules are made with values, which only the first rank has "
+                f"({reason(error)}); {cure}"
+            ) from error
+
+    def whole(self, names: Iterable[str] | None = None, device: torch.device | None = None) -> "TrainingState":
+        """The state with these modules whole in the first rank, to be measured there; default: all, on its device.
+
+        Where nothing is sharded, the state itself. Every rank has to call it.
+        """
+        if not self.shapes:
+            return self
+        there = self.device if device is None else device
+        chosen = self.modules if names is None else names
+        found = {name: whole(self.modules[name], self.shapes[name], there) for name in chosen}
+        return replace(self, modules={**self.modules, **found})
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self.skips.total.device
 
     @property
     def network(self) -> Network:
@@ -125,10 +172,15 @@ class TrainingState:
 
     @property
     def published(self) -> Network:
-        """The network that is saved as the run's model, sampled and evaluated: the best, or else the last average."""
+        """The network that is saved as the run's model, sampled and evaluated."""
+        return self._network(self.published_name)
+
+    @property
+    def published_name(self) -> str:
+        """The best, or else the last average."""
         if self.counters.best is not None:
-            return self._network("best")
-        return self.averages[-1] if self.averages else self.network
+            return "best"
+        return f"average-{len(self.averages) - 1}" if self.averages else "network"
 
     def _network(self, name: str) -> Network:
         module = self.modules[name]

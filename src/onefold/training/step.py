@@ -21,8 +21,9 @@ from onefold.objectives.losses import Draws
 from onefold.training import ema
 from onefold.training.config import Config, TrainingConfig
 from onefold.training.engine import autocast, ranks
-from onefold.training.optimizer import guarded_step, set_rates
+from onefold.training.optimizer import guarded_step, set_rates, total_norm
 from onefold.training.phases import Part, phases_of
+from onefold.training.sharding import is_sharded
 from onefold.training.state import TrainingState
 
 __all__ = ["Turn", "accumulate", "set_rates_of", "take_turn", "training_step"]
@@ -137,16 +138,34 @@ def accumulate(
         with autocast(training, x.device):
             losses = part.loss(*modules, x[start:stop], y[start:stop], draws.part(start, stop))
         for name, (multiple, loss) in losses.balanced.items():
-            found = torch.autograd.grad(loss, trained, allow_unused=True)
+            found = _gradients(loss, trained)
             gradients[name] = [*map(_sum, gradients.get(name, [None] * len(trained)), found)]
             multiples[name] = multiple
         if losses.total.requires_grad:  # not where a part of the batch has none of what the loss is about
-            losses.total.backward(inputs=trained)
+            losses.total.backward(inputs=None if ranks().shards else trained)
         for name, value in losses.parts.items():
             told[name] = told[name] + value
+    for module in modules[len(part.trains) :] if ranks().shards else ():
+        module.zero_grad()
     if ranks().count > 1:
         told = _over_ranks(trained, told, gradients, multiples)
     return {**told, **_add_balanced(trained, gradients, multiples)}
+
+
+def _gradients(loss: Tensor, trained: Sequence[nn.Parameter]) -> Gradients:
+    """The gradient of a loss, apart from what there is already. Of sharded weights, only a whole backward pass finds it
+    (see `sharding`).
+    """
+    if not ranks().shards:
+        return [*torch.autograd.grad(loss, trained, allow_unused=True)]
+    before = [p.grad for p in trained]
+    for p in trained:
+        p.grad = None
+    loss.backward()
+    found = [p.grad for p in trained]
+    for p, gradient in zip(trained, before, strict=True):
+        p.grad = gradient
+    return found
 
 
 def _over_ranks(
@@ -155,19 +174,23 @@ def _over_ranks(
     balanced: dict[str, Gradients],
     multiples: dict[str, float],
 ) -> dict[str, Tensor]:
-    """Add up over ranks the gradients, in place, and what is told, which is returned.
+    """Add up over ranks the gradients, in place, and what is told, which is returned. Of sharded weights, the backward
+    pass has added them up.
 
     Ranks first agree on what there is: a loss may be of few images, and some spans have none of them.
     """
     group, gradients = ranks(), {"": [p.grad for p in trained], **balanced}
-    places = {name: [k for k, each in enumerate(found) if each is not None] for name, found in gradients.items()}
+    places = {
+        name: [k for k, each in enumerate(found) if each is not None and not is_sharded(each)]
+        for name, found in gradients.items()
+    }
     own = {"told": [*told], "places": places, "multiples": multiples}
     every = [json.loads(text) for text in group.texts(json.dumps(own))]
     for name in dict.fromkeys(name for each in every for name in each["places"]):
         there = sorted({k for each in every for k in each["places"].get(name, ())})
         found = gradients.get(name, [None] * len(trained))
         summed = group.sum([torch.zeros_like(trained[k]) if (g := found[k]) is None else g for k in there])
-        gradients[name] = [None] * len(trained)
+        gradients[name] = [each if is_sharded(each) else None for each in found]
         for k, gradient in zip(there, summed, strict=True):
             gradients[name][k] = gradient
     for p, gradient in zip(trained, gradients.pop(""), strict=True):
@@ -207,4 +230,4 @@ def _add_balanced(
 
 
 def _norm(tensors: Gradients) -> Tensor:
-    return nn.utils.get_total_norm([tensor for tensor in tensors if tensor is not None])
+    return total_norm([tensor for tensor in tensors if tensor is not None])
