@@ -10,11 +10,11 @@ memory is printed, less what it had before the run: until its first step, in the
 last (a measurement, pictures and a checkpoint, for which the first rank has whole copies). Linux alone tells it.
 """
 
+import importlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.fsdp  # noqa: F401 (part of the memory before the run, by either engine)
 import tyro
 
 from onefold.recipes import recipe
@@ -52,6 +52,7 @@ def measured(engine: Engine, optimizer: str, steps: int, depth: int, out: Path) 
         return values
 
     loop.training_step = watched
+    importlib.import_module("torch.distributed.fsdp")  # part of the memory before the run, by either engine
     reset()
     before = largest()
     loop.train(config, out, quiet=True, engine=engine)
