@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from onefold.networks.backbone import Backbone
-from onefold.networks.base import Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
-from onefold.networks.jump import Jump
+from onefold.networks.base import Network, NetworkConfig, RoleFlops, forward_flops, register
+from onefold.networks.jump import Jump, arrival
 
 __all__ = ["PixelNetwork"]
 

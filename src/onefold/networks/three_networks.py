@@ -25,8 +25,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from onefold.errors import UserError
-from onefold.networks.base import Network, NetworkConfig, RoleFlops, arrival, forward_flops, register
-from onefold.networks.jump import Jump
+from onefold.networks.base import Network, NetworkConfig, RoleFlops, forward_flops, register
+from onefold.networks.jump import Jump, arrival
 from onefold.networks.norms import LATENT_NORMS
 from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
 
