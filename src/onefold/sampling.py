@@ -367,12 +367,12 @@ def solve(
     guide: Denoiser | None = None,
     noise: Iterator[Float[Tensor, "B N D"]] | None = None,
     jump: Jump | None = None,
-) -> Float[Tensor, "B N D"]:
+) -> Float[Tensor, "B ..."]:
     """From noise ε at the sampler's start (at t = 0 on the linear path: ε itself) to clean latents, by its solver.
 
     Within the sampler's guidance interval, `guide` takes the place of `denoise`, if there is one. `noise` is more noise
     of the samples' seeds, for solvers that draw; `jump` is the one-step generator, for solvers that jump, in whose
-    place a network without one denoises.
+    place a network without one denoises. What one pass gives is an image.
     """
     path, start = path or Linear(), sampler.start
     times = time_grid(sampler).tolist()  # Python's numbers: asking a device for one would wait for it at each step
@@ -465,7 +465,7 @@ def generate(
     batch: int = 256,
     device: torch.device | str = "cpu",
     jump: Jump | None = None,
-) -> Iterator[Float[Tensor, "B N D"]]:
+) -> Iterator[Float[Tensor, "B ..."]]:
     """Clean latents of shape (N, D) for `seeds` and `labels` (None: no classes), batch by batch and without a graph.
 
     Args:
