@@ -2,6 +2,7 @@
 
     python benchmarks/one_run.py --seeds 5 --json-file docs/results/one-run-digits.json
     python benchmarks/one_run.py --brief --json-file docs/results/one-run-pass.json  # one step: two passes, one
+    python benchmarks/one_run.py --brief -c onerun.updates=1 onerun.share=1.0
     python benchmarks/one_run.py fashion --data fashion-mnist --seeds 1
 
 Each run is that of `onefold train RECIPE --one-step`. Its shared weights are those of plain training to the bit
