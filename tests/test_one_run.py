@@ -245,7 +245,7 @@ def test_the_shared_weights_are_those_of_plain_training_to_the_bit(whole: Run, t
     """Encoder, denoiser and decoder: whatever generator and student do, from the first step to the last."""
     plain = onefold.train(tiny(), tmp_path / "plain", quiet=True)
     one, other = whole.network.state_dict(), plain.network.state_dict()
-    assert {name for name in differing(one, other) if not name.startswith("jump.")} == set()
+    assert {name for name in differing(one, other) if not name.startswith(("jump.", "jump_exit."))} == set()
     assert one["jump.vector"].any()
     assert not other["jump.vector"].any()
 
@@ -493,7 +493,7 @@ def test_both_rates_and_their_schedule():
     assert len(others) == 3
     assert first.trains[0].name == "network"
     rates = {trained.name: trained.optimizers(nn.Linear(2, 2))[0].defaults["lr"] for trained in others[0].trains}
-    assert rates == {"student": 0.2, "generator": 0.1}
+    assert rates == {"student": 0.2, "generator": 0.1, "exit": 0.2}
     factors = [others[0].trains[0].schedule.rate_factor(images, 16) for images in (0, 112, 144)]
     assert factors == pytest.approx([1, 1, 0.4], abs=0.2)
 
