@@ -1,6 +1,8 @@
 """One run over several seeds: one step, few and many steps of the same network, as JSON and as a Markdown table.
 
     python benchmarks/one_run.py --seeds 5 --json-file docs/results/one-run-digits.json
+    python benchmarks/one_run.py --brief --json-file docs/results/one-run-pass.json  # one step: two passes, one
+    python benchmarks/one_run.py --brief -c onerun.updates=1 onerun.share=1.0
     python benchmarks/one_run.py fashion --data fashion-mnist --seeds 1
 
 Each run is that of `onefold train RECIPE --one-step`. Its shared weights are those of plain training to the bit
@@ -13,31 +15,43 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from tyro.conf import Positional, arg
 
 import onefold
+from onefold.metrics import psnr
 from onefold.sampling import Sampler
 from onefold.training.one_run import with_one_step
 from onefold.training.run import Run
 from onestep_digits import Measured, measured, summarised
 
 STEPS = (2, 4, 8, 16, 50)
+COMPARED = 1000
 
 
-def rows_of(run: Run) -> dict[str, Measured]:
+def rows_of(run: Run, *, brief: bool) -> dict[str, Measured]:
     """What is measured of a run, by row."""
     kept = run.folder / "rows.json"
     if kept.exists():
         return {name: Measured(*row) for name, row in json.loads(kept.read_text()).items()}
     own = run.network.sampler
-    rows = {
-        "1 step": measured(run),
-        **{f"{steps} steps": measured(run, own.with_options(steps=steps)) for steps in STEPS},
-        "denoiser, 50 steps": measured(run, Sampler(50)),
-    }
+    rows = {"1 step": measured(run)}
+    if run.network.config.jump_exit:
+        rows["1 pass"] = measured(run, own.with_options(solver="one_pass"))
+    if not brief:
+        rows |= {f"{steps} steps": measured(run, own.with_options(steps=steps)) for steps in STEPS}
+        rows["denoiser, 50 steps"] = measured(run, Sampler(50))
     kept.write_text(json.dumps(rows, indent=1))
     return rows
+
+
+def agreement(run: Run) -> float | None:
+    """PSNR in dB of pictures made in one pass against those decoded from the same samples, if the network can."""
+    if not run.network.config.jump_exit:
+        return None
+    pictures = (run.network.sample(COMPARED, solver=name) for name in ("one_pass", "refine"))
+    return psnr(*(torch.from_numpy(each).permute(0, 3, 1, 2) for each in pictures))
 
 
 def main(
@@ -47,11 +61,16 @@ def main(
     data: str | None = None,
     images: int | None = None,
     change: Annotated[tuple[str, ...], arg(aliases=["-c"])] = (),
+    brief: bool = False,
     out: Path = Path("runs/one-run"),
     json_file: Path | None = None,
 ) -> None:
-    """Train with the seeds `first`, `first` + 1, …, evaluate and summarise. `change`: settings, as name=value."""
+    """Train with the seeds `first`, `first` + 1, …, evaluate and summarise.
+
+    `change`: settings, as name=value; `brief`: one step only.
+    """
     found: list[dict[str, Measured]] = []
+    agreements: list[float | None] = []
     for seed in range(first, first + seeds):
         folder = out / f"{recipe}{seed}"
         if (folder / "rows.json").exists():
@@ -63,10 +82,12 @@ def main(
             changes = {name: value for name, value in wanted.items() if value is not None}
             changes |= {name: json.loads(value) for name, value in (each.split("=", 1) for each in change)}
             run = onefold.train(with_one_step(onefold.recipe(recipe).with_changes(changes)), folder)
-        found.append(rows_of(run))
+        found.append(rows_of(run, brief=brief))
+        agreements.append(agreement(run))
     summary = summarised(found)
     if json_file is not None:
         about = {"onefold": onefold.__version__, "recipe": recipe, "changes": list(change)}
+        about["psnr of one pass to two"] = agreements
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps({**about, "rows": summary}, indent=1, ensure_ascii=False) + "\n")
 

@@ -15,12 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers_one_step import begun, digits, one_step
 from helpers_runs import differing, fresh, tensors, tiny
+from onefold import cli
 from onefold import estimate as estimates
 from onefold.commands import tables
 from onefold.compute import can_compile
 from onefold.estimate import estimate
+from onefold.networks import Network
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config
+from onefold.training.one_run import with_one_step
 from onefold.training.phases import Phase, phases_of
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step
@@ -96,6 +99,21 @@ def test_a_step_of_one_step_training_has_the_estimated_operations(kind: str):
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [{}, {"onerun.guidance": 2.0}, {"network.jump_exit": False}, {"training.micro_batch": 8}, {"onerun.updates": 1}],
+    ids=str,
+)
+def test_a_step_of_one_run_has_the_estimated_operations(changes: dict[str, Any]):
+    """To 5 %: with generator, student and exit."""
+    sizes = {"network__depth": 4, "network__width": 64, "training__optimizer": "adamw", "onerun__begin": 0}
+    config = with_one_step(tiny(**sizes)).with_changes(changes)
+    state = fresh(config)
+    training_step(state, *images(config, 16), config)  # one in which the student is still the denoiser
+    found = counted(lambda: training_step(state, *images(config, 16), config)) / 16
+    assert estimate(config, seconds=0).flops_per_image == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize(
     "sampler",
     [
         {"steps": 1},
@@ -120,6 +138,11 @@ def test_a_sample_has_the_estimated_operations(config: Config, sampler: dict[str
     assert estimate(config, seconds=0).flops_per_sample == pytest.approx(found, rel=0.05)
 
 
+def learned(network: Network) -> list[torch.Tensor]:
+    """What has a gradient: not the generator's own weights, which are trained elsewhere or not at all."""
+    return [p for name, p in network.named_parameters() if not name.startswith("jump")]
+
+
 # --- parameters, memory, latents --------------------------------------------------------------------------------------
 
 
@@ -140,12 +163,27 @@ def test_the_state_takes_the_estimated_memory(optimizer: str, half_lives: tuple[
     state = fresh(config)
     training_step(state, *images(config, 16), config)
     values = [p for network in (state.network, *state.averages) for p in network.parameters()]
-    values += state.network.parameters()  # the gradient has their size
+    values += learned(state.network)  # the gradient has their size
     values += [value for each in state.optimizers["network"] for part in each.state.values() for value in part.values()]
-    values += [*state.network.jump.parameters()] * 2  # whose moments this phase never makes
     cost = estimate(config, seconds=0)
     assert cost.parameters == sum(p.numel() for p in state.network.parameters())
     assert cost.state_bytes == pytest.approx(sum(value.nbytes for value in values), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"network__architecture": "pixels"}, {"training__optimizer": "adamw"}], ids=str
+)
+def test_the_state_of_one_run_takes_the_estimated_memory(changes: dict[str, Any]):
+    """Student, generator and exit have weights and second moments; their gradients come when the network's are gone."""
+    config = with_one_step(tiny(network__jump_rank=3, onerun__begin=0, **changes))
+    state = fresh(config)
+    for _ in range(2):
+        training_step(state, *images(config, 16), config)
+    values = [p for module in state.modules.values() for p in module.parameters()]
+    kept = [value for each in state.optimizers.values() for optimizer in each for value in optimizer.state.values()]
+    values += [value for each in kept for value in each.values()]
+    values += learned(state.network)
+    assert estimate(config, seconds=0).state_bytes == pytest.approx(sum(value.nbytes for value in values), rel=0.003)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -201,6 +239,35 @@ def test_three_networks_are_measured_in_both_stages(monkeypatch: pytest.MonkeyPa
     assert seen == ["autoencoder", "diffusion"]
     assert cost.measured is not None
     assert cost.measured.images_per_second == pytest.approx(1 / (0.25 * 0.25 + 0.75))
+
+
+def test_one_run_is_measured_without_and_with_its_generator(monkeypatch: pytest.MonkeyPatch):
+    """4 images/s in the first 35 % of the run, and 1 image/s in the rest."""
+    seen: list[int] = []
+
+    def timed(*arguments: Any) -> float:
+        seen.append(arguments[-1])
+        return 1.0 if arguments[-1] else 0.25
+
+    monkeypatch.setattr(estimates, "_seconds_per_image", timed)
+    cost = estimate(with_one_step(tiny(training__batch=1, training__images=1_000)), seconds=0.01)
+    assert seen == [0, 350]
+    assert cost.measured is not None
+    assert cost.measured.images_per_second == pytest.approx(1 / (0.25 * 0.35 + 0.65))
+
+
+def test_each_section_takes_real_steps(monkeypatch: pytest.MonkeyPatch):
+    seen: dict[bool, set[int]] = {False: set(), True: set()}
+
+    def step(state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
+        images = state.counters.images
+        told = training_step(state, x, y, config)
+        seen["student" in told].add(images)
+        return told
+
+    monkeypatch.setattr(estimates, "training_step", step)
+    assert estimate(with_one_step(tiny(training__images=640)), seconds=0.01).measured is not None
+    assert seen == {False: {0}, True: {224}}
 
 
 def test_every_stage_of_three_networks_takes_real_steps(monkeypatch: pytest.MonkeyPatch):
@@ -335,6 +402,13 @@ def test_available_memory_is_what_is_held_and_what_is_free(monkeypatch: pytest.M
     limited = estimates.available_memory(device)
     assert limited is not None
     assert 1_000 < limited < found, "what is held counts beside the limit's rest"
+
+
+def test_the_command_counts_one_run(capsys: pytest.CaptureFixture[str]):
+    assert cli.run(["estimate", "digits", "--seconds", "0"]) == 0
+    assert "(50 steps)" in capsys.readouterr().out
+    assert cli.run(["estimate", "digits", "--one-step", "--seconds", "0"]) == 0
+    assert "(1 step)" in capsys.readouterr().out
 
 
 def test_the_table_says_what_more_devices_would_take():

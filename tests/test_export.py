@@ -26,6 +26,7 @@ from helpers_runs import tiny
 from onefold import cli
 from onefold.errors import UserError
 from onefold.export import diffusers, hub, onnx, web
+from onefold.files import read_tensors
 from onefold.metrics.record import Protocol, Record, Subject
 from onefold.networks import Network, NetworkConfig, OneFold, build
 from onefold.sampling import Sampler, noises
@@ -155,11 +156,13 @@ def test_a_diffusers_pipeline_gives_the_same_images_without_onefold(tmp_path: Pa
     pytest.importorskip("diffusers")
     wide = {"channels": 3, "patch": 4, "output": "velocity", "latent_norm": "layer_norm"}
     networks = {
-        "few": network(jump_rank=3, class_names=tuple(f"class {k}" for k in range(10))),
+        "few": network(jump_rank=3, jump_exit=True, class_names=tuple(f"class {k}" for k in range(10))),
         "many": network(Sampler(steps=2, shift=0.5), **wide),
     }
     for name, net in networks.items():
         diffusers.write(net, Path(name))
+    weights, _ = read_tensors(Path("few/network/diffusion_pytorch_model.safetensors"))
+    assert {name.partition(".")[0] for name in networks["few"].state_dict().keys() - weights.keys()} == {"jump_exit"}
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     asked = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr

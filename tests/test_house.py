@@ -95,7 +95,7 @@ def test_there_is_no_circle_inside_a_folder(room: str):
 def test_the_networks_are_seen():
     found = modules("networks")
     assert {"base", "one_network", "pixel_network", "three_networks", "ratio"} <= found["__init__"]
-    assert found["base"] == {"backbone", "inputs", "jump", "source", "trunk"}
+    assert found["base"] == {"backbone", "config", "inputs", "jump", "source", "trunk"}
     assert "base" in found["three_networks"]
 
 

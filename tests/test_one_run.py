@@ -15,14 +15,18 @@ import onefold
 from conftest import randomised
 from helpers_runs import batch, differing, fresh, log, newest, tensors, tiny
 from onefold import alarm, cli
+from onefold.data import read_all
 from onefold.errors import UserError
+from onefold.evaluation import drawn
+from onefold.networks import RatioNet
 from onefold.networks.base import Network, build
-from onefold.networks.jump import Jump
+from onefold.networks.jump import Exit, Jump, change_flops
 from onefold.objectives import one_run as objective
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_run import OneRun, OneRunDraws
 from onefold.paths import Linear, noised, per_token
-from onefold.sampling import Sampler
+from onefold.pixels import to_uint8
+from onefold.sampling import Sampler, noises
 from onefold.training import loop
 from onefold.training.config import Config
 from onefold.training.one_run import with_one_step
@@ -30,13 +34,16 @@ from onefold.training.phases import phases_of, training_flops
 from onefold.training.run import Run
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step
+from onefold.verifier import Verifier
+from onefold.web.generation import between
+from onefold.web.served import Served
 
 
 def together(**changes: Any) -> Config:
-    """Ten steps of 16 digits; from the fourth on, generator and student learn too."""
-    return tiny(
-        phases=("one_run",), **{"network__jump_rank": 3, "onerun__begin": 48, "onerun__measured": 40, **changes}
-    )
+    """Ten steps of 16 digits; from the fourth on, generator, student and exit learn too."""
+    kind = changes.get("network__architecture", "one_network")
+    own = {"network__jump_rank": 3, "network__jump_exit": kind == "one_network"}
+    return tiny(phases=("one_run",), **{**own, "onerun__begin": 48, "onerun__measured": 40, **changes})
 
 
 def draws_of(config: Config, count: int = 16, seed: int = 3) -> OneRunDraws:
@@ -167,6 +174,37 @@ def test_guidance_moves_the_data_score_alone():
     assert differing(*of_student) == []
 
 
+def exit_of(config: Config) -> nn.Module:
+    return randomised(Exit(config.network.width, config.network.patch**2 * config.network.channels), 7)
+
+
+def test_the_exit_learns_by_its_own_loss_alone():
+    """The mean squared distance to the decoder's pictures; to generator and student it is as if it were not there."""
+    config = together(onerun__share=1.0, objective__label_dropout=0.5)
+    modules, draws, exit = modules_of(config), draws_of(config), exit_of(config)
+    y = batch()[1]
+    losses = objective.one_run(*modules, y, draws, config.onerun, exit)
+
+    @torch.no_grad()
+    def missed() -> Tensor:
+        start, labels = torch.full((16,), 0.3), torch.where(draws.unlabelled, 10, y)
+        fake, image = modules.average.generate_with_image(modules.generator, exit, 0.7 * draws.eps, start, labels)
+        return (image - modules.average.decode(fake)).square().mean()
+
+    torch.testing.assert_close(losses.parts["exit"], missed())
+    without = losses_of(config, draws, modules)
+    torch.testing.assert_close(losses.total, without.total + missed())
+    for module in modules[:2]:
+        assert differing(gradient(losses.total, module), gradient(without.total, module)) == []
+    own, step = gradient(losses.total, exit), 1e-2
+    weight = exit.get_parameter("linear.weight").data
+    weight[0, 0] += step
+    above = missed()
+    weight[0, 0] -= 2 * step
+    assert own["linear.weight"][0, 0].item() == pytest.approx(((above - missed()) / (2 * step)).item(), rel=0.01)
+    assert all(value.any() for value in own.values())
+
+
 # --- low-rank changes -------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +245,7 @@ def test_the_shared_weights_are_those_of_plain_training_to_the_bit(whole: Run, t
     """Encoder, denoiser and decoder: whatever generator and student do, from the first step to the last."""
     plain = onefold.train(tiny(), tmp_path / "plain", quiet=True)
     one, other = whole.network.state_dict(), plain.network.state_dict()
-    assert {name for name in differing(one, other) if not name.startswith("jump.")} == set()
+    assert {name for name in differing(one, other) if not name.startswith(("jump.", "jump_exit."))} == set()
     assert one["jump.vector"].any()
     assert not other["jump.vector"].any()
 
@@ -218,7 +256,7 @@ def test_it_logs_latents_and_samples_and_every_loss(whole: Run):
     for images, line in lines.items():
         assert line["health"]["effective_rank"] > 1
         assert line["onestep"]["frechet"] > 0
-        joined = {"student", "difference", "student_norm", "generator_norm"}
+        joined = {"student", "difference", "exit", "student_norm", "generator_norm", "exit_norm"}
         assert joined & line.keys() == (joined if images > 48 else set())
         assert all(math.isfinite(line[name]) for name in joined & line.keys())
 
@@ -228,8 +266,12 @@ def test_the_published_generator_is_the_average_of_the_trained_one():
     state = fresh(config)
     for step in range(7):
         training_step(state, *batch(start=16 * step), config)
-        trained, held = state.modules["generator"].state_dict(), state.network.jump.state_dict()
-        assert differing(trained, held) == []
+        for trained, held in (("generator", "jump"), ("exit", "jump_exit")):
+            own = state.network.get_submodule(held).state_dict()
+            assert differing(state.modules[trained].state_dict(), own) == []
+        begun = fresh(config).network.get_submodule("jump_exit").state_dict()
+        moved = differing(state.averages[-1].get_submodule("jump_exit").state_dict(), begun)
+        assert bool(moved) == (step >= 4), "updated in the fourth step, averaged in the fifth"
         changed = not torch.equal(state.averages[-1].jump.vector, torch.zeros(32))
         # At its first update the student is still the denoiser, so the generator does not move; after the second it is
         # handed over, and at the next step averaged.
@@ -248,7 +290,8 @@ def test_a_gradient_that_is_not_finite_leaves_all_as_it_was(where: str):
     before = tensors(state)
     training_step(state, *batch(start=64), config)
     changed = {name.partition(".")[0] for name in differing(before, tensors(state))}
-    assert not {"student", "generator", "optimizer of student", "optimizer of generator"} & changed
+    beside = ("student", "generator", "exit")
+    assert not {*beside, *(f"optimizer of {name}" for name in beside)} & changed
     assert ("optimizer of network" in changed) == (where != "network"), "it learns before them"
     assert state.read_skips() == 1
 
@@ -280,6 +323,59 @@ def test_what_it_publishes_samples_in_any_number_of_steps(whole: Run):
     assert (network.sample(4, steps=1) == one).all()
     others = [network.sample(4, steps=steps) for steps in (2, 8)] + [network.sample(4, solver="euler", steps=50)]
     assert all((other != one).any() for other in others)
+
+
+def test_one_pass_of_the_trunk_makes_an_image(whole: Run):
+    network = whole.network
+    passes: list[int] = []
+    hook = network.denoising_trunk.register_forward_hook(lambda *_: passes.append(1))
+    made = network.sample(4, solver="one_pass", seed=5)
+    hook.remove()
+    assert len(passes) == 1
+    assert (network.sample(4, seed=5) != made).any()
+    eps = next(noises(range(5, 9), (16, 4)))
+    with torch.no_grad():
+        image = network.generate_image(0.7 * eps, torch.full((4,), 0.3), torch.arange(5, 9))
+        assert image.shape == (4, 1, 8, 8)
+        assert (to_uint8(image).permute(0, 2, 3, 1).numpy() == made).all()
+    assert (network.sample(5, solver="one_pass", seed=4, batch=2)[1:] == made).all(), "whatever the batch"
+    assert network.sampler.with_options(solver="one_pass", steps=None) == Sampler(1, "one_pass", start=0.3)
+    assert Sampler(1, "one_pass").evaluations == 1
+
+
+def test_an_exit_changes_nothing_else_to_the_bit(whole: Run, tmp_path: Path):
+    without = onefold.train(together(network__jump_exit=False, training__health_every=32), tmp_path / "run", quiet=True)
+    one, other = whole.network.state_dict(), without.network.state_dict()
+    assert {name for name in differing(one, other) if not name.startswith("jump_exit.")} == set()
+    assert without.network.sampler == whole.network.sampler
+    said = refused(lambda: without.network.sample(2, solver="one_pass"))
+    assert "exit to pixels" in said
+    assert "--one-step" in said
+
+
+def test_what_is_evaluated_and_drawn_in_one_pass(whole: Run, tmp_path: Path):
+    """By all that samples, from the same seeds."""
+    sampler = whole.network.sampler.with_options(solver="one_pass")
+    seen: list[Tensor] = []
+    record = onefold.evaluate(
+        whole, sampler=sampler, images=8, metrics={"kept": lambda real, made: seen.append(made) or 0.0}
+    )
+    assert record["protocol"]["sampler"] == "one_pass from t = 0.3"
+    shown = between(whole.network, (3, 4), 2, 7, sampler)
+    assert (shown[0] == whole.network.sample(1, labels=[7], seed=3, solver="one_pass")[0]).all()
+    labels = labels_of(whole, 8)
+    made = whole.network.sample(8, labels=labels, solver="one_pass")
+    assert (seen[0].permute(0, 2, 3, 1).numpy() == made).all()
+    picture = tmp_path / "grid.png"
+    assert cli.run(["sample", str(whole.folder), "--solver", "one_pass", "-n", "4", "--out", str(picture)]) == 0
+    assert picture.exists()
+    assert "one_pass" in Served(whole.folder).solvers
+
+
+def labels_of(run: Run, count: int) -> list[int]:
+    """Of the training images that an evaluation compares with."""
+    data, _ = run.open_data()
+    return [int(label) for label in read_all(data, drawn(data, count, 0))[1]]
 
 
 class Line(Jump):
@@ -379,14 +475,16 @@ def test_a_run_made_longer_goes_on_where_it_was(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["one_network", "pixels", "three_networks"])
 def test_a_rank_changes_no_other_weight_at_first(kind: str):
-    """So that the shared weights of one run begin as those of plain training."""
+    """So that the shared weights of one run begin as those of plain training. An exit changes not even the generator's,
+    nor the random numbers that follow."""
     nets: list[dict[str, Tensor]] = []
-    for rank in (0, 3):
+    for rank, exit in ((0, False), (3, False), (3, kind == "one_network")):
         torch.manual_seed(0)
-        nets.append(
-            build(tiny(network__architecture=kind, network__depth=3, network__jump_rank=rank).network).state_dict()
-        )
-    assert {name for name in differing(*nets) if not name.startswith("jump.")} == set()
+        own = {"network__jump_rank": rank, "network__jump_exit": exit}
+        nets.append(build(tiny(network__architecture=kind, network__depth=3, **own).network).state_dict())
+        nets[-1]["following"] = torch.rand(1) if rank else torch.zeros(1)
+    assert {name for name in differing(*nets[:2]) if not name.startswith("jump.")} == {"following"}
+    assert {name for name in differing(*nets[1:]) if not name.startswith("jump_exit.")} == set()
 
 
 def test_both_rates_and_their_schedule():
@@ -395,7 +493,7 @@ def test_both_rates_and_their_schedule():
     assert len(others) == 3
     assert first.trains[0].name == "network"
     rates = {trained.name: trained.optimizers(nn.Linear(2, 2))[0].defaults["lr"] for trained in others[0].trains}
-    assert rates == {"student": 0.2, "generator": 0.1}
+    assert rates == {"student": 0.2, "generator": 0.1, "exit": 0.2}
     factors = [others[0].trains[0].schedule.rate_factor(images, 16) for images in (0, 112, 144)]
     assert factors == pytest.approx([1, 1, 0.4], abs=0.2)
 
@@ -469,7 +567,7 @@ def test_of_a_network_with_a_generator_the_shared_weights_alone_are_taken():
     source = randomised(build(config.network), 5)
     begun = phases_of(config)[0].begin_from(source)
     other = {name.partition(".")[0] for name in differing(begun.state_dict(), source.state_dict())}
-    assert other == {"jump"}
+    assert other == {"jump", "jump_exit"}
     assert not begun.jump.vector.any(), "it begins as the denoiser"
 
 
@@ -493,6 +591,25 @@ def test_a_generator_must_begin():
 
 def test_it_cannot_be_converted_again(whole: Run):
     assert "is already a one-step generator" in refused(lambda: onefold.onestep(whole))
+
+
+def test_one_pass_is_one_step_without_guidance_or_choice(whole: Run):
+    sample = whole.network.sample
+    assert refused(lambda: sample(1, solver="one_pass", steps=8)).startswith("steps: 8")
+    assert refused(lambda: sample(1, solver="one_pass", guidance=2.0)).startswith("guidance: 2")
+    verifier = Verifier(whole.network, RatioNet.of(whole.network), 2)
+    sampler = whole.network.sampler.with_options(solver="one_pass")
+    assert refused(lambda: list(verifier.sample_latents([0], [1], sampler))).startswith("solver: 'one_pass'")
+
+
+@pytest.mark.parametrize("kind", ["pixels", "three_networks"])
+def test_an_exit_of_a_network_that_has_none_is_refused(kind: str):
+    sizes = {"network__architecture": kind, "network__depth": 3}
+    assert "network.jump_exit" in refused(lambda: tiny(network__jump_exit=True, **sizes))
+
+
+def test_training_samples_to_latents():
+    assert "sampler.solver" in refused(lambda: together(sampler__solver="one_pass", sampler__steps=1))
 
 
 def test_guidance_needs_classes():
@@ -528,6 +645,8 @@ def test_it_may_begin_with_the_weights_of_a_run_without_it(tmp_path: Path):
 
 
 def test_arithmetic_counts_what_is_joined():
-    plain, joined = training_flops(tiny()), training_flops(together(onerun__share=0.25))
+    """See `test_estimate` for what is counted of a sample."""
+    plain, joined = training_flops(tiny()), training_flops(together(onerun__share=0.25, network__jump_exit=False))
     one = build(tiny().network).role_flops(tiny().network).denoise
-    assert joined - plain == pytest.approx(2 * 0.25 * 7 * one * (160 - 48) / 160)
+    products = 2 * 6 * change_flops(32, tiny().network.depth, 3) / 16
+    assert joined - plain == pytest.approx((2 * 0.25 * 7 * one + products) * (160 - 48) / 160)

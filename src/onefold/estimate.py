@@ -1,13 +1,15 @@
 """The cost of a recipe before it is run: parameters, arithmetic, memory and time.
 
 Parameters, arithmetic and state are counted; time and peak memory are measured over a few real training steps with
-random images on the current device. The largest micro-batch follows from the free memory and from the growth of peak
-memory between half and all of the measured micro-batch:
+random images on the current device, in each section of the run in which the same parts of a step have turns. The
+largest micro-batch follows from the free memory and from the growth of peak memory between half and all of the measured
+micro-batch:
 
     growth per image = (peak(n) − peak(n / 2)) / (n / 2)
     largest          = n + (9/10 · available memory − peak of the steps) / growth
 """
 
+import itertools
 import math
 import re
 import resource
@@ -20,10 +22,10 @@ import torch
 from onefold.compute import eager, products, require_compiler, resolve_device, resolve_precision
 from onefold.data.loader import IN_MEMORY
 from onefold.errors import UserError
-from onefold.networks.base import build, parameter_shares
+from onefold.networks.base import Network, build, parameter_shares
 from onefold.training.config import Config
 from onefold.training.log import peak_memory
-from onefold.training.optimizer import block_matrices
+from onefold.training.optimizer import moments_of
 from onefold.training.phases import Phase, length, phases_of, training_flops
 from onefold.training.state import TrainingState
 from onefold.training.step import accumulate, training_step
@@ -67,9 +69,11 @@ class Estimate:
     flops_per_image: float
     """Training: forward and backward passes of one image."""
     flops_per_sample: float
-    """Sampling one image with the recipe's sampler, including decoding."""
+    """Sampling one image with the run's sampler, including decoding …"""
+    steps: int
+    """… and the steps of that sampler."""
     state_bytes: int
-    """Weights, gradients, optimizer and averages, in float32."""
+    """Weights, gradients, optimizers and averages, in float32, of the phase with most."""
     images: int
     measured: Measurement | None
 
@@ -89,12 +93,11 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
         raise UserError(f"seconds: {seconds} is not a length of time; give 0 or more")
     with torch.device("meta"):
         network = build(config.network)
+        numbers = max(_state_numbers(phase, network) for phase in phases_of(config))
     shares = parameter_shares(network)
-    muon = config.training.optimizer == "muon"
-    matrices = sum(p.numel() for p in block_matrices(network))
     parameters = int(shares["parameters"])
-    moments = (1 + (config.training.betas[0] > 0)) * parameters - (matrices if muon else 0)
     size = config.network.image_size
+    sampler = phases_of(config)[-1].sampler
     return Estimate(
         parameters=parameters,
         share=shares["share"],
@@ -102,15 +105,40 @@ def estimate(config: Config, *, seconds: float = 20.0) -> Estimate:
         * config.network.latent_channels
         / (size[0] * size[1] * config.network.channels),
         flops_per_image=training_flops(config),
-        flops_per_sample=network.role_flops(config.network).sample(phases_of(config)[-1].sampler.evaluations),
-        state_bytes=4 * (2 * parameters + moments + len(config.training.ema_half_lives) * parameters),
+        flops_per_sample=network.role_flops(config.network).sample(sampler.evaluations),
+        steps=sampler.steps,
+        state_bytes=4 * numbers,
         images=length(config),
         measured=measure(config, seconds) if seconds > 0 else None,
     )
 
 
+def _state_numbers(phase: Phase, network: Network) -> int:
+    """Weights of all modules, moments of those that learn, and the gradients of the part of a step that has most.
+
+    Parts have their gradients one after another. A generator has none within its network: where it learns while the
+    network does, it is a module of its own.
+    """
+    modules = phase.modules(network)
+    learned = {
+        name: {id(p): p.numel() for key, p in module.named_parameters() if not key.startswith("jump")}
+        for name, module in modules.items()
+    }
+    trained = {each.name: each for part in phase.parts for each in part.trains}
+    weights = sum(p.numel() for module in modules.values() for p in module.parameters())
+    moments = sum(
+        moments_of(optimizer) * learned[name].get(id(p), 0)
+        for name, each in trained.items()
+        for optimizer in each.optimizers(modules[name])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
+    gradients = [sum(sum(learned[each.name].values()) for each in part.trains) for part in phase.parts]
+    return weights + moments + max(gradients)
+
+
 def measure(config: Config, seconds: float) -> Measurement:
-    """Train on random images for about `seconds`, at least one step per phase, after measuring memory growth.
+    """Train on random images for about `seconds`, at least one step per section, after measuring memory growth.
 
     A pass processes the run's micro-batch or, without one, as many images of its batch as suit the device. With
     `training.compile` "auto", nothing is compiled here.
@@ -130,13 +158,15 @@ def measure(config: Config, seconds: float) -> Measurement:
     rng = state.rng(config.training.seed, device)
     x = torch.rand((micro, config.network.channels, *size), generator=rng, device=device) * 2 - 1
     y = torch.arange(micro, device=device) % max(1, classes)
-    phases = phases_of(config)
     with products(precision, device):
         with eager():  # other numbers of images would trigger recompilation
             growth = _memory_growth(state, x, y, config)
-        times = [_seconds_per_image(state, x, y, config, phase, batch, seconds / len(phases)) for phase in phases]
-    whole = sum(phase.schedule.images * time for phase, time in zip(phases, times, strict=True))
-    speed = sum(phase.schedule.images for phase in phases) / whole
+        sections = [(phase, *section) for phase in phases_of(config) for section in _sections(phase)]
+        whole = sum(
+            images * _seconds_per_image(state, x, y, config, phase, batch, seconds / len(sections), begin)
+            for phase, begin, images in sections
+        )
+    speed = sum(images for *_, images in sections) / whole
     peak, memory = peak_memory(device), available_memory(device)
     if memory is not None:
         memory -= _batches_held(config, batch)
@@ -144,10 +174,26 @@ def measure(config: Config, seconds: float) -> Measurement:
     return Measurement(str(device), precision, compiled, batch, micro, speed, peak, growth, largest)
 
 
+def _sections(phase: Phase) -> list[tuple[int, int]]:
+    """(first image, number of images) of each section of a phase in which the same parts have turns."""
+    images = phase.schedule.images
+    begins = sorted({0, *(part.start for part in phase.parts if part.start < images)})
+    return [(begin, end - begin) for begin, end in itertools.pairwise([*begins, images])]
+
+
 def _seconds_per_image(
-    state: TrainingState, x: torch.Tensor, y: torch.Tensor, config: Config, phase: Phase, batch: int, seconds: float
+    state: TrainingState,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    config: Config,
+    phase: Phase,
+    batch: int,
+    seconds: float,
+    begin: int,
 ) -> float:
-    """Seconds per image of a phase with steps of `batch` images in passes of len(x), measured for about `seconds`.
+    """Seconds per image of the section of a phase that begins after `begin` images, measured for about `seconds`.
+
+    Steps have `batch` images, in passes of len(x).
 
     Each round times a step of one pass and, if the batch needs more, a further pass: a batch of k passes takes the time
     of the former plus k − 1 times that of the latter.
@@ -157,14 +203,14 @@ def _seconds_per_image(
         state.compile(phase)
 
     def step(count: int = len(x)) -> float:
-        state.counters.images = _with_all_parts(phase, count)
+        state.counters.images = phase.start + _with_all_parts(phase, count, begin)
         start = time.perf_counter()
         training_step(state, x[:count], y[:count], config)["gradient_norm"].item()  # waits for the device
         return time.perf_counter() - start
 
     def another_pass() -> float:
         start = time.perf_counter()
-        _passes(state, phase, x, y, config)
+        _passes(state, phase, x, y, config, begin)
         return time.perf_counter() - start
 
     with eager():
@@ -186,15 +232,15 @@ def _enter(state: TrainingState, phase: Phase) -> None:
         state.enter(phase)
 
 
-def _with_all_parts(phase: Phase, batch: int) -> int:
-    """Images before the first step of `batch` images in which the part that begins last has its turn."""
-    every, first = math.lcm(*(part.every for part in phase.parts)), -(-max(part.start for part in phase.parts) // batch)
-    return phase.start + batch * (first + -(first + 1) % every)
+def _with_all_parts(phase: Phase, batch: int, begin: int) -> int:
+    """Images of the phase before a step of `batch` images in which the parts begun after `begin` images have turns."""
+    every, first = math.lcm(*(part.every for part in phase.parts if part.start <= begin)), -(-begin // batch)
+    return batch * (first + -(first + 1) % every)
 
 
-def _passes(state: TrainingState, phase: Phase, x: torch.Tensor, y: torch.Tensor, config: Config) -> None:
-    """One forward and backward pass of each part that has a turn; waits for the device."""
-    rng, images = state.rng(config.training.seed, x.device), _with_all_parts(phase, len(x)) - phase.start
+def _passes(state: TrainingState, phase: Phase, x: torch.Tensor, y: torch.Tensor, config: Config, begin: int) -> None:
+    """One forward and backward pass of each part that has a turn then; waits for the device."""
+    rng, images = state.rng(config.training.seed, x.device), _with_all_parts(phase, len(x), begin)
     for part in (part for part in phase.parts if part.has_turn(images, len(x))):
         told = accumulate(state, part, x, y, part.draw(len(x), rng), config.training)
         next(iter(told.values())).item()
@@ -254,7 +300,7 @@ def _memory_growth(state: TrainingState, x: torch.Tensor, y: torch.Tensor, confi
     for count in (half, len(x)):
         for phase in phases_of(config):
             _enter(state, phase)
-            _passes(state, phase, x[:count], y[:count], config)
+            _passes(state, phase, x[:count], y[:count], config, max(part.start for part in phase.parts))
         peaks.append(peak_memory(x.device))
     before, few, many = peaks
     return (many - few) / (len(x) - half) if before < few < many else None

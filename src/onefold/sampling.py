@@ -32,6 +32,7 @@ __all__ = [
     "Heun",
     "Jump",
     "Labels",
+    "OnePass",
     "Refine",
     "Renoise",
     "Sampler",
@@ -51,7 +52,8 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Labels = Sequence[int | str] | np.ndarray | Tensor
 """A label for each image."""
 Jump = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
-"""(z_t (B, N, D), t (B,), y (B,) or None, r (B,)) → the clean latents at which a jump from t to r aims."""
+"""(z_t (B, N, D), t (B,), y (B,) or None, r (B,)) → the clean latents at which a jump from t to r aims; of one pass,
+with r = 1, their image (B, C, H, W)."""
 
 
 class DenoiserAtTime(Protocol):
@@ -182,6 +184,21 @@ class Refine:
         return [1 + (1 - turn) * (t - 1) / max(1 - rest[0], 1e-9) for t in rest]
 
 
+class OnePass:
+    """One jump to t = 1 that ends in an image, not in latents: a decoder has nothing left to do."""
+
+    jumps = True
+    paints = True
+
+    def evaluation_times(self, times: Sequence[float]) -> list[float]:
+        return [times[0]]
+
+    def integrate(
+        self, denoise: DenoiserAtTime, z: Tensor, times: Sequence[float], path: Path, noise: Iterator[Tensor] | None
+    ) -> Tensor:
+        return denoise(z, times[0], 1.0)
+
+
 def _velocity(denoise: DenoiserAtTime, z: Tensor, t: float, path: Path) -> Tensor:
     return velocity(path, denoise(z, t), z, per_token(_at(t, z)))
 
@@ -190,7 +207,13 @@ def _at(t: float, z: Tensor) -> Float[Tensor, " B"]:
     return torch.full((len(z),), t, device=z.device)
 
 
-SOLVERS: dict[str, Solver] = {"euler": Euler(), "heun": Heun(), "renoise": Renoise(), "refine": Refine()}
+SOLVERS: dict[str, Solver] = {
+    "euler": Euler(),
+    "heun": Heun(),
+    "renoise": Renoise(),
+    "refine": Refine(),
+    "one_pass": OnePass(),
+}
 """By the name that `Sampler.solver`, the command line and `sampler.json` use."""
 
 
@@ -220,6 +243,8 @@ class Sampler:
             raise UserError(f"solver: {self.solver!r} is not one of {known}; choose one, or add it to sampling.SOLVERS")
         if self.steps < 1:
             raise UserError(f"steps: {self.steps} is not positive; give 1 for one-step sampling or more")
+        if self.paints and self.steps != 1:
+            raise UserError(f"steps: {self.steps} cannot be one pass; leave it at 1, or choose the solver 'refine'")
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance: {self.guidance} is not a number; 1 is unguided")
         if not 0 < self.shift < math.inf:
@@ -241,6 +266,11 @@ class Sampler:
         return getattr(SOLVERS[self.solver], "jumps", False)
 
     @property
+    def paints(self) -> bool:
+        """Whether its solver ends in images, not in latents."""
+        return getattr(SOLVERS[self.solver], "paints", False)
+
+    @property
     def evaluations(self) -> int:
         """Evaluations of the network for one image, without decoding; two at each time within a guidance's interval."""
         times = SOLVERS[self.solver].evaluation_times(time_grid(self).tolist())
@@ -254,11 +284,15 @@ class Sampler:
     def with_options(self, **wanted: Any) -> "Sampler":
         """A copy with the options that are not None.
 
-        From a solver that jumps to one that does not, start and steps become a denoiser's unless they are given too.
+        From a solver that jumps to one that does not, start and steps become a denoiser's unless they are given too;
+        one pass is one step.
         """
         given = {name: value for name, value in wanted.items() if value is not None}
-        if self.jumps and not getattr(SOLVERS.get(given.get("solver", self.solver)), "jumps", False):
+        solver = SOLVERS.get(wanted.get("solver") or self.solver)
+        if self.jumps and not getattr(solver, "jumps", False):
             given = {"start": Sampler.start, "steps": Sampler.steps, **given}
+        if getattr(solver, "paints", False):
+            given = {"steps": 1, **given}
         return replace(self, **given)
 
     def check_for(self, own: "Sampler") -> None:
@@ -333,12 +367,12 @@ def solve(
     guide: Denoiser | None = None,
     noise: Iterator[Float[Tensor, "B N D"]] | None = None,
     jump: Jump | None = None,
-) -> Float[Tensor, "B N D"]:
+) -> Float[Tensor, "B ..."]:
     """From noise ε at the sampler's start (at t = 0 on the linear path: ε itself) to clean latents, by its solver.
 
     Within the sampler's guidance interval, `guide` takes the place of `denoise`, if there is one. `noise` is more noise
     of the samples' seeds, for solvers that draw; `jump` is the one-step generator, for solvers that jump, in whose
-    place a network without one denoises.
+    place a network without one denoises. What one pass gives is an image.
     """
     path, start = path or Linear(), sampler.start
     times = time_grid(sampler).tolist()  # Python's numbers: asking a device for one would wait for it at each step
@@ -431,7 +465,7 @@ def generate(
     batch: int = 256,
     device: torch.device | str = "cpu",
     jump: Jump | None = None,
-) -> Iterator[Float[Tensor, "B N D"]]:
+) -> Iterator[Float[Tensor, "B ..."]]:
     """Clean latents of shape (N, D) for `seeds` and `labels` (None: no classes), batch by batch and without a graph.
 
     Args:

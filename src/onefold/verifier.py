@@ -55,6 +55,8 @@ class Verifier:
         self, seeds: Sequence[int], labels: Sequence[int] | None, sampler: Sampler, *, batch: int = 256
     ) -> Iterator[Float[Tensor, "B N D"]]:
         """As `Network.sample_latents`, batch by batch; costs `candidates` × (steps + 1) evaluations per image."""
+        if sampler.paints:
+            raise UserError(f"solver: {sampler.solver!r} makes no latents to choose among; choose 'refine' in one step")
         count = self.candidates
         images = max(1, batch // count)
         for start in range(0, len(seeds), images):

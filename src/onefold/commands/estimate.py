@@ -11,6 +11,7 @@ from onefold.commands.terminal import console, recipe_first, with_architecture
 from onefold.data import open_dataset
 from onefold.recipes import recipe
 from onefold.training.config import Config
+from onefold.training.one_run import with_one_step
 from onefold.training.prepare import fit_to_data
 
 __all__ = ["estimate"]
@@ -24,6 +25,7 @@ def estimate(arguments: list[str]) -> None:
     def estimate_recipe(
         data: str | None = None,
         architecture: str | None = None,
+        one_step: bool = False,
         seconds: float = 20.0,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> None:
@@ -37,12 +39,15 @@ def estimate(arguments: list[str]) -> None:
         Args:
             data: The images to train on, which give the size, channels and classes. Default: those of the recipe.
             architecture: one-network, three-networks (a baseline, in two stages) or pixels. Default: the recipe's.
+            one_step: Of a run that also learns to generate in one step, as with `train --one-step`.
             seconds: Length of the measurement, without compilation; 0 counts only.
             config: All settings of the run; the defaults shown are the recipe's.
         """
         config = with_architecture(config, architecture)
         if data is not None:
             config = fit_to_data(config, open_dataset(data))
+        if one_step:
+            config = with_one_step(config)
         if seconds:
             console.print("measuring this device; a large network takes a minute or more")
         tables.show_estimate(console, default.recipe, config, costs.estimate(config, seconds=seconds))

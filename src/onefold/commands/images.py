@@ -61,7 +61,8 @@ def sample(
         steps: Steps of the solver; 1 is one-step generation. Default: the run's.
         guidance: Weight of classifier-free guidance; 1 is none.
         solver: By name; a wrong one lists all. Default: the run's. euler, in 50 steps unless told otherwise,
-            samples with a one-step generator's network as before it became one.
+            samples with a one-step generator's network as before it became one. one_pass does without decoding, in a
+            network of one run: twice as fast as one step, the images a little worse.
         shift: Time shift of the solver's grid.
         best_of: Of N samples for each image keep the one that the run's ratio network prefers.
         resample: Of N samples for each image draw one by the run's ratio network, which keeps more variety.

@@ -205,5 +205,7 @@ def _with_start(config: Config, start: Path, options: Sequence[str]) -> Config:
     network, model = Network.from_pretrained(start), start / "model" if (start / "model").is_dir() else start
     sha256 = sha256_of(model / "model.safetensors")
     place = str(start.absolute()) if start.exists() else str(start)  # on the hub
-    own = replace(network.config, jump_rank=config.network.jump_rank or network.config.jump_rank)
+    wanted, found = config.network, network.config
+    paints = (wanted.jump_exit and found.kind.paints) or found.jump_exit
+    own = replace(found, jump_rank=wanted.jump_rank or found.jump_rank, jump_exit=paints)
     return replace(config, network=own, start=place, start_sha256=sha256)

@@ -59,5 +59,6 @@ def write(network: Network, folder: Path) -> list[Path]:
         shutil.copyfile(CODE / "network.py", inside / "network.py")
         for path, content in ((folder / "model_index.json", index), (inside / "config.json", config)):
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_tensors(network.state_dict(), inside / "diffusion_pytorch_model.safetensors")
+        known = {name: value for name, value in network.state_dict().items() if not name.startswith("jump_exit.")}
+        write_tensors(known, inside / "diffusion_pytorch_model.safetensors")
     return [folder / "model_index.json", folder / "pipeline.py", *sorted(inside.iterdir())]

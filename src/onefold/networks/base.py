@@ -23,23 +23,22 @@ t in [0, 1] with 0 noise and 1 data; label K means "no class".
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from tyro.conf import Suppress
 
 from onefold import sampling, settings
 from onefold.errors import UserError, reason
 from onefold.files import read_tensors, write_tensors, write_whole
 from onefold.networks import inputs
 from onefold.networks.backbone import Backbone
+from onefold.networks.config import NETWORKS, NetworkConfig, architectures, register
 from onefold.networks.jump import Jump
 from onefold.networks.source import check_fits, is_run, locate, packaged, upload
 from onefold.networks.trunk import Trunk, trunk_flops
@@ -47,111 +46,6 @@ from onefold.pixels import to_uint8
 
 __all__ = ["NETWORKS", "Network", "NetworkConfig", "RoleFlops", "architectures", "build", "forward_flops"]
 __all__ += ["parameter_shares", "register"]
-
-NETWORKS: dict[str, "type[Network]"] = {}
-"""Registered networks by architecture name; see `register`."""
-
-Kind = TypeVar("Kind", bound="type[Network]")
-
-
-def register(name: str) -> Callable[[Kind], Kind]:
-    """Class decorator: from then on, `NetworkConfig(architecture=name)` describes the network and `build` creates it.
-
-    A class with the same module and name replaces an earlier one, so that a notebook cell can run twice.
-
-    Raises:
-        UserError: a name that is not an identifier, or is taken by another class.
-    """
-    if not name.isidentifier():
-        raise UserError(f"register: {name!r} is no name for an architecture; give letters, digits and underscores")
-
-    def registered(kind: Kind) -> Kind:
-        other = NETWORKS.get(name, kind)
-        if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
-            raise UserError(
-                f"register: {name!r} is the architecture of {other.__module__}.{other.__qualname__} already; "
-                "choose another name"
-            )
-        NETWORKS[name] = kind
-        return kind
-
-    return registered
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Everything that determines the network's shape, and the names of its classes. `classes` = 0 is unconditional."""
-
-    image_size: tuple[int, int] = (8, 8)
-    """Height and width in pixels; multiples of `patch`."""
-    channels: int = 1
-    classes: int = 10
-    patch: int = 2
-    latent_channels: int = 4
-    """Channels per latent token."""
-    width: int = 128
-    depth: int = 6
-    heads: int = 4
-    latent_norm: Literal["rms", "rms_image", "layer_norm", "none"] = "rms"
-    """rms: unit RMS per token; rms_image: per image; layer_norm: per token, with learned scale and shift."""
-    jump_rank: int = 0
-    """Rank of the changes to the trunk's matrices that generating has of its own. 0: it shares them all."""
-    output: Literal["clean", "velocity"] = "clean"
-    """What the denoising exit computes: ẑ itself, or v with ẑ = z_t + (1 − t)·v. `denoise` always returns ẑ."""
-    architecture: Annotated[str, Suppress] = "one_network"  # --architecture on the command line
-    """one_network: one trunk in three roles; three_networks: a baseline, one network per role; pixels: only a denoiser,
-    with patch² · channels values per token; or any other name in `NETWORKS`."""
-    equal: Literal["parameters", "compute"] = "parameters"
-    """What three networks match of one network with the same settings: its total parameters, or its compute in each
-    role, which takes three times the parameters."""
-    class_names: Annotated[tuple[str, ...], Suppress] = ()  # read from the data
-    """One per class, in the order of their numbers. Empty: the numbers themselves, or unknown."""
-    foreign: Annotated[str, Suppress] = ""  # read from what is adopted
-    """What else describes a network that comes from elsewhere, as JSON (see `networks.adopted`)."""
-
-    def __post_init__(self) -> None:
-        sizes = ("image_size", "channels", "patch", "latent_channels", "width", "depth", "heads")
-        settings.check("network", self, positive=sizes, not_negative=("classes", "jump_rank"))
-        for name, value in self.kind.implied(self).items():
-            object.__setattr__(self, name, value)
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise UserError(
-                f"network.heads: width {self.width} over {self.heads} heads must give a multiple of 4 per head"
-            )
-        self.kind.check(self)
-        if self.class_names and len(self.class_names) != self.classes:
-            names = len(self.class_names)
-            raise UserError(f"network.class_names: {names} names for {self.classes} classes; name each class, or none")
-
-    @property
-    def kind(self) -> "type[Network]":
-        """The class of the network. Raises a UserError if the architecture is not registered."""
-        if self.architecture not in NETWORKS:
-            raise UserError(
-                f"network.architecture: {self.architecture!r} is not one of {', '.join(architectures())}; "
-                "import the module that registers it first, if it is a network of your own"
-            )
-        return NETWORKS[self.architecture]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens. Raises a UserError if the patch does not divide the images."""
-        height, width = self.image_size
-        if min(height, width) < self.patch:
-            raise UserError(
-                f"network.patch: {self.patch} is larger than the image ({height}×{width}); "
-                "choose a smaller patch or larger images"
-            )
-        if height % self.patch or width % self.patch:
-            raise UserError(
-                f"network.image_size: {height}×{width} is not divisible by patch {self.patch}; choose another patch "
-                f"or convert the images to {height // self.patch * self.patch}×{width // self.patch * self.patch}"
-            )
-        return height // self.patch, width // self.patch
-
-    @property
-    def tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
 
 
 class RoleFlops(NamedTuple):
@@ -190,6 +84,8 @@ class Network(nn.Module):
     """Whether it is made of what comes from elsewhere, so that its name alone does not describe one."""
     calls: ClassVar[tuple[str, ...]] = ("encode", "denoise", "decode", "generate_with", "features")
     """Methods other than `forward` by which it is called: if its weights are sharded, they are gathered for these."""
+    paints: ClassVar[bool] = False
+    """Whether generating can have an exit to pixels; see `generate_with_image`."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -255,6 +151,34 @@ class Network(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         """As `generate`, with another generator's `jump` on top of this network's weights; one run needs it."""
         raise NotImplementedError
+
+    def generate_with_image(
+        self,
+        jump: Jump,
+        exit: nn.Module,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B C H W"]]:
+        """(generate_with(jump, z_t, t, y), image by an exit from the same pass, with a gradient in the exit alone)."""
+        raise NotImplementedError
+
+    def generate_image(
+        self,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+        r: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Approximately decode(generate(z_t, t, y)), in one pass of the trunk instead of two; not clamped.
+
+        Raises:
+            UserError: a network without an exit for it.
+        """
+        if not self.config.jump_exit:
+            cure = "choose another, or train one with `onefold train … --one-step`"
+            raise UserError(f"solver: 'one_pass' needs an exit to pixels, and this network has none; {cure}")
+        return self.generate_with_image(self.jump, self.get_submodule("jump_exit"), z_t, t, y)[1]
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""
@@ -392,9 +316,14 @@ class Network(nn.Module):
         return self.pictures(self.sample_latents(range(seed, seed + n), y, sampler, batch=batch))
 
     @torch.no_grad()
-    def pictures(self, latents: Iterable[Float[Tensor, "B N D"]]) -> UInt8[np.ndarray, "n H W C"]:
-        """Decode latents, given batch by batch, into images."""
-        return torch.cat([to_uint8(self.decode(z)).permute(0, 2, 3, 1).cpu() for z in latents]).numpy()
+    def pictures(self, sampled: Iterable[Float[Tensor, "B ..."]]) -> UInt8[np.ndarray, "n H W C"]:
+        """Decode latents, given batch by batch, into images; those that are images already are not."""
+        images = (z if z.ndim == 4 else self.decode(z) for z in sampled)
+        return torch.cat([to_uint8(x).permute(0, 2, 3, 1).cpu() for x in images]).numpy()
+
+    def jump_of(self, sampler: sampling.Sampler) -> sampling.Jump:
+        """What samples in one step: to latents, or for a sampler of one pass to images."""
+        return self.generate_image if sampler.paints else self.generate
 
     def sample_latents(
         self,
@@ -403,8 +332,11 @@ class Network(nn.Module):
         sampler: sampling.Sampler,
         *,
         batch: int = 256,
-    ) -> Iterator[Float[Tensor, "B N D"]]:
-        """Clean latents for `seeds` and `labels`, batch by batch (see `sampling.generate`)."""
+    ) -> Iterator[Float[Tensor, "B ..."]]:
+        """Clean latents for `seeds` and `labels`, batch by batch (see `sampling.generate`).
+
+        A sampler of one pass has none: with it, these are images (B, C, H, W), which `pictures` takes too.
+        """
         return sampling.generate(
             self.denoise,
             (self.config.tokens, self.config.latent_channels),
@@ -414,7 +346,7 @@ class Network(nn.Module):
             null_label=self.config.classes,
             batch=batch,
             device=self.device,
-            jump=self.generate,
+            jump=self.jump_of(sampler),
         )
 
     # --- files ---
@@ -476,11 +408,6 @@ class Network(nn.Module):
             other = f"{type(network).__name__}, not {cls.__name__}"
             raise UserError(f"{source}: holds {other}; load it with {type(network).__name__}.from_pretrained")
         return network.eval()
-
-
-def architectures() -> list[str]:
-    """Names of the registered networks that can be made from nothing."""
-    return sorted(name for name, kind in NETWORKS.items() if not kind.adopted)
 
 
 def build(config: NetworkConfig) -> Network:

@@ -2,9 +2,10 @@
 
     conditioning    that of denoising, plus a vector and a linear map of the time r of arrival
     matrices        W + BA with a low-rank change BA of each matrix of the trunk's blocks, if it has a rank
+    exit            from the hidden tokens to pixels, beside that to latents, if it is to make an image in one pass
 
-All of it changes nothing at first, so an untrained generator is the denoiser. Without a rank, generating and denoising
-share every matrix; with one, a generator can learn while the shared weights stay as they are.
+At first none of it changes the latents, so an untrained generator is the denoiser. Without a rank, generating and
+denoising share every matrix; with one, a generator can learn while the shared weights stay as they are.
 
 Reference: low-rank changes: Hu et al., 2021 (LoRA).
 """
@@ -18,9 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from onefold.networks.trunk import TIME_FEATURES, Change, Trunk, fourier_features
+from onefold.networks.trunk import TIME_FEATURES, Change, Trunk, fourier_features, hidden_width
 
-__all__ = ["Jump", "arrival", "fill_with_zeros"]
+__all__ = ["Exit", "Jump", "arrival", "change_flops", "exit_flops", "fill_with_zeros"]
 
 
 class LowRank(nn.Module):
@@ -78,6 +79,38 @@ class Jump(nn.Module):
     ) -> Float[Tensor, "B N W"]:
         """The trunk's tokens, with its changes."""
         return trunk(h, modulation) if self.change is None else trunk(h, modulation, self.change(trunk))
+
+
+class Exit(nn.Module):
+    """From hidden tokens to patches: a linear map, plus a gated layer as wide as the trunk.
+
+    Linear alone it is too weak: latents are normalised, and decoding undoes it. Its random weights leave torch's random
+    numbers as they were, so that a network has the same other weights with and without it.
+    """
+
+    calls: ClassVar[tuple[str, ...]] = ()
+    """See `Network.calls`."""
+
+    def __init__(self, width: int, patch_width: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.linear = nn.Linear(width, patch_width)
+            self.project_in = nn.Linear(width, 2 * width)
+            self.project_out = nn.Linear(width, patch_width, bias=False)
+
+    def forward(self, h: Float[Tensor, "B N W"]) -> Float[Tensor, "B N P"]:
+        gate, value = self.project_in(h).chunk(2, dim=-1)
+        return self.linear(h) + self.project_out(F.silu(gate) * value)
+
+
+def change_flops(width: int, depth: int, rank: int) -> float:
+    """Operations of the products BA of all matrices of a trunk."""
+    return 2 * rank * depth * width * (4 * width + 3 * hidden_width(width))
+
+
+def exit_flops(tokens: int, width: int, patch_width: int) -> float:
+    """Operations of one image through an `Exit`."""
+    return 4 * tokens * width * (width + patch_width)
 
 
 def arrival(t: Float[Tensor, " B"], r: Float[Tensor, " B"] | None) -> Float[Tensor, " B"]:

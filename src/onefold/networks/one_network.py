@@ -3,6 +3,7 @@
     encode:   image patches  → trunk → latents out → norm        z  = E(x)
     denoise:  latents in     → trunk → latents out               ẑ  ≈ E[z | z_t, t, y]
     generate: latents in     → trunk → latents out               a sample of z, given z_t
+                                     → exit to pixels            and, if it has learned to, its image at once
     decode:   latents in     → trunk → patches out               x̂  = D(z)
 
 A conditioning vector tells the trunk its role: a learned vector per role, to which denoising adds features of the time
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from onefold.networks.base import Network, NetworkConfig, RoleFlops, forward_flops, register
-from onefold.networks.jump import Jump, arrival
+from onefold.networks.jump import Exit, Jump, arrival
 from onefold.networks.norms import LATENT_NORMS
 from onefold.networks.trunk import TIME_FEATURES, Modulation, Trunk, conditioning
 
@@ -33,7 +34,8 @@ class OneFold(Network):
     """One network with random weights; see the module's docstring. Inputs must be on its device."""
 
     shares_codec: ClassVar[bool] = True
-    calls: ClassVar[tuple[str, ...]] = (*Network.calls, "decode_and_denoise")
+    paints: ClassVar[bool] = True
+    calls: ClassVar[tuple[str, ...]] = (*Network.calls, "decode_and_denoise", "generate_with_image")
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -48,6 +50,8 @@ class OneFold(Network):
         self.modulation = Modulation(config.width)
         self.trunk = Trunk(config.width, config.depth, config.heads, *config.grid)
         self.jump = Jump(self.trunk, config.jump_rank)
+        if config.jump_exit:
+            self.jump_exit = Exit(config.width, patch_width)
         self.norm = LATENT_NORMS[config.latent_norm](config.latent_channels)
 
     # --- the roles ---
@@ -75,9 +79,19 @@ class OneFold(Network):
         r: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B N D"]:
         """See `Network.generate_with`."""
-        self.check_noised(z_t, t, y)
-        modulation = self._condition("denoise", t, y, jump.condition(arrival(t, r)))
-        return self._clean(self.latents_out(jump(self.trunk, self.latents_in(z_t), modulation)), z_t, t)
+        return self._clean(self.latents_out(self._generated(jump, z_t, t, y, r)), z_t, t)
+
+    def generate_with_image(
+        self,
+        jump: Jump,
+        exit: nn.Module,
+        z_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, " B"],
+        y: Int64[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B C H W"]]:
+        """See `Network.generate_with_image`."""
+        h = self._generated(jump, z_t, t, y)
+        return self._clean(self.latents_out(h), z_t, t), self.unpatchify(exit(h.detach()).float())
 
     def decode(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B C H W"]:
         """Images decoded from latents; in [−1, 1] up to the network's error (not clamped)."""
@@ -114,6 +128,14 @@ class OneFold(Network):
         return {"entrance": self.latents_in, "labels": labels, **own}
 
     # --- ends and conditioning ---
+
+    def _generated(
+        self, jump: Jump, z_t: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None = None
+    ) -> Float[Tensor, "B N W"]:
+        """Hidden tokens, which all exits of generating read."""
+        self.check_noised(z_t, t, y)
+        modulation = self._condition("denoise", t, y, jump.condition(arrival(t, r)))
+        return jump(self.trunk, self.latents_in(z_t), modulation)
 
     def _image(self, h: Tensor) -> Tensor:
         return self.unpatchify(self.patches_out(h).float())

@@ -7,6 +7,8 @@ two small sets of weights (`networks.jump`) learn at the same steps:
     f_q(x_t, t)  the student: a denoiser of the generator's samples x = G(ε, y)
 
     student    ‖f_q(x_t, t, y) − sg(x)‖²
+    exit       ‖image(sg h) − sg(D(x))‖², the hidden tokens h of the same pass of G to pixels, towards the decoder's
+               picture; it learns alone, and makes an image in one pass of the trunk where G and D take two
     generator  Σ sg(f_q − f_p)(x_t, t, y) · G(ε, y),  with f_p the averaged network's denoiser
 
 The generator's gradient is that of the reverse Kullback–Leibler divergence from noised samples to noised data, each
@@ -25,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from onefold import settings
 from onefold.errors import UserError
@@ -121,8 +123,9 @@ def one_run(
     y: Int64[Tensor, " B"],
     draws: OneRunDraws,
     options: OneRun,
+    exit: nn.Module | None = None,
 ) -> Losses:
-    """The loss of student and generator, from whose backward pass each receives the gradient of its own.
+    """The loss of student, generator and exit, from whose backward pass each receives the gradient of its own.
 
     Args:
         student: Learns to denoise the generator's samples.
@@ -131,6 +134,7 @@ def one_run(
         y: Labels 0…K−1 of a batch of images (ignored by an unconditional network); the samples have those of a share.
         draws: The batch's randomness.
         options: Of generator and student.
+        exit: Learns to make images of the generator's samples in the same pass, if there is one.
     """
     count = max(1, round(options.share * draws.span.batch))
     kept = draws.span.spread(count, y.device)
@@ -141,7 +145,10 @@ def one_run(
     start = torch.full((len(kept),), options.start, device=y.device)
     eps = draws.eps[kept]
     noise = noised(Linear(), torch.zeros_like(eps), eps, per_token(start))
-    fake = average.generate_with(generator, noise, start, labels)
+    if exit is None:
+        fake, image = average.generate_with(generator, noise, start, labels), None
+    else:
+        fake, image = average.generate_with_image(generator, exit, noise, start, labels)
     error, gradient = distillation(
         with_guidance(average.denoise, options.guidance, classes),
         partial(average.generate_with, student),
@@ -153,4 +160,10 @@ def one_run(
     assert gradient is not None
     share = len(kept) / count
     told = {"student": share * error.detach(), "difference": share * gradient.square().mean()}
-    return Losses(share * (error + (gradient * fake).mean()), told)
+    total = error + (gradient * fake).mean()
+    if image is not None:
+        with torch.no_grad():
+            wanted = average.decode(fake.detach())
+        missed = (image - wanted).square().mean()
+        total, told = total + missed, {**told, "exit": share * missed.detach()}
+    return Losses(share * total, told)

@@ -75,7 +75,8 @@ def between(network: Network, rows: int = 5) -> UInt8[np.ndarray, "n H W C"]:
     y = None if labels is None else torch.tensor(labels, device=network.device).repeat_interleave(COLUMNS)
     guide = with_guidance(network.denoise, sampler.guidance, config.classes)
     noise = noises(range(rows * COLUMNS), shape)
-    return network.pictures([solve(network.denoise, eps, y, sampler, guide=guide, noise=noise, jump=network.generate)])
+    z = solve(network.denoise, eps, y, sampler, guide=guide, noise=noise, jump=network.jump_of(sampler))
+    return network.pictures([z])
 
 
 def of_data(network: Network, train: Dataset, test: Dataset) -> Iterator[str]:

@@ -118,6 +118,11 @@ class Config:
     start_sha256: Annotated[str, Suppress] = ""
     """SHA-256 of that network's `model.safetensors`."""
 
+    def __post_init__(self) -> None:
+        if self.sampler.paints:
+            cure = "leave it out, and sample with it afterwards"
+            raise UserError(f"sampler.solver: {self.sampler.solver!r} makes no latents for training to measure; {cure}")
+
     def with_changes(self, changes: dict[str, Any]) -> Self:
         """A copy with changed settings, e.g. {"training.batch": 32}; unknown names raise a UserError."""
         return settings.override(self, changes)

@@ -1,9 +1,13 @@
-"""The phase in which one network learns everything at once: encoder, denoiser, decoder and one-step generator."""
+"""The phase in which one network learns everything at once: encoder, denoiser, decoder and one-step generator.
+
+Where the generator has an exit to pixels, that learns, too.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -15,7 +19,7 @@ from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.extractor import known_extractor
 from onefold.networks import Network, build
-from onefold.networks.jump import Jump
+from onefold.networks.jump import Jump, change_flops, exit_flops
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_run import OneRunDraws, draw, one_run
 from onefold.sampling import Sampler, check_guidance
@@ -47,7 +51,8 @@ def with_one_step(config: Config) -> Config:
     """
     if config.phases not in ((), ("one_run",)):
         raise UserError(f"--one-step: cannot go with --phases {' '.join(config.phases)}; leave one out")
-    network = replace(config.network, jump_rank=config.network.jump_rank or RANK)
+    rank, paints = config.network.jump_rank or RANK, config.network.kind.paints
+    network = replace(config.network, jump_rank=rank, jump_exit=paints)
     begin = _whole(BEGIN * config.training.images, config) if config.onerun.begin is None else config.onerun.begin
     return replace(config, network=network, onerun=replace(config.onerun, begin=begin), phases=("one_run",))
 
@@ -96,28 +101,28 @@ class OneRunPhase(SelfDistillationPhase):
         own = replace(schedule, warmup=0, decay=options.decay)
         student = Trained("student", partial(without_momentum, options.student_rate), own, norm="student_norm")
         generator = Trained("generator", partial(without_momentum, options.generator_rate), own, norm="generator_norm")
-        beside = Part(
-            (student, generator),
-            reads,
-            self.draw_beside,
-            self.loss_beside,
-            start=self.begin,
-            finish=hand_over,
-            few={"onerun.share": max(1, round(options.share * self.config.training.batch))},
-        )
+        exit = Trained("exit", partial(without_momentum, options.student_rate), own, norm="exit_norm")
+        trains = (student, generator, exit) if self.config.network.jump_exit else (student, generator)
+        few = {"onerun.share": max(1, round(options.share * self.config.training.batch))}
+        beside = Part(trains, reads, self.draw_beside, self.loss_beside, start=self.begin, finish=hand_over, few=few)
         return Part((network,), reads, self.draw, self.loss), *[beside] * options.updates
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
-        """Also the generator, which the network receives after each step, and so do its averages; and its student."""
+        """Also the student; and generator and exit, which the network receives after each step, and so its averages."""
         found = super().modules(network)
         generator = copy.deepcopy(network.jump).requires_grad_(True)
         student = Jump(network.denoising_trunk, self.config.network.jump_rank).to(network.device)
-        return {**found, "generator": generator, "student": student}
+        found |= {"generator": generator, "student": student}
+        if self.config.network.jump_exit:
+            found["exit"] = copy.deepcopy(network.get_submodule("jump_exit")).requires_grad_(True)
+        return found
 
     def begin_from(self, source: Network) -> Network:
         """The network with the weights of another; generator and student begin anew, as changes of it."""
         network = super().begin_from(source)
-        network.jump.load_state_dict(build(self.config.network).jump.state_dict())
+        fresh = build(self.config.network).state_dict()
+        own = {name: value for name, value in fresh.items() if name.startswith("jump")}
+        network.load_state_dict({**network.state_dict(), **own})
         return network
 
     def draw_beside(self, batch: int, rng: torch.Generator) -> OneRunDraws:
@@ -125,10 +130,10 @@ class OneRunPhase(SelfDistillationPhase):
         shape = network.tokens, network.latent_channels
         return draw(config.onerun, config.objective.label_dropout, batch, shape, rng)
 
-    def loss_beside(
-        self, student: Jump, generator: Jump, average: Network, x: Tensor, y: Tensor, draws: OneRunDraws
-    ) -> Losses:
-        return one_run(student, generator, average, y, draws, self.config.onerun)
+    def loss_beside(self, student: Jump, generator: Jump, *others: Any) -> Losses:
+        """`others`: the exit, if there is one; average, x, y, draws."""
+        *exit, average, _, y, draws = others
+        return one_run(student, generator, average, y, draws, self.config.onerun, *exit)
 
     @property
     def sampler(self) -> Sampler:
@@ -150,14 +155,19 @@ class OneRunPhase(SelfDistillationPhase):
         return *super().monitors(run, data, test, device, say), own
 
     def flops(self) -> float:
-        """As of self-distillation; of samples and student, each with its gradient, and of the data's score.
-
-        Without the products BA, which cost as much as a few images at each step.
-        """
-        options, images = self.config.onerun, self.schedule.images
-        passes = 6 + (1 if options.guidance == 1 else 2)
-        samples = options.updates * options.share * max(0, images - self.begin) / images
-        return super().flops() + samples * passes * self._role_flops.denoise
+        """As of self-distillation; of samples and student, each with its gradient, of the data's score and the exit."""
+        options, training = self.config.onerun, self.config.training
+        role, network = self._role_flops, self.config.network
+        each = (6 + (1 if options.guidance == 1 else 2)) * role.denoise
+        if network.jump_exit:  # only the exit has a gradient, and decoding has none
+            each += role.decode + 3 * exit_flops(network.tokens, network.width, network.patch**2 * network.channels)
+        changes = (
+            6 * change_flops(network.width, network.depth, network.jump_rank) / (training.micro_batch or training.batch)
+        )
+        images = self.schedule.images
+        return (
+            super().flops() + options.updates * (options.share * each + changes) * max(0, images - self.begin) / images
+        )
 
 
 def without_momentum(rate: float, module: nn.Module) -> list[Optimizer]:
@@ -167,8 +177,9 @@ def without_momentum(rate: float, module: nn.Module) -> list[Optimizer]:
 
 @torch.no_grad()
 def hand_over(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> None:
-    """Copy the generator into the network, of which the averages are taken: at the next step, so they lag by one."""
-    network, generator = modules["network"], modules["generator"]
-    assert isinstance(network, Network)
-    for own, new in zip(network.jump.parameters(), generator.parameters(), strict=True):
-        own.copy_(new)
+    """Copy generator and exit into the network, of which averages are taken: at the next step, so they lag by one."""
+    network = modules["network"]
+    pairs = [("jump", "generator"), *([("jump_exit", "exit")] if "exit" in modules else [])]
+    for place, name in pairs:
+        for own, new in zip(network.get_submodule(place).parameters(), modules[name].parameters(), strict=True):
+            own.copy_(new)

@@ -33,6 +33,7 @@ __all__ = [
     "build_optimizers",
     "guarded_step",
     "keep_rates_on",
+    "moments_of",
     "orthogonalised",
     "set_rates",
     "total_norm",
@@ -236,6 +237,11 @@ def build_optimizers(network: Network, schedule: Schedule, dtype: torch.dtype = 
     if by_muon:
         optimizers.append(Muon(matrices, lr=schedule.muon_rate, weight_decay=schedule.weight_decay, dtype=dtype))
     return optimizers
+
+
+def moments_of(optimizer: Optimizer) -> int:
+    """Numbers that an optimizer of `build_optimizers`, or RMSPropW, keeps for each parameter."""
+    return 2 if isinstance(optimizer, AdamW) else 1
 
 
 def set_rates(optimizers: Iterable[Optimizer], factor: float) -> None:

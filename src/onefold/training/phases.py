@@ -175,7 +175,7 @@ class Phase(ABC):
         fitting = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
         labels = {name for name in own if name.endswith("labels.weight")}
         missing = sorted((own.keys() ^ theirs.keys()) | (own.keys() - fitting.keys() - labels))
-        missing = [name for name in missing if not name.startswith("jump.")]  # a generator may begin anew
+        missing = [name for name in missing if not name.startswith("jump")]  # a generator may begin anew
         if missing:
             cure = "give one of the same architecture, patch, width and channels"
             raise UserError(f"start: the weights do not fit this run's network ({missing[0]} differs); {cure}")

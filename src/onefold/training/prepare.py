@@ -61,8 +61,8 @@ def decide(config: Config, device: torch.device, say: Callable[[str], None] = la
     `say` is told, in a line, what was chosen and why.
 
     Raises:
-        UserError: `compile="yes"` where nothing can be compiled, `graphs="yes"` where there are none, or TF32 on a device
-            without it.
+        UserError: `compile="yes"` where nothing can be compiled, `graphs="yes"` where there are none, or TF32 where
+            there is none.
     """
     training = config.training
     compute.check_precision("training.precision", training.precision, device)

@@ -95,11 +95,8 @@ class TrainingState:
         with seeded(config.training.seed):
             with origin():
                 network = build(config.network) if network is None else copy.deepcopy(network)
-            if group.shards:
-                network = network.to("cpu") if group.first else network.to("meta")
-            else:
-                network = network.to(device)
-            state = cls({"network": network}, {}, Skips(device))
+            place = torch.device("cpu" if group.first else "meta") if group.shards else device
+            state = cls({"network": network.to(place)}, {}, Skips(device))
             first = phases_of(config)[0]
             if data is not None and (group.first or not group.shards):
                 first.adapt(state.network, data)

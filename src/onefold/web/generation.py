@@ -48,7 +48,8 @@ def between(
     y = None if label is None else torch.full((n,), label, device=device)
     guide = with_guidance(network.denoise, sampler.guidance, config.classes)
     eps = next(noise).to(device)
-    return network.pictures([solve(network.denoise, eps, y, sampler, guide=guide, noise=noise, jump=network.generate)])
+    z = solve(network.denoise, eps, y, sampler, guide=guide, noise=noise, jump=network.jump_of(sampler))
+    return network.pictures([z])
 
 
 def noises_between(seeds: tuple[int, int], n: int, shape: tuple[int, ...]) -> Iterator[Float[Tensor, "n ..."]]:

@@ -128,7 +128,7 @@ function fitLabels(form, run, first) {
 
 const EACH = [["", "each in turn"]], NONE = [["none", "no class"]];
 
-/** Steps, guidance and solver as the run has them, once for each run; guidance only where it can act. */
+/** Steps, guidance and solver as the run has them, once for each run; guidance and steps only where they can act. */
 function fitSampler(form, run) {
   const { steps, guidance, solver } = form.elements;
   if (form.dataset.of !== run.name) {
@@ -139,6 +139,7 @@ function fitSampler(form, run) {
   }
   const jumps = run.jumps.includes(solver.value);
   guidance.disabled = jumps || !run.classes;
+  steps.disabled = solver.value === "one_pass";
   find("small", guidance.parentNode).textContent = !run.classes
     ? "Needs classes."
     : jumps ? `Not with ${solver.value}.` : "1 is none.";

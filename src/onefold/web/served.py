@@ -179,12 +179,14 @@ class Served:
 
     @property
     def _jumps(self) -> list[str]:
-        return [name for name in SOLVERS if Sampler(solver=name).jumps]
+        return [name for name in SOLVERS if Sampler(1, name).jumps]
 
     @property
     def solvers(self) -> list[str]:
         """Solvers that work with the network."""
-        return [name for name in SOLVERS if self.sampler.jumps or name not in self._jumps]
+        paints = [name for name in self._jumps if Sampler(1, name).paints]
+        left_out = {*([] if self.sampler.jumps else self._jumps), *([] if self.config.jump_exit else paints)}
+        return [name for name in SOLVERS if name not in left_out]
 
     # --- what the folder tells ----------------------------------------------------------------------------------------
 
