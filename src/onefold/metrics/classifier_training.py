@@ -10,8 +10,8 @@ Data without labels gives its own: each image is turned by 0, 90, 180 or 270 deg
 which (images that are not square are mirrored in one axis, the other, both or none). To tell what is
 upright, the network must know what is in the picture. There is then no class accuracy.
 
-All randomness comes from `seed`: on one machine, with one number of threads, the same call gives the same
-weights.
+All randomness comes from `seed`: on the processor of one machine, with one number of threads, the same call gives the
+same weights. On a GPU they are near them.
 
 Shapes: images (n, C, H, W) uint8, labels (n,) int64 in 0…K−1.
 Reference: Gidaris et al. 2018, arXiv:1803.07728, for rotations.
@@ -41,7 +41,7 @@ def train_classifier(
     classes: int,
     seed: int = 0,
     epochs: int | None = None,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Classifier:
     """Train on images (n, C, H, W) uint8 and labels (n,) in 0…classes−1; returns the frozen classifier.
