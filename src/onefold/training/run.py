@@ -54,7 +54,7 @@ class Run:
 
     @cached_property
     def network(self) -> Network:
-        """The published average, or the one of `average`, ready for use. Raises UserError before the first checkpoint."""
+        """The published average, or that of `average`, ready for use. Raises UserError before the first checkpoint."""
         network = Network.from_pretrained(self.model)
         if self.average is not None:
             network.load_state_dict(read_tensors(self._average_file())[0])
