@@ -84,6 +84,8 @@ def sweep(
         sampling.check_guidance(sampler.guidance, runs[average].network.config.classes)
     train, _ = run.open_data(say)
     reported = min(MOST, len(train) - len(train) // SHARE) if images is None else min(images, len(train))
+    if reported < LEAST_IMAGES:
+        raise UserError(f"images: {reported} are too few to measure anything; give at least {LEAST_IMAGES}")
     rest = len(train) - reported
     count = min(MOST, rest) if selection is None else selection
     if not LEAST_IMAGES <= count <= rest:

@@ -51,7 +51,8 @@ class OneStepMonitor(GeneratorMonitor):
     ) -> None:
         """`warmup`: images of the run up to which no alarm is raised."""
         options = run.config.onestep
-        extractor = metrics.from_file(options.features) if options.features else extractor_for(data, say)
+        features = options.features
+        extractor = metrics.from_file(features, device=device) if features else extractor_for(data, say, device)
         super().__init__(run, data, test, device, extractor, measured=options.measured, warmup=warmup)
         self.selects = options.selects
         fifth = self.features[::SELECTION] if len(self.features) > SELECTION else self.features
