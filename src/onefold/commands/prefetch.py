@@ -1,7 +1,5 @@
 """`onefold prefetch`."""
 
-from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional
 
 from onefold.commands.terminal import console
@@ -32,14 +30,11 @@ def prefetch(names: Positional[tuple[str, ...]] = (), /, yes: bool = False) -> N
     if yes:
         for source in chosen:
             source.fetch(lambda line: console.print(printable(line), style="dim"))
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("name", "gives", "from", "size", "kept as", "licence"):
-        table.add_column(column, overflow="fold")
     for source in chosen:
-        there = "" if source.is_kept else "not yet: "
-        cells = (source.name, source.gives, source.address, source.size, f"{there}{source.place}", source.licence)
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    console.print(table)
+        console.print(printable(f"{source.name}: {source.gives}; {source.size}"))
+        console.print(printable(f"  from {source.address}"))
+        console.print(printable(f"  {'kept' if source.is_kept else 'to be kept'} as {source.place}"))
+        console.print(printable(f"  licence: {source.licence}"))
     kept = [source for source in chosen if source.is_kept]
     for source in kept:
         path = source.place if source.is_file else weights_of(source.place)
