@@ -241,7 +241,7 @@ def test_colours_have_a_saturation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     changes = {"data__source": str(tmp_path / "images.npz"), "data__test": None, "onestep__measured": 20}
     shape = {"network__image_size": (4, 4), "network__channels": 3, "network__classes": 0}
     extractor = metrics.train_classifier(torch.from_numpy(images).permute(0, 3, 1, 2), None, classes=0, epochs=1)
-    monkeypatch.setattr(one_step_monitor, "extractor_for", lambda data, say: extractor)
+    monkeypatch.setattr(one_step_monitor, "extractor_for", lambda data, say, device: extractor)
     monitor, state = watched(one_step(**changes, **shape), tmp_path)
     real, _ = read_all(open_data(monitor.run.config.data)[0])
     centre = real.float().mean(1, keepdim=True)
