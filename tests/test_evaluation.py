@@ -2,6 +2,7 @@ import functools
 import io
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 import onefold
 from data_images import noise
 from helpers_one_step import one_step_from
 from helpers_runs import tiny
-from onefold import evaluation, extractor, metrics
+from onefold import evaluation, extractor, metrics, spaces
 from onefold.cli import run as command
 from onefold.commands import tables
 from onefold.data import open_dataset, read_all
@@ -67,6 +68,21 @@ class Seeing:
     def features(self, images: Tensor, batch: int = 256) -> Tensor:
         self.shown.append(images)
         return self._honest.features(images, batch)
+
+
+class Pooled(nn.Module):
+    """Means and largest values of the channels: other features than the classifier's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3)), x.flatten(1)[:, :3]], 1)
+
+
+def pooled(path: Path) -> Path:
+    """A file of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Pooled(), torch.rand(3, 3, 8, 8)).save(str(path))
+    return path
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
@@ -203,7 +219,7 @@ def test_an_evaluation_is_repeatable_and_leaves_the_run_alone(run: Run, record: 
 
 def test_of_large_latents_only_so_many_are_kept(run: Run, record: metrics.Record, monkeypatch: pytest.MonkeyPatch):
     latents = run.network.config.tokens * run.network.config.latent_channels
-    monkeypatch.setattr(evaluation, "LATENTS", 30 * latents + 1)
+    monkeypatch.setattr(spaces, "LATENTS", 30 * latents + 1)
     found = evaluate(run, images=100, batch=20)
     assert found["latent"]["images"] == 30
     assert found["latent"]["std"] == pytest.approx(record["latent"]["std"], rel=0.1)
@@ -213,13 +229,13 @@ def test_of_large_latents_only_so_many_are_kept(run: Run, record: metrics.Record
 
 def test_pixels_are_dropped_unless_a_metric_needs_them(run: Run, monkeypatch: pytest.MonkeyPatch):
     kept: list[Tensor] = []
-    honest = evaluation._Images.add
+    honest = spaces.Images.add
 
-    def add(self: evaluation._Images, images: Tensor, labels: Tensor | None = None) -> None:
+    def add(self: spaces.Images, images: Tensor, labels: Tensor | None = None) -> None:
         honest(self, images, labels)
         kept.extend(part for name, parts in self._parts.items() if name == "pixels" for part in parts)
 
-    monkeypatch.setattr(evaluation._Images, "add", add)
+    monkeypatch.setattr(spaces.Images, "add", add)
     evaluate(run, images=20)
     assert not kept
     evaluate(run, images=20, metrics={"one": lambda real, made: 1.0 * (len(real) == len(made) == 20)})
@@ -384,7 +400,7 @@ def test_half_the_distance_of_two_halves_is_that_of_fresh_images(
     floors, fresh = [], []
     for seed in range(times):
         real = features(n, rng)
-        floors.append(evaluation._yardsticks(real, real, seed)[0] / 2)
+        floors.append(spaces.yardsticks(real, real, seed)[0] / 2)
         fresh.append(metrics.frechet_distance(real, features(n, rng)))
     assert np.mean(floors) == pytest.approx(np.mean(fresh), rel=0.1)
 
@@ -450,9 +466,10 @@ def test_a_metric_of_ones_own_enters_the_record(run: Run, tmp_path: Path):
     }
 
 
-def test_the_names_of_a_record_are_taken(run: Run, record: metrics.Record):
+def test_the_names_of_a_record_are_taken(run: Run, tmp_path: Path):
     statistics = metrics.Moments.from_features(metrics.digits_classifier().features(reference(run, 80)))
-    assert set(evaluate(run, images=20, reference=statistics)) == set(evaluation.KEYS)
+    extractors = [None, metrics.from_file(pooled(tmp_path / "pooled.pt"), size=8)]
+    assert set(evaluate(run, images=20, reference=statistics, extractor=extractors)) == set(evaluation.KEYS)
     for name in evaluation.KEYS:
         with pytest.raises(UserError, match=rf"^metrics: '{name}' is in every record; choose another name$"):
             evaluate(run, images=20, metrics={name: brightness})
@@ -594,8 +611,8 @@ def test_large_images_are_compared_reduced():
     """To means over areas, so that nearness of copies survives; small ones number by number."""
     small, large = torch.from_numpy(noise(3, 64, 64, 3)), torch.from_numpy(noise(3, 130, 96, 3))
     small, large = small.permute(0, 3, 1, 2), large.permute(0, 3, 1, 2)
-    assert torch.equal(evaluation._shrink(small), small.flatten(1))
-    found = evaluation._shrink(large)
+    assert torch.equal(spaces.shrink(small), small.flatten(1))
+    found = spaces.shrink(large)
     assert found.shape == (3, 3 * 64 * 64)
     assert found.dtype == torch.uint8
     assert found[0, 0] == round(large[0, 0, :3, :2].float().mean().item())

@@ -3,6 +3,7 @@
 import struct
 import sys
 import warnings
+from dataclasses import replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -96,6 +97,29 @@ def test_torchscript_file_gives_its_features(tmp_path):
         extractor.predict(x)
 
 
+class Inside(nn.Module):
+    """Called as the InceptionV3 of the StyleGAN family is: uint8 images, resized here; features where asked for."""
+
+    def forward(self, img: Tensor, return_features: bool = False, use_fp16: bool = False) -> Tensor:
+        assert img.dtype == torch.uint8
+        x = nn.functional.interpolate(img.float() / 255, (6, 6), mode="bilinear", align_corners=False)
+        features = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+        return features if return_features else features.softmax(1)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (3, 40, 24), (1, 8, 8)])
+def test_a_torchscript_file_that_resizes_itself_gets_images_as_they_are(tmp_path, shape):
+    """Of any size; grey ones as three channels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Inside()).save(str(tmp_path / "inside.pt"))
+    extractor = from_file(tmp_path / "inside.pt", size=10, mean=0.1, std=0.3)
+    assert (extractor.width, extractor.resize) == (6, "inside the file")
+    x = pictures(5, *shape)
+    expected = Inside()(x.expand(-1, 3, -1, -1), return_features=True)
+    torch.testing.assert_close(extractor.features(x, batch=2), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_normalisation_by_channel_and_grey_images(tmp_path):
     path = traced(tmp_path / "pooled.torchscript", Pooled())
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -109,10 +133,13 @@ def test_normalisation_by_channel_and_grey_images(tmp_path):
 def test_resize_is_pillows_antialiased_bicubic(size):
     x = pictures(1, 1, 32, 24)
     network = ExternalExtractor("", "", nn.Identity(), size, torch.tensor(0.0), torch.tensor(1 / 255))
+    assert network.resize.startswith(f"bicubic, antialiased, to {size} × {size}; less 0, over 0.003922")
+    network = replace(network, mean=torch.tensor(0.5), std=torch.tensor(0.5))
+    assert network.resize == f"bicubic, antialiased, to {size} × {size}"
+    network = replace(network, mean=torch.tensor(0.0), std=torch.tensor(1 / 255))
     picture = Image.fromarray(x[0, 0].numpy().astype(np.float32))
     expected = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255)
     np.testing.assert_allclose(network.prepare(x)[0, 0], expected, atol=0.02)
-    assert network.resize == f"bicubic, antialiased, to {size} × {size}"
 
 
 def onnx_bytes() -> bytes:

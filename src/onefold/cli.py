@@ -31,6 +31,8 @@ COMMANDS: dict[str, str] = {
     "sample": "Generate images with a run's network.",
     "reconstruct": "Encode and decode images: above the originals, below what the network makes of them.",
     "evaluate": "Measure a run against real images; writes evaluation/….json into the run.",
+    "sweep": "Choose steps, guidance and average of a run on images set apart, and report the choice once on others.",
+    "prefetch": "Say which feature extractors can be had, whence and under which licence; download them with --yes.",
     "report": "Write what a run is and does into one page: report.html. Of several runs, compare them.",
     "export": "Write a network for other programs: a hub folder, ONNX files, a diffusers pipeline or a web page.",
     "serve": "Serve a run's network as a page and a JSON API; also while the run trains.",

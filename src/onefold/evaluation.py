@@ -5,7 +5,8 @@ network that remembers it; the group `test` compares them with the test split, w
 and latents are those of the test split. Generated image k has the label of the k-th reference image and the seed
 `seed + k`, so a record does not depend on the batch size.
 
-Yardsticks come with the distances, under the same features. `halves` is the mean Fréchet distance between two random
+Numbers of features are those of the first feature space, and under `spaces` those of each further one. Yardsticks come
+with the distances, in the same features. `halves` is the mean Fréchet distance between two random
 halves of the reference; `matched` is that between one half and as many generated images. Two *floors* say what real
 images in place of the generated ones would have: `test.floor` is the distance between the reference and the test
 images; `frechet.floor` is what n fresh images would have against the n of the reference. Of the latter there are none,
@@ -20,14 +21,13 @@ but for two sets of n and m images of one distribution, with covariance of eigen
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from onefold import __version__, sampling
@@ -42,25 +42,21 @@ from onefold.metrics import (
     Protocol,
     Record,
     Subject,
-    effective_rank,
-    frechet_distance,
     frechet_from_moments,
-    kernel_distance,
     memorisation,
-    precision_recall,
 )
 from onefold.metrics.few import few_images, wilson_interval
-from onefold.metrics.reconstruction import image_psnr, image_ssim
 from onefold.networks.base import Network
-from onefold.pixels import to_float, to_uint8
 from onefold.sampling import Sampler
 from onefold.settings import Precision
+from onefold.spaces import LEAST_IMAGES, NEIGHBOURS, Images, Reconstructions, check_spaces, compare
 from onefold.training.checkpoint import checkpoints
-from onefold.training.engine import Ranks, joined, ranks
+from onefold.training.engine import joined, ranks
 from onefold.training.run import Run, git_commit, load_run
 from onefold.verifier import Verifier
 
-__all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "SPLITS", "Metric", "drawn", "evaluate"]
+__all__ = ["KEYS", "LEAST_IMAGES", "LEAST_TEST_IMAGES", "Features", "Metric", "drawn", "evaluate", "generate"]
+__all__ += ["opened"]
 
 KEYS = (
     "frechet_distance",
@@ -80,22 +76,18 @@ KEYS = (
     "class_accuracy_real_interval",
     "few",
     "frechet_to_reference",
+    "spaces",
     "protocol",
     "subject",
 )
 """All that a record may hold, but for metrics of one's own."""
 
-LEAST_IMAGES, LEAST_TEST_IMAGES = 4, 2
-"""Of training images, and of test images, to measure anything."""
-SPLITS = 10
-"""Random halvings that the yardsticks are averaged over."""
-NEIGHBOURS = 3
+LEAST_TEST_IMAGES = 2
+"""Of test images, to measure anything; of training images they are `LEAST_IMAGES`."""
 SPLIT = "train (samples), test (the group `test`, reconstructions, latents)"
-REDUCED = 64
-"""Height and width that larger images are reduced to before they are compared pixel by pixel."""
-LATENTS = 2**26
-"""Numbers in the latents that are kept for their rank, 256 MiB; the group `latent` is of as many test images as fit."""
 
+Features = FeatureExtractor | None
+"""An extractor; None: the default one, `extractor_for` the run's training data."""
 Metric = Callable[[UInt8[Tensor, "n C H W"], UInt8[Tensor, "n C H W"]], float]
 """(real, generated) → one finite number. Generated image k has the label of real image k."""
 Say = Callable[[str], None]
@@ -108,14 +100,15 @@ def evaluate(
     sampler: Sampler | None = None,
     images: int = 5000,
     seed: int = 0,
-    extractor: FeatureExtractor | None = None,
-    reference: Moments | None = None,
+    extractor: Features | Sequence[Features] = None,
+    reference: Moments | Sequence[Moments] | None = None,
     batch: int = 256,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     compiled: bool = False,
     verifier: Callable[[Network], Verifier] | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    selected: str = "",
     say: Say = lambda line: None,
 ) -> Record:
     """Measure a run's published network. Started by a launcher, processes sample together, and the first measures.
@@ -125,21 +118,24 @@ def evaluate(
         sampler: How to sample; default: the run's own.
         images: Number of generated and of reference images, at most the number of training images.
         seed: Seed of the first generated image, and of the random choices.
-        extractor: Features; default: `extractor_for` the run's training data.
-        reference: Stored statistics (`onefold data stats`) to measure a further `frechet_to_reference` against.
+        extractor: Features; None: `extractor_for` the run's training data. Of several the first give the numbers of
+            the record, and each of the others a group of the same under `spaces`, by its name.
+        reference: Stored statistics (`onefold data stats`) to measure a further `frechet_to_reference` against, each in
+            the space that they are of.
         batch: Images per call of a network; does not change the result but for rounding.
-        device: Where the network runs.
+        device: Where the network and the default features run.
         precision: Of the matrix products of sampling; all else is measured in float32.
         compiled: Compile the network for sampling; images/s then include that.
         verifier: Makes the verifier that chooses among samples of the network, if one is to.
         metrics: Further metrics by the name that their numbers have in the record, such as
             {"brightness": lambda real, generated: generated.float().mean() - real.float().mean()}; for one of features
             take those of an extractor in it.
+        selected: How the sampler was chosen among others, for the protocol.
         say: Told what is being done, a line each.
 
     Raises:
         UserError: no model, unreadable data, a sampler that does not suit the network, statistics of another extractor,
-            or a metric with the name of another or without a number.
+            extractors of one name, or a metric with the name of another or without a number.
 
     Images are read, made, measured and dropped batch by batch. Of n images stay their features (n, d), float32, and
     their pixels reduced to at most 64 × 64, uint8, which the share of copies needs; of test images also latents, up to
@@ -170,31 +166,27 @@ def evaluate(
     group = ranks()
     if not group.first:  # which may train one first
         group.wait()
-    extractor = extractor or extractor_for(train, say, device)
+    extractors = opened(extractor, train, device, say)
     if group.first:
         group.wait()
+    references = _by_space([reference] if isinstance(reference, Moments) else reference or (), extractors)
     say(f"measuring {count:,} training images")
     first, stop = group.span(count)  # of the images that this rank reads and samples
     keep = bool(metrics)
-    real = _Images(extractor, keep=keep)
+    real = Images(extractors, keep=keep)
     for x, y in read_batches(train, drawn(train, count, seed)[first:stop], batch):
         real.add(x, y)
 
     say(f"sampling {count:,} images in {count_text(sampler.steps, 'step')}")
     wanted = real.labels.tolist() if network.config.classes else None
-    classifies = wanted is not None and extractor.classes == network.config.classes
-    generated = _Images(extractor, classifies=classifies, keep=keep)
+    classifies = [each for each in extractors if wanted is not None and each.classes == network.config.classes]
+    classifier = classifies[0] if classifies else None
+    generated = Images(extractors, classifier=classifier, keep=keep)
     source = verifier(network) if verifier else network
     if precision == "auto":  # what one rank measures holds for all
         precision = cast(Precision, group.of_first(resolve_precision(precision, torch.device(device))))
     with sampling_context(network, torch.device(device), precision=precision, compiled=compiled) as computed:
-        seconds, start = 0.0, time.perf_counter()
-        for latents in source.sample_latents(range(seed + first, seed + stop), wanted, sampler, batch=batch):
-            made = torch.from_numpy(network.pictures([latents])).permute(0, 3, 1, 2)
-            seconds += time.perf_counter() - start
-            with torch.autocast(torch.device(device).type, enabled=False):
-                generated.add(made)
-            start = time.perf_counter()
+        seconds = generate(network, sampler, range(seed + first, seed + stop), wanted, generated, source, batch)
     for each in (real, generated):
         each.gather(group, count)
     if not group.first:
@@ -202,63 +194,55 @@ def evaluate(
 
     chosen = drawn(test, images, seed)
     say(f"measuring {count_text(len(chosen), 'test image')}")
-    held_out = _Images(extractor, classifies=classifies)
-    reconstructed = _Reconstructions(network, extractor)
+    held_out = Images(extractors, classifier=classifier)
+    reconstructed = Reconstructions(network, extractors)
     for x, y in read_batches(test, chosen, batch):
         held_out.add(x, y)
         reconstructed.add(x)
 
     say("comparing")
-    real_features, generated_features, test_features = real.features, generated.features, held_out.features
-    kid, kid_error = kernel_distance(real_features, generated_features, subset=min(1000, count // 2), seed=seed)
-    precision_, recall = precision_recall(real_features, generated_features, NEIGHBOURS)
-    halves, matched = _yardsticks(real_features, generated_features, seed)
-    numbers: dict[str, object] = {
-        "frechet_distance": frechet_distance(real_features, generated_features),
-        "frechet": {
-            "halves": halves,
-            "matched": matched,
-            "ratio": matched / halves if halves else None,
-            "floor": halves / 2,
-        },
-        "kid": kid,
-        "kid_error": kid_error,
-        "precision": precision_,
-        "recall": recall,
+    apart = test is not train and len(chosen) >= LEAST_IMAGES
+    sets = zip(real.features, generated.features, held_out.features, reconstructed.features, strict=True)
+    compared = [compare(*features, seed=seed, held_out=apart) for features in sets]
+    for numbers, stored, each, features in zip(compared, references, extractors, generated.features, strict=True):
+        if stored is not None:
+            moments = Moments.from_features(features, each.sha256)
+            numbers["frechet_to_reference"] = frechet_from_moments(stored, moments)
+    numbers = compared[0]
+    numbers["reconstruction"] = reconstructed.numbers() | cast(dict[str, float], numbers["reconstruction"])
+    numbers |= {
         "memorisation": _memorisation(generated.rows, real.rows, None if test is train else held_out.rows, say),
-        "reconstruction": reconstructed.numbers(test_features),
         "latent": reconstructed.latent(),
         "images_per_second": count / seconds,
     }
-    if test is not train and len(chosen) >= LEAST_IMAGES:
-        numbers["test"] = _against_test(real_features, generated_features, test_features, seed)
-    if classifies:
+    if classifier is not None:
         for name, seen, labels in (
             ("class_accuracy", generated, real.labels),
             ("class_accuracy_real", held_out, held_out.labels),
         ):
             share = (seen.classes == labels).double().mean().item()
             numbers[name], numbers[f"{name}_interval"] = share, list(wilson_interval(share, len(labels)))
-    if reference is not None:
-        moments = Moments.from_features(generated_features, extractor.sha256)
-        numbers["frechet_to_reference"] = frechet_from_moments(reference, moments)
+    if len(extractors) > 1:
+        numbers["spaces"] = {each.name: found for each, found in zip(extractors[1:], compared[1:], strict=True)}
     numbers |= {name: _number(name, metric(real.pixels, generated.pixels)) for name, metric in (metrics or {}).items()}
     outside = count - 1 if test is train else len(chosen)
-    subject, selection, selected = _subject(run, len(train))
-    few = few_images(generated=count, held_out=outside, tested=len(chosen), width=extractor.width, selected_by=selected)
-    if numbers["memorisation"] is None:
-        few.pop("memorisation", None)
-    numbers["few"] = {name: why for name, why in few.items() if name.partition(".")[0] in {*numbers, "selection"}}
+    subject, selection, samples = _subject(run, len(train))
+    few = {
+        each.name: few_images(
+            generated=count, held_out=outside, tested=len(chosen), width=each.width, selected_by=samples
+        )
+        for each in extractors
+    }
+    numbers["few"] = _few(few, numbers, extractors[0].name)
+    described = [_described(each, count) for each in extractors]
     protocol = Protocol(
         data=train.source,
         data_sha256=train.digest(),
         split="train (samples, reconstructions, latents)" if test is train else SPLIT,
-        extractor=extractor.name,
-        extractor_sha256=extractor.sha256,
-        resize=extractor.resize,
+        **described[0],
+        spaces={each["extractor"]: each for each in described[1:]},
         real_images=count,
         generated_images=count,
-        few_images=count < 2 * extractor.width,
         test_images=len(chosen),
         test_data_sha256=test.digest(),
         kid_subset=min(1000, count // 2),
@@ -266,8 +250,8 @@ def evaluate(
         sampler=_sampler_text(sampler) + (f", {source}" if verifier else ""),
         steps=sampler.steps,
         guidance=sampler.guidance,
-        ema=run.config.training.ema_half_lives[-1],
-        selection=selection,
+        ema=run.half_life,
+        selection=f"{selection}; {selected}" if selected else selection,
         precision=computed,
         compiled=compiled,
         label_mode="of the reference images" if wanted is not None else "none",
@@ -282,6 +266,80 @@ def evaluate(
 def drawn(data: Dataset, count: int, seed: int) -> Int64[np.ndarray, " n"]:
     """Indices of up to `count` images, drawn at random, since files are often sorted by class."""
     return np.random.Generator(np.random.PCG64(seed)).permutation(len(data))[:count]
+
+
+def opened(
+    extractor: Features | Sequence[Features], train: Dataset, device: torch.device | str, say: Say
+) -> list[FeatureExtractor]:
+    """The extractors that are meant; the default one is trained if it must be.
+
+    Raises:
+        UserError: two that a record could not tell apart.
+    """
+    given = list(extractor) or [None] if isinstance(extractor, Sequence) else [extractor]
+    found = [extractor_for(train, say, device) if each is None else each for each in given]
+    check_spaces(found)
+    return found
+
+
+def generate(
+    network: Network,
+    sampler: Sampler,
+    seeds: range,
+    labels: Sequence[int] | None,
+    into: Images,
+    source: Network | Verifier | None = None,
+    batch: int = 256,
+) -> float:
+    """Sample an image for each seed into what is kept of them; returns the seconds that sampling took.
+
+    `source` gives the latents where it is not the network alone.
+    """
+    seconds, start = 0.0, time.perf_counter()
+    for latents in (source or network).sample_latents(seeds, labels, sampler, batch=batch):
+        made = torch.from_numpy(network.pictures([latents])).permute(0, 3, 1, 2)
+        seconds += time.perf_counter() - start
+        with torch.autocast(network.device.type, enabled=False):
+            into.add(made)
+        start = time.perf_counter()
+    return seconds
+
+
+def _by_space(references: Sequence[Moments], extractors: Sequence[FeatureExtractor]) -> list[Moments | None]:
+    """For each extractor the statistics of it; those of no known one are the first's.
+
+    Raises:
+        UserError: two of one space.
+    """
+    found: list[Moments | None] = [None for _ in extractors]
+    names = [each.sha256 for each in extractors]
+    for moments in references:
+        k = names.index(moments.extractor) if moments.extractor in names else 0
+        if found[k] is not None:
+            raise UserError(f"reference: two are of {extractors[k].name}; give one for each feature space")
+        found[k] = moments
+    return found
+
+
+def _few(found: Mapping[str, Mapping[str, str]], numbers: Mapping[str, Any], first: str) -> dict[str, str]:
+    """What rests on few images in each space, by the name that it has in the record, if it is there."""
+    there = {*numbers, "selection"} - ({"memorisation"} if numbers["memorisation"] is None else set())
+    few = {name: why for name, why in found[first].items() if name.partition(".")[0] in there}
+    for space, whys in found.items():
+        if space != first:  # where the distances alone depend on more, the number of features
+            distances = {name: why for name, why in whys.items() if name.endswith("frechet_distance")}
+            few |= {f"spaces.{space}.{name}": why for name, why in distances.items() if name.partition(".")[0] in there}
+    return few
+
+
+def _described(extractor: FeatureExtractor, count: int) -> dict[str, Any]:
+    """A feature space, for the protocol."""
+    return {
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "resize": extractor.resize,
+        "few_images": count < 2 * extractor.width,
+    }
 
 
 def _number(name: str, value: object) -> float:
@@ -309,7 +367,7 @@ def _subject(run: Run, train_images: int) -> tuple[Subject, str, int | None]:
         counters = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))["counters"]
         seen = checkpoint = counters["images"]
         selection = "none: the last average"
-        if counters["best"] is not None:
+        if counters["best"] is not None and run.average is None:
             checkpoint, samples = counters["best_images"], min(run.config.onestep.measured, train_images)
             selection = (
                 f"least Fréchet distance of {samples:,} samples of other seeds to a fifth of the training images"
@@ -335,59 +393,6 @@ def _sampler_text(sampler: Sampler) -> str:
     return text
 
 
-class _Images:
-    """What is kept of images that come batch by batch and go: features, classes, and their pixels reduced to rows.
-
-    A row takes H·W·C bytes, of images larger than `REDUCED` as many as one of that size: 12 KiB of an RGB image.
-    """
-
-    def __init__(self, extractor: FeatureExtractor, *, classifies: bool = False, keep: bool = False) -> None:
-        """`classifies`: keep the extractor's classes; `keep`: all pixels, which metrics of the caller's own need."""
-        self._extractor, self._classifies, self._keep = extractor, classifies, keep
-        self._parts: dict[str, list[Tensor]] = {}
-
-    def add(self, images: UInt8[Tensor, "B C H W"], labels: Int64[Tensor, " B"] | None = None) -> None:
-        found = {"features": self._extractor.features(images, len(images)), "rows": _shrink(images)}
-        if self._classifies:
-            found["classes"] = self._extractor.predict(images, len(images))
-        if self._keep:
-            found["pixels"] = images
-        if labels is not None:
-            found["labels"] = labels
-        for name, part in found.items():
-            self._parts.setdefault(name, []).append(part)
-
-    def gather(self, group: Ranks, total: int) -> None:
-        """In the first rank, keep what all ranks have of `total` images."""
-        self._parts = {name: [group.gathered(self._all(name), total)] for name in self._parts}
-
-    def _all(self, name: str) -> Tensor:
-        parts = self._parts[name]
-        if len(parts) > 1:
-            self._parts[name] = [torch.cat(parts)]
-        return self._parts[name][0]
-
-    @property
-    def features(self) -> Float[Tensor, "n d"]:
-        return self._all("features")
-
-    @property
-    def rows(self) -> UInt8[Tensor, "n d"]:
-        return self._all("rows")
-
-    @property
-    def classes(self) -> Int64[Tensor, " n"]:
-        return self._all("classes")
-
-    @property
-    def labels(self) -> Int64[Tensor, " n"]:
-        return self._all("labels")
-
-    @property
-    def pixels(self) -> UInt8[Tensor, "n C H W"]:
-        return self._all("pixels")
-
-
 def _memorisation(
     generated: UInt8[Tensor, "n d"], real: UInt8[Tensor, "n d"], held_out: UInt8[Tensor, "m d"] | None, say: Say
 ) -> dict[str, float] | None:
@@ -398,86 +403,3 @@ def _memorisation(
         say(f"memorisation is not measured: {error}")
         return None
     return {"share": found.share, "ratio": found.ratio}
-
-
-def _shrink(images: UInt8[Tensor, "n C H W"]) -> UInt8[Tensor, "n d"]:
-    """Pixels in rows; where an image is larger than `REDUCED`, means over areas, rounded."""
-    height, width = images.shape[2:]
-    if max(height, width) <= REDUCED:
-        return images.flatten(1)
-    size = min(height, REDUCED), min(width, REDUCED)
-    return F.adaptive_avg_pool2d(images.float(), size).round().to(torch.uint8).flatten(1)
-
-
-def _yardsticks(real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], seed: int) -> tuple[float, float]:
-    """Mean Fréchet distances over random halvings: half against half, and half against as many generated."""
-    rng = torch.Generator().manual_seed(seed)
-    half = len(real) // 2
-    between, against = [], []
-    for _ in range(SPLITS):
-        order = torch.randperm(len(real), generator=rng)
-        first, second = real[order[:half]], real[order[half : 2 * half]]
-        some = made[torch.randperm(len(made), generator=rng)[:half]]
-        between.append(frechet_distance(first, second))
-        against.append(frechet_distance(first, some))
-    return float(np.mean(between)), float(np.mean(against))
-
-
-def _against_test(
-    real: Float[Tensor, "n d"], made: Float[Tensor, "n d"], test: Float[Tensor, "m d"], seed: int
-) -> dict[str, float]:
-    """Generated images against the test images; precision and recall, which need it, of as many as these."""
-    fewer = min(len(made), len(test))
-    kid, kid_error = kernel_distance(test, made, seed=seed)
-    precision, recall = precision_recall(test[:fewer], made[:fewer], NEIGHBOURS)
-    return {
-        "frechet_distance": frechet_distance(test, made),
-        "floor": frechet_distance(test, real),
-        "kid": kid,
-        "kid_error": kid_error,
-        "precision": precision,
-        "recall": recall,
-    }
-
-
-class _Reconstructions:
-    """What is kept of images that are encoded and decoded batch by batch: features, errors and latents."""
-
-    def __init__(self, network: Network, extractor: FeatureExtractor) -> None:
-        self._network, self._extractor = network, extractor
-        self._features: list[Tensor] = []
-        self._psnr: list[Tensor] = []
-        self._ssim: list[Tensor] = []
-        self._latents: list[Tensor] = []
-        self._room = LATENTS
-        self._values = 1
-
-    @torch.no_grad()
-    def add(self, x: UInt8[Tensor, "B C H W"]) -> None:
-        z = self._network.encode(to_float(x.to(self._network.device)))
-        x_hat = to_uint8(self._network.decode(z)).cpu()
-        self._features.append(self._extractor.features(x_hat, len(x)))
-        self._psnr.append(image_psnr(x_hat, x))
-        self._ssim.append(image_ssim(x_hat, x))
-        kept = z[: self._room // z[0].numel()].cpu()
-        self._room -= kept.numel()
-        self._latents.append(kept)
-        self._values = x[0].numel()
-
-    def numbers(self, features: Float[Tensor, "n d"]) -> dict[str, float]:
-        """`features` are those of the images."""
-        psnr, ssim = (torch.cat(parts).mean().item() for parts in (self._psnr, self._ssim))
-        distance = frechet_distance(features, torch.cat(self._features))
-        return {"psnr": psnr, "ssim": ssim, "frechet_distance": distance}
-
-    def latent(self) -> dict[str, float]:
-        """Effective rank over tokens and over whole latents, and the standard deviation over images, averaged."""
-        z = torch.cat(self._latents)
-        found = {
-            "effective_rank": effective_rank(z.flatten(0, 1)),
-            "effective_rank_whole": effective_rank(z.flatten(1)),
-            "std": z.std(0).mean().item(),
-            "numbers_per_pixel_value": z[0].numel() / self._values,
-        }
-        fewer = len(z) < sum(map(len, self._psnr))
-        return found | {"images": len(z)} if fewer else found

@@ -21,9 +21,9 @@ LARGEST = 2**32
 def known_extractor(data: Dataset, device: torch.device | str = "cpu") -> metrics.FeatureExtractor | None:
     """The default features of a data set, if they need not be trained: of the digits, or of one seen before."""
     if data.source in ("digits", "digits:test"):
-        return metrics.digits_classifier().to(device)
+        return metrics.digits_classifier(device)
     with contextlib.suppress(UserError):  # not there, or half written by a process that was killed
-        return metrics.from_file(_place(data), device=str(device))
+        return metrics.from_file(_place(data), device=device)
     return None
 
 
@@ -32,8 +32,10 @@ def extractor_for(
 ) -> metrics.FeatureExtractor:
     """The default features of a data set: those of a small classifier of its labels, trained on it alone.
 
+    It is trained, and computes, on `device`.
+
     The embedded digits have theirs in the package. For other data it is trained once, with a fixed seed, and kept in
-    `$ONEFOLD_CACHE` (default `~/.cache/onefold`), by the hash of the data. It computes on `device`.
+    `$ONEFOLD_CACHE` (default `~/.cache/onefold`), by the hash of the data.
     """
     if (known := known_extractor(data, device)) is not None:
         return known
@@ -43,7 +45,7 @@ def extractor_for(
     say(printable(f"training a small classifier of {data.source} for the features (once; kept as {path})"))
     count = min(len(data), LARGEST // int(np.prod(data.image_shape)))
     images, labels = read_all(data, np.linspace(0, len(data) - 1, count).round().astype(np.int64))
-    classifier = metrics.train_classifier(images, labels, classes=data.classes, device=str(device))
+    classifier = metrics.train_classifier(images, labels, classes=data.classes, device=device)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         classifier.save(path)

@@ -24,8 +24,11 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
     """Call `target` with the options in `arguments`; what the parser refuses becomes one line.
 
     Raises:
-        UserError: options that do not exist, lack a value, or have one of the wrong type.
+        UserError: options that do not exist, are given twice, lack a value, or have one of the wrong type.
     """
+    options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    if twice := next((option for option in options if options.count(option) > 1), None):  # the parser takes the last
+        raise UserError(f"{twice}: is given twice; give it once, with all its values behind it if it takes several")
 
     @functools.wraps(target)
     def deferred(*values: Any, **options: Any) -> Callable[[], T]:

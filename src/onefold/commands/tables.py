@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onefold.data.messages import count_text
 from onefold.errors import printable, quoted
@@ -120,7 +121,9 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         note=f"{protocol['steps']} step{'s' * (protocol['steps'] > 1)}",
     )
     console.print(table)
-    console.print(f"Features: {protocol['extractor']}.")
+    console.print(printable(f"Features: {protocol['extractor']}."))
+    if "spaces" in record:
+        console.print(_spaces_table(record["spaces"], few))
     if frechet["ratio"] is None:
         console.print("The real images are all alike: there is nothing to measure a distance by.")
     else:
@@ -131,6 +134,34 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         console.print(f"The published weights were selected by {few['selection']}.")
     if few:
         console.print("Numbers with a count in their note rest on few images; see docs/metrics.md.")
+
+
+def _spaces_table(spaces: Mapping[str, Mapping[str, Any]], few: Mapping[str, str]) -> Table:
+    """The same numbers in further feature spaces, a column for each."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("in other features")
+    rows: dict[str, list[str]] = {}
+    for name, numbers in spaces.items():
+        table.add_column(Text(printable(name)), justify="right")
+        shown = {
+            "Fréchet distance": f"{numbers['frechet_distance']:.2f}",
+            "  of fresh images": f"{numbers['frechet']['floor']:.2f}",
+            "kernel distance (KID)": f"{numbers['kid']:.4f} ± {numbers['kid_error']:.4f}",
+            "precision": f"{numbers['precision']:.3f}",
+            "recall": f"{numbers['recall']:.3f}",
+        }
+        if "test" in numbers:
+            test = numbers["test"]
+            shown |= {"against test images: Fréchet": f"{test['frechet_distance']:.2f}"}
+            shown |= {"  of training images": f"{test['floor']:.2f}"}
+        shown["reconstruction Fréchet"] = f"{numbers['reconstruction']['frechet_distance']:.2f}"
+        if f"spaces.{name}.frechet_distance" in few:
+            shown["few images: distances too large"] = "yes"
+        for row, value in shown.items():
+            rows.setdefault(row, [""] * len(spaces))[list(spaces).index(name)] = value
+    for row, values in rows.items():
+        table.add_row(row, *values)
+    return table
 
 
 def _test_rows(test: Mapping[str, float], protocol: Mapping[str, Any], row: Callable[..., None]) -> None:

@@ -41,7 +41,7 @@ def train_classifier(
     classes: int,
     seed: int = 0,
     epochs: int | None = None,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Classifier:
     """Train on images (n, C, H, W) uint8 and labels (n,) in 0…classes−1; returns the frozen classifier.

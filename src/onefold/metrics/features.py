@@ -1,9 +1,9 @@
 """Feature extractors: from images to the numbers that Fréchet distance, KID, precision and recall compare.
 
-Three kinds keep one protocol: the classifier of the embedded digits, which the package ships; a classifier
-that `train_classifier` made for other data; and any network in a TorchScript or ONNX file (InceptionV3,
-DINOv2, CLIP), see `external`. Two distances compare only if they share the extractor: a record holds its
-name and SHA-256.
+Four kinds keep one protocol: the classifier of the embedded digits, which the package ships; a classifier
+that `train_classifier` made for other data; any network in a TorchScript or ONNX file (InceptionV3), see
+`external`; and a DINOv2 or CLIP in a folder of transformers, see `pretrained`. Two distances compare only if
+they share the extractor: a record holds its name and SHA-256.
 
 Shapes: images (n, C, H, W) uint8; features (n, d) float32; classes (n,) int64.
 """
@@ -20,6 +20,8 @@ from onefold.errors import UserError
 from onefold.files import refuse_placeholder
 from onefold.metrics.classifier import Classifier
 from onefold.metrics.external import external_extractor, file_sha256, onnx, torchscript
+from onefold.metrics.pretrained import preparation, pretrained, weights_of
+from onefold.metrics.sources import SOURCES
 
 
 class FeatureExtractor(Protocol):
@@ -59,13 +61,13 @@ class FeatureExtractor(Protocol):
         ...
 
 
-def digits_classifier() -> Classifier:
+def digits_classifier(device: torch.device | str = "cpu") -> Classifier:
     """The shipped classifier of the embedded 8×8 digits: 64 features, 10 classes.
 
     `benchmarks/train_digits_classifier.py` trained it on the 1,437 training images and on nothing else.
     """
     with as_file(files("onefold.metrics") / "digits_classifier.safetensors") as path:
-        return Classifier.load(path)
+        return Classifier.load(path).to(device)
 
 
 def from_file(
@@ -75,35 +77,45 @@ def from_file(
     size: int = 299,
     mean: float | Sequence[float] = 0.5,
     std: float | Sequence[float] = 0.5,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
 ) -> FeatureExtractor:
-    """Open a feature extractor: .safetensors of `Classifier.save`, .pt or .torchscript, or .onnx.
+    """Open a feature extractor: .safetensors of `Classifier.save`, .pt or .torchscript, .onnx, or a folder.
 
     A TorchScript or ONNX network takes float images (B, 3, size, size), normalised as (x/255 − mean)/std
-    with one number or one for each channel, and gives features (B, d); a classifier needs none of these.
-    With mean and std of 0.5 the range is [−1, 1], with 0 and 1 it is [0, 1]. TorchScript and ONNX files are
-    programs: take them only from where you trust. Nothing is downloaded or unpickled.
+    with one number or one for each channel, and gives features (B, d). With mean and std of 0.5 the range is
+    [−1, 1], with 0 and 1 it is [0, 1]. A classifier needs none of these, nor does a TorchScript InceptionV3 of
+    the StyleGAN family, which prepares its images itself, nor a folder with a DINOv2 or CLIP of transformers,
+    which says how. TorchScript and ONNX files are programs: take them only from where you trust. Nothing is
+    downloaded or unpickled.
+
+    "inception", "dinov2" and "clip" are what `onefold prefetch` keeps; a file or folder of that name goes first.
 
     Raises `UserError` if the file is missing, of another kind, not of the given SHA-256, or gives no
     features.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a .safetensors, .pt, .torchscript or .onnx file")
-    refuse_placeholder(path)
-    found = file_sha256(path)
+    if not path.exists() and str(path) in SOURCES:
+        path = SOURCES[str(path)].kept()
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give a .safetensors, .pt, .torchscript or .onnx file, or a folder")
+    weights = weights_of(path) if path.is_dir() else path
+    refuse_placeholder(weights)
+    found = file_sha256(weights)
     if sha256 is not None and sha256.lower() != found:
-        raise UserError(f"{path}: SHA-256 is {found}, not {sha256.lower()}; get the file that was meant")
+        raise UserError(f"{weights}: SHA-256 is {found}, not {sha256.lower()}; get the file that was meant")
+    if path.is_dir():
+        own_size, own_mean, own_std = preparation(path)
+        return external_extractor(path, found, pretrained(path, device), own_size, own_mean, own_std, device)
     match path.suffix:
         case ".safetensors":
             return Classifier.load(path).to(device)
         case ".pt" | ".torchscript":
-            run = torchscript(path, device)
+            run, inside = torchscript(path, device)
+            return external_extractor(path, found, run, None if inside else size, mean, std, device)
         case ".onnx":
-            run = onnx(path, device)
+            return external_extractor(path, found, onnx(path, device), size, mean, std, device)
         case _:
-            raise UserError(f"{path}: not a known kind; give .safetensors, .pt, .torchscript or .onnx")
-    return external_extractor(path, found, run, size, mean, std)
+            raise UserError(f"{path}: not a known kind; give .safetensors, .pt, .torchscript or .onnx, or a folder")
 
 
 def class_accuracy(

@@ -1,10 +1,11 @@
 """Images as every feature extractor takes them: uint8 (n, C, H, W), in batches.
 
 A batch is a matter of memory only: each image goes through its network alone, so that the size of the batch
-does not change the numbers beyond rounding.
+does not change the numbers beyond rounding. Convolutions on a GPU are in whole float32, not in its TF32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -49,4 +50,16 @@ def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, batch: int) 
     """Outputs of `network` for all `images`, `batch` at a time, as float32 on the CPU."""
     if batch < 1:
         raise UserError(f"batch: {batch} images at a time are none; give 1 or more")
-    return torch.cat([network(part).to("cpu", torch.float32) for part in images.split(batch)])
+    with _without_tf32():
+        return torch.cat([network(part).to("cpu", torch.float32) for part in images.split(batch)])
+
+
+@contextmanager
+def _without_tf32() -> Generator[None]:
+    """Ten bits of a mantissa, which torch allows convolutions by default, would be another feature space."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -35,7 +35,9 @@ def kernel_distance(
     n = min(len(x), len(y))
     m = min(subset, n // 2)
     rng = torch.Generator().manual_seed(seed)
-    values = torch.stack([mmd2(_draw(x, m, rng), _draw(y, m, rng)) for _ in range(subsets)])
+    # As plain numbers: small tensors that stay, between large ones that go, keep the memory of these from being reused.
+    found = [mmd2(_draw(x, m, rng), _draw(y, m, rng)).item() for _ in range(subsets)]
+    values = torch.tensor(found, dtype=torch.float64)
     error = values.std() * (m / (n - m) + 1 / subsets) ** 0.5
     return values.mean().item(), error.item()
 
@@ -46,7 +48,7 @@ def mmd2(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    return (x @ y.T).div_(x.shape[1]).add_(1).pow_(3)  # in place: one matrix (m, l) and no more
 
 
 def _pair_mean(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ nested dict of plain values, for example
 
     {"frechet_distance": 1.7, "kid": 0.002, "kid_error": 0.001, "precision": 0.8, "recall": 0.7,
      "test": {"frechet_distance": 2.1, "floor": 0.9, ...},
+     "spaces": {"dinov2": {"frechet_distance": 130.2, "kid": 0.4, ...}},
      "class_accuracy": 0.97, "reconstruction": {"psnr": 31.2, "ssim": 0.98},
      "latent": {"effective_rank": 11.9, "std": 1.0}, "images_per_second": 210.0,
      "protocol": {"data": "digits", "split": "test", ...},
@@ -18,7 +19,7 @@ and a file of it is JSON, written in one piece: a reader finds the old one or th
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,8 @@ class Protocol:
     generated_images: int
     few_images: bool
     """Whether one of both is below twice the number of features, too few for the Fréchet distance."""
+    spaces: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of each further feature space, by name: its extractor, hash, resize rule, and whether the images are few."""
     test_images: int | None = None
     test_data_sha256: str | None = None
     kid_subset: int | None = None
@@ -87,7 +90,10 @@ class Record(dict[str, Any]):
     @classmethod
     def of(cls, protocol: Protocol, subject: Subject, **numbers: Any) -> "Record":
         """A record of numbers (or dicts of numbers) of this subject, measured by this protocol."""
-        return cls(numbers, protocol=asdict(protocol), subject=asdict(subject))
+        described = asdict(protocol)
+        if not protocol.spaces:  # as in records of versions that knew but one
+            del described["spaces"]
+        return cls(numbers, protocol=described, subject=asdict(subject))
 
     def numbers(self) -> dict[str, float]:
         """Every number by its dotted name, such as "reconstruction.psnr", without protocol and subject."""

@@ -1,6 +1,7 @@
 """Evaluation records side by side. Only numbers of the same protocol are ranked; of others it says how they differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from onefold.metrics.record import Record, protocol_differences
 from onefold.report import html
@@ -37,8 +38,8 @@ def best(records: Mapping[str, Record], metric: str) -> set[str]:
     found: set[str] = set()
     for group in groups(records):
         numbers = {name: records[name].numbers()[metric] for name in group if metric in records[name].numbers()}
-        if len(numbers) > 1 and metric in LOWER + HIGHER:
-            top = min(numbers.values()) if metric in LOWER else max(numbers.values())
+        if len(numbers) > 1 and (_among(metric, LOWER) or _among(metric, HIGHER)):
+            top = min(numbers.values()) if _among(metric, LOWER) else max(numbers.values())
             found |= {name for name, value in numbers.items() if value == top}
     return found
 
@@ -74,12 +75,26 @@ def section(records: Mapping[str, Record]) -> list[str]:
     parts += [html.paragraph(line) for line in unlike(records)]
     for name, record in records.items():
         for what in ("protocol", "subject"):
-            given = {key.replace("_", " "): value for key, value in record.get(what, {}).items() if value is not None}
+            given = {key.replace("_", " "): value for key, value in _flat(record.get(what, {})) if value is not None}
             parts.append(html.details(f"{name}: {what}", [html.table(given)]))
     return parts
 
 
+def _among(metric: str, names: Sequence[str]) -> bool:
+    """Whether a number is one of these, in the first feature space or, by the same name, in another."""
+    return metric in names or (metric.startswith("spaces.") and metric.endswith(tuple(f".{name}" for name in names)))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """A protocol's fields, those of its further spaces too."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(cast(Mapping[str, Any], value), f"{prefix}{key}: ")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _short(value: object) -> str:
-    """A value of a protocol; of a hash its beginning."""
-    shown = str(value)
+    """A value of a protocol; of a hash its beginning, of several spaces their names."""
+    shown = " + ".join(value) if isinstance(value, Mapping) else str(value)
     return f"{shown[:12]}…" if len(shown) == 64 and " " not in shown else shown

@@ -180,12 +180,12 @@ def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
     train, test = open_data(study.config.data)
     for arm in study.arms:
         fit_to_data(study.arm_config(arm), train)
-    resolve_device(study.config.training.device)
+    device = resolve_device(study.config.training.device)
     if (out / NAME).exists():
         _check_same(_read(out / NAME), _description(study), out)
     elif not is_unused(out):
         raise UserError(f"{out}: is not an empty folder; choose another --out")
-    extractor_for(train, say)  # if it needs training, now, and not in several trials at once
+    extractor_for(train, say, device)  # if it needs training, now, and not in several trials at once
     return test
 
 

@@ -144,8 +144,8 @@ class OneRunPhase(SelfDistillationPhase):
     def monitors(self, run: Run, data: Dataset, test: Dataset, device: torch.device, say: Say) -> Sequence[Monitor]:
         options = self.config.onerun
         settled = self.start + self.begin + round(UNSETTLED * (self.schedule.images - self.begin))
-        given, at = options.features, str(device)
-        extractor = metrics.from_file(given, device=at) if given else known_extractor(data, device)
+        features = options.features
+        extractor = metrics.from_file(features, device=device) if features else known_extractor(data, device)
         if extractor is None:  # to train one may take longer than the first picture
             say(
                 "note: no classifier of these images yet, so the log has no distance of one-step samples to them; "

@@ -51,8 +51,8 @@ class OneStepMonitor(GeneratorMonitor):
     ) -> None:
         """`warmup`: images of the run up to which no alarm is raised."""
         options = run.config.onestep
-        given, at = options.features, str(device)
-        extractor = metrics.from_file(given, device=at) if given else extractor_for(data, say, device)
+        features = options.features
+        extractor = metrics.from_file(features, device=device) if features else extractor_for(data, say, device)
         super().__init__(run, data, test, device, extractor, measured=options.measured, warmup=warmup)
         self.selects = options.selects
         fifth = self.features[::SELECTION] if len(self.features) > SELECTION else self.features

@@ -13,8 +13,9 @@ from onefold.data import Dataset
 from onefold.data.messages import count_text
 from onefold.data.source import absolute
 from onefold.errors import UserError, printable, quoted, writing
-from onefold.files import is_unused, refuse_placeholder, sha256_of, write_whole
+from onefold.files import is_unused, read_tensors, refuse_placeholder, sha256_of, write_whole
 from onefold.networks import Network
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import DataRecord, check_there, check_unchanged, describe, given_again, open_data
 from onefold.training.log import read_log
@@ -35,6 +36,8 @@ class Run:
     config: Config
     datasets: tuple[Dataset, Dataset] | None = field(default=None, compare=False)
     """Training and test images, where they do not come from a source that the configuration names."""
+    average: int | None = None
+    """Half-life of the average whose network this is, in the newest checkpoint; None: the published one."""
 
     @property
     def model(self) -> Path:
@@ -51,16 +54,23 @@ class Run:
 
     @cached_property
     def network(self) -> Network:
-        """The published average, ready for use. Raises UserError before the first checkpoint."""
+        """The published average, or that of `average`, ready for use. Raises UserError before the first checkpoint."""
         network = Network.from_pretrained(self.model)
+        if self.average is not None:
+            network.load_state_dict(read_tensors(self._average_file())[0])
         if not (self.model / "sampler.json").is_file():
             network.sampler = self.config.sampler
         return network
 
     @property
     def model_sha256(self) -> str:
-        """Of the published network's weights. Raises UserError before the first checkpoint."""
-        return sha256_of(self.model / "model.safetensors")
+        """Of the published network's weights, or of `average`. Raises UserError before the first checkpoint."""
+        return sha256_of(self.model / "model.safetensors" if self.average is None else self._average_file())
+
+    @property
+    def half_life(self) -> int:
+        """Of the average that the network is, in images."""
+        return self.average or self.config.training.ema_half_lives[-1]
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -77,6 +87,17 @@ class Run:
     def length(self) -> int:
         """Images of the whole run."""
         return length(self.config)
+
+    def _average_file(self) -> Path:
+        """Where the newest checkpoint has the average."""
+        known = self.config.training.ema_half_lives
+        if self.average not in known:
+            choice = ", ".join(map(str, known))
+            raise UserError(f"average: {self.average} is not the half-life of one; choose one of {choice}")
+        found = checkpoints(self.folder)
+        if not found:
+            raise UserError(f"{self.folder}: has no checkpoint with its averages; only the published one can be used")
+        return found[-1] / f"average-{known.index(self.average)}.safetensors"
 
     def open_data(self, say: Callable[[str], None] = lambda line: None) -> tuple[Dataset, Dataset]:
         """The images that it trains on, and those that training never sees.
