@@ -201,7 +201,7 @@ class Malicious:
         (torch.load, "torch.serialization.load"),
         (__import__, "builtins.__import__"),
     ],
-    ids=str,
+    ids=["system", "eval", "exec", "getattr", "load", "import"],
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_that_would_call_something_is_refused_before_it_does(

@@ -24,7 +24,8 @@ def trainable_copy(network: Network) -> Network:
 @torch.no_grad()
 def update(average: nn.Module, network: nn.Module, survival: float | Tensor) -> None:
     """Move the average towards the network in place; `survival`, or a scalar on the device, is what of it stays."""
-    own, new = list(average.parameters()), list(network.parameters())
+    own: list[Tensor] = list(average.parameters())
+    new: list[Tensor] = list(network.parameters())
     if isinstance(survival, Tensor):  # for which torch has no such function
         torch._foreach_add_(own, torch._foreach_mul(torch._foreach_sub(new, own), 1 - survival))
     else:
