@@ -9,6 +9,7 @@ from typing import Any
 
 from onefold.errors import UserError
 from onefold.networks.base import NetworkConfig
+from onefold.objectives.one_run import OneRun
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.training.config import Config, DataConfig, TrainingConfig
 
@@ -45,6 +46,10 @@ def fashion() -> Config:
     """Fashion-MNIST, 28×28 grey images of ten classes: 49 tokens × 8 channels, half as many values as pixels.
 
     The data are the four IDX files in a folder (`--data fashion-mnist`), with their own test images.
+
+    Expected with `--one-step` (one seed, 393,728 images, 10,000 samples, features of `benchmarks/train_features.py`): in
+    one step, class accuracy 0.908 (test images: 0.937) and Fréchet distance 0.142 to training images, in 50 steps 0.894
+    and 0.152; PSNR of test images 32.3 dB. Cost: 83 seconds on a shared H200 with `--training.graphs yes`.
     """
     return Config(
         recipe="fashion",
@@ -54,22 +59,29 @@ def fashion() -> Config:
         objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=4),
         data=DataConfig(source="fashion-mnist"),
         training=TrainingConfig(
-            images=1_200_000,
+            images=400_000,
             batch=256,
             optimizer="muon",
             learning_rate=1e-3,
             warmup=25_600,
-            ema_half_lives=(20_000, 40_000),
+            ema_half_lives=(6_000, 20_000),
             log_every=12_800,
             health_every=51_200,
-            sample_every=200_000,
-            checkpoint_every=200_000,
+            sample_every=100_000,
+            checkpoint_every=100_000,
         ),
+        onerun=OneRun(generator_rate=1e-3, student_rate=2e-3),
     )
 
 
 def cifar10() -> Config:
-    """32×32 RGB images of ten classes: 64 tokens × 16 channels, a third of the image's values."""
+    """32×32 RGB images of ten classes: 64 tokens × 16 channels, a third of the image's values.
+
+    Expected with `--one-step` (one seed, 555,008 images, JPEG copies of CIFAR-10, 10,000 samples, features of
+    `benchmarks/train_features.py`, which are not Inception's): in one step, class accuracy 0.618 (test images: 0.897),
+    Fréchet distance 0.929 to training images; PSNR of test images 44.9 dB. Cost: 224 seconds on a shared H200 with
+    `--training.graphs yes`. It was not trained to convergence: give it more `--images`.
+    """
     return Config(
         recipe="cifar10",
         network=NetworkConfig(
@@ -78,17 +90,18 @@ def cifar10() -> Config:
         objective=SelfDistillation(reconstruction="l1", decoder_noise=0.5, draws=4),
         data=DataConfig(source="cifar10-train.zip", test="cifar10-test.zip", mirrored="cifar10-train.zip"),
         training=TrainingConfig(
-            images=2_000_000,
+            images=560_000,
             batch=512,
             optimizer="muon",
             learning_rate=1e-3,
             warmup=51_200,
-            ema_half_lives=(30_000, 80_000),
+            ema_half_lives=(8_000, 28_000),
             log_every=25_600,
             health_every=102_400,
-            sample_every=500_000,
-            checkpoint_every=500_000,
+            sample_every=140_000,
+            checkpoint_every=140_000,
         ),
+        onerun=OneRun(generator_rate=1e-3, student_rate=2e-3),
     )
 
 

@@ -1,0 +1,88 @@
+"""Steps recorded as CUDA graphs: what they need of optimizers and averages, and on a GPU that they are the same steps."""
+
+import copy
+
+import pytest
+import torch
+
+from helpers_one_step import one_step, teacher_for
+from helpers_runs import batch, tiny
+from onefold.errors import UserError
+from onefold.networks import build
+from onefold.training import ema
+from onefold.training.config import Config
+from onefold.training.graphs import Graphs
+from onefold.training.optimizer import build_optimizers, guarded_step, keep_rates_on, set_rates
+from onefold.training.prepare import decide
+from onefold.training.state import TrainingState
+from onefold.training.step import training_step
+
+CPU = torch.device("cpu")
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_rates_on_the_device_give_the_same_steps(optimizer: str):
+    config = tiny(training__optimizer=optimizer, training__weight_decay=0.1)
+    networks = [build(config.network)]
+    networks.append(copy.deepcopy(networks[0]))
+    both = [build_optimizers(network, config.training) for network in networks]
+    keep_rates_on(both[1], CPU)
+    for factor in (1.0, 0.5, 0.25):
+        gradients = [torch.randn_like(p) for p in networks[0].parameters()]
+        for network, optimizers in zip(networks, both, strict=True):
+            for p, gradient in zip(network.parameters(), gradients, strict=True):
+                p.grad = gradient.clone()
+            set_rates(optimizers, factor)
+            guarded_step(network, optimizers, clip=1.0)
+    for optimizer in both[1]:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert all(isinstance(rate, torch.Tensor) for rate in rates)
+        assert [float(rate) for rate in rates] == [pytest.approx(0.25 * optimizer.defaults["lr"])] * len(rates)
+    for p, q in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_a_survival_on_the_device_gives_the_same_average():
+    network, start = build(tiny().network), build(tiny().network)
+    averages = [copy.deepcopy(start), copy.deepcopy(start)]
+    for average, survival in zip(averages, (0.75, torch.tensor(0.75)), strict=True):
+        ema.update(average, network, survival)
+    for a, b, p, q in zip(*(each.parameters() for each in (*averages, start, network)), strict=True):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(b, 0.75 * p + 0.25 * q)
+
+
+def test_they_are_refused_without_a_gpu():
+    with pytest.raises(UserError, match=r"^training.graphs: needs a CUDA GPU, and one process; leave it at no$"):
+        decide(tiny(training__graphs="yes"), CPU)
+
+
+CASES = {
+    "adamw": tiny(),
+    "muon": tiny(training__optimizer="muon"),
+    "micro-batches": tiny(training__micro_batch=5),
+    "one run": tiny(phases=("one_run",), network__jump_rank=2, onerun__begin=0, training__images=400),
+    "score": one_step(onestep__method="score", onestep__critic_warmup=0),
+    "ratio": one_step(onestep__method="ratio", onestep__critic_warmup=0),
+    "dmd": one_step(onestep__method="dmd", onestep__critic_warmup=0),
+}
+
+
+@cuda
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_steps_are_the_same(name: str):
+    config: Config = CASES[name].with_changes({"training.precision": "float32", "training.compile": "no"})
+    device = torch.device("cuda")
+    teacher = teacher_for(config) if config.phases == ("one_step",) else None
+    x, y = (part.to(device) for part in batch())
+    ends: list[list[torch.Tensor]] = []
+    for step in (training_step, Graphs().step):
+        state = TrainingState.fresh(config, device, teacher)
+        for _ in range(8):
+            values = step(state, x, y, config)
+        weights = [p for module in state.modules.values() for p in module.parameters()]
+        ends.append([*weights, *values.values(), state.skips.total])
+        assert state.counters.images == 8 * config.training.batch
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
