@@ -49,7 +49,8 @@ def fashion() -> Config:
 
     Expected with `--one-step` (one seed, 393,728 images, 10,000 samples, features of `benchmarks/train_features.py`): in
     one step, class accuracy 0.908 (test images: 0.937) and Fréchet distance 0.142 to training images, in 50 steps 0.894
-    and 0.152; PSNR of test images 32.3 dB. Cost: 83 seconds on a shared H200 with `--training.graphs yes`.
+    and 0.152; PSNR of test images 32.3 dB. Cost: 83 seconds on a shared H200 with `--training.graphs yes`, besides
+    compilation.
     """
     return Config(
         recipe="fashion",
@@ -80,7 +81,7 @@ def cifar10() -> Config:
     Expected with `--one-step` (one seed, 555,008 images, JPEG copies of CIFAR-10, 10,000 samples, features of
     `benchmarks/train_features.py`, which are not Inception's): in one step, class accuracy 0.618 (test images: 0.897),
     Fréchet distance 0.929 to training images; PSNR of test images 44.9 dB. Cost: 224 seconds on a shared H200 with
-    `--training.graphs yes`. It was not trained to convergence: give it more `--images`.
+    `--training.graphs yes`, besides compilation. It was not trained to convergence: give it more `--images`.
     """
     return Config(
         recipe="cifar10",
