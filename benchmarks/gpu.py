@@ -7,8 +7,8 @@ their own: one that fails or takes too long costs nothing but itself. Each write
 for each its exit status, its seconds and the end of what it said.
 
     tests       those that run on a GPU only
-    speed       for each recipe: compiled, then one after the other, alone on the GPU: images/s, the share of the bf16
-                peak, peak memory; random images, so that no disk is measured; of small networks also as CUDA graphs
+    speed       of each recipe's steps, compiled, alone on the GPU: images/s, the share of the bf16 peak, peak memory;
+                random images, so that no disk is measured; of small networks also recorded as CUDA graphs
     sampling    images/s in 50, 4 and 1 steps
     features    the classifier that measures the images (`train_features.py`)
     training    `cifar10 --one-step`, as long as the minutes allow at the measured speed, and its measurement
@@ -35,7 +35,7 @@ from onefold.training.phases import phases_of, training_flops
 from onefold.training.prepare import decide
 from onefold.training.state import TrainingState
 from onefold.training.step import training_step
-from timing import machine, product_peak, seconds_of, wait
+from timing import machine, product_peak, seconds_of
 
 HERE = Path(__file__).parent
 BATCHES = {"imagenet256-s": 256, "imagenet256-m": 128, "imagenet256-b": 64, "cifar10": 512, "fashion": 256}
@@ -45,6 +45,10 @@ WARM, TIMED = 5, 5
 """Steps before, and of, a measurement."""
 PEAK = 8192
 """Side of the matrices whose product is the peak."""
+GRACE = 30.0
+"""Seconds that a process has to end when it is told to."""
+LEAST = 120.0
+"""Seconds that a training is worth beginning for."""
 TRAINED = 0.75
 """Part of the time that is left which the training is given; the rest is for starting, compiling and measuring."""
 
@@ -78,8 +82,8 @@ def run_together(jobs: Sequence[Job], out: Path) -> None:
     while waiting:
         for job in list(waiting):
             job.took = time.perf_counter() - begun
-            if job.took > job.seconds:
-                processes[job.name].kill()
+            if job.took > job.seconds:  # then it may save what it has
+                processes[job.name].terminate() if job.took < job.seconds + GRACE else processes[job.name].kill()
             job.status = processes[job.name].poll()
             if job.status is not None:
                 waiting.remove(job)
@@ -92,9 +96,10 @@ def run_together(jobs: Sequence[Job], out: Path) -> None:
     kept.write_text(json.dumps([*before, *map(asdict, jobs)], indent=1) + "\n")
 
 
-def speed(recipe: str, out: Path, turns: Sequence[str], graphs: bool) -> None:
-    """Measure a recipe's step, after those of `turns` before it, all of which compile at the same time."""
-    config = onefold.recipe(recipe, **{"training.batch": BATCHES[recipe], "training.compile": "yes"})
+def speed(recipe: str, out: Path, *, graphs: bool) -> None:
+    """Measure a recipe's step, and write it to `out`."""
+    settings = {"batch": BATCHES[recipe], "compile": "yes", "precision": "bfloat16"}
+    config = onefold.recipe(recipe, training=settings)
     if recipe.startswith("imagenet"):
         config = config.with_changes({"training.micro_batch": MICRO})
     else:
@@ -103,25 +108,18 @@ def speed(recipe: str, out: Path, turns: Sequence[str], graphs: bool) -> None:
     config = decide(config, device)
     state = TrainingState.fresh(config, device)
     state.compile(phases_of(config)[0])
+    step = Graphs(device).step if graphs else training_step
     network, batch = config.network, config.training.batch
     x = torch.rand((batch, network.channels, *network.image_size), device=device) * 2 - 1
     y = torch.arange(batch, device=device) % max(1, network.classes)
-    compiling = time.perf_counter()
-    step = Graphs().step if graphs else training_step
-    for _ in range(WARM):
-        step(state, x, y, config)
-    wait(device)
-    compiling = time.perf_counter() - compiling
-    (out / f"{recipe}.warm").touch()
-    before = turns[: turns.index(recipe)]
-    while not all((out / f"{name}.warm").exists() for name in turns) or not all(
-        (out / f"{name}.json").exists() for name in before
-    ):
-        time.sleep(0.05)
+
+    def steps(count: int) -> float:
+        return seconds_of(lambda: [step(state, x, y, config) for _ in range(count)], device)
+
+    first, seconds = steps(WARM), steps(TIMED) / TIMED
+    memory = peak_memory(device)
     peak = product_peak(device, torch.bfloat16, sizes=(PEAK if device.type == "cuda" else PEAK // 8,))
-    times = [seconds_of(lambda: step(state, x, y, config), device) for _ in range(TIMED)]
-    together = seconds_of(lambda: [step(state, x, y, config) for _ in range(TIMED)], device) / TIMED
-    rate = batch / together
+    rate = batch / seconds
     found: dict[str, Any] = {
         **machine(device),
         "recipe": recipe,
@@ -129,17 +127,16 @@ def speed(recipe: str, out: Path, turns: Sequence[str], graphs: bool) -> None:
         "micro_batch": config.training.micro_batch,
         "precision": config.training.precision,
         "graphs": graphs,
-        "seconds_of_first_steps": compiling,
-        "seconds_apart": times,
-        "seconds": together,
+        "seconds_of_first_steps": first,
+        "seconds": seconds,
         "images_per_second": rate,
         "peak": vars(peak),
         "share_of_peak": rate * training_flops(config) / peak.flops_per_second,
-        "peak_memory": peak_memory(device),
+        "peak_memory": memory,
     }
-    (out / f"{recipe}.json").write_text(json.dumps(found, indent=1) + "\n")
+    out.write_text(json.dumps(found, indent=1) + "\n")
     shown = f"{rate:,.0f} images/s, {100 * found['share_of_peak']:.1f} % of {peak.flops_per_second / 1e12:.0f} TFLOP/s"
-    print(f"{recipe}: {shown}, {found['peak_memory'] / 2**30:.1f} GiB, first steps {compiling:.0f} s")
+    print(f"{recipe}: {shown}, {memory / 2**30:.1f} GiB, first steps {first:.0f} s")
 
 
 def main(
@@ -147,52 +144,40 @@ def main(
     out: Path = Path("gpu"),
     minutes: float = 20.0,
     speed_of: str = "",
-    turns: str = ",".join(BATCHES),
     graphs: bool = False,
 ) -> None:
-    """Run everything. `speed_of`, `turns` and `graphs` are for the processes of the part `speed`."""
+    """Run everything. `speed_of` and `graphs` are for the processes of the part `speed`."""
     if speed_of:
-        return speed(speed_of, out, turns.split(","), graphs)
+        return speed(speed_of, out, graphs=graphs)
     end = time.perf_counter() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(HERE.parent / "tests/test_no_waiting.py"),
-    ]
-    first = [Job("tests", tests, 300), *speeds(out / "usual", 300)]
+    (out / "gpu.json").unlink(missing_ok=True)
+    tests = [str(HERE.parent / "tests" / name) for name in ("test_no_waiting.py", "test_graphs.py")]
+    first = [Job("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 300)]
     if data is not None:
         ends = data / "cifar10-train.zip", data / "cifar10-test.zip", out / "features.safetensors", "--mirror"
-        first.append(Job("features", python("train_features.py", *ends), 300))
+        first.append(Job("features", python("train_features.py", *ends, "--residuals", 1), 300))
     run_together(first, out)
-    run_together(speeds(out / "graphs", 200, ("cifar10", "fashion"), graphs=True), out)
+    for recipe, graphs in [*((name, False) for name in BATCHES), ("fashion", True), ("cifar10", True)]:
+        name = f"speed-{recipe}" + "-graphs" * graphs
+        (out / f"{name}.json").unlink(missing_ok=True)
+        options = "--out", out / f"{name}.json", "--speed-of", recipe, "--graphs" if graphs else "--no-graphs"
+        run_together([Job(name, python("gpu.py", *options), 180)], out)
     options = "--device", "cuda", "--precision", "bfloat16", "--compile", "--rounds", 3
     for name in ("cifar10", "imagenet256-b"):
         ends = "--recipe", name, "--batch", 64, *options, "--json-file", out / f"sampling-{name}.json"
         run_together([Job(f"sampling-{name}", python("sampling.py", *ends), 180)], out)
-    if data is not None:
-        rate = json.loads((out / "graphs" / "cifar10.json").read_text())["images_per_second"]
-        images = int(TRAINED * (end - time.perf_counter()) * rate)
-        sources = "--data", data / "cifar10-train.zip", "--test-data", data / "cifar10-test.zip"
-        command = [sys.executable, "-m", "onefold", "train", "cifar10", "--one-step", "--quiet", *map(str, sources)]
-        command += ["--images", str(images), "--training.graphs", "yes", "--out", str(out / "run")]
-        run_together([Job("training", command, max(60.0, end - time.perf_counter()))], out)
-        ends = out / "run", "--features", out / "features.safetensors", "--out", out / "cifar10-one-run"
-        run_together([Job("measurement", python("real_images.py", *ends), 300)], out)
-
-
-def speeds(out: Path, seconds: float, recipes: Sequence[str] = tuple(BATCHES), *, graphs: bool = False) -> list[Job]:
-    """The jobs of the part `speed`, each with steps as usual, or as CUDA graphs; `out` is one for each of the two."""
-    out.mkdir(parents=True, exist_ok=True)
-    options = "--out", out, "--turns", ",".join(recipes), "--graphs" if graphs else "--no-graphs"
-    return [
-        Job(f"speed-{name}" + "-graphs" * graphs, python("gpu.py", *options, "--speed-of", name), seconds)
-        for name in recipes
-    ]
+    left, speeds = end - time.perf_counter(), out / "speed-cifar10-graphs.json"
+    if data is None or left < LEAST or not speeds.exists():
+        print(f"nothing is trained: {'no data' if data is None else f'{left:.0f} s left, or no speed measured'}")
+        return None
+    images = int(TRAINED * left * json.loads(speeds.read_text())["images_per_second"])
+    sources = "--data", data / "cifar10-train.zip", "--test-data", data / "cifar10-test.zip"
+    command = [sys.executable, "-m", "onefold", "train", "cifar10", "--one-step", "--quiet", *map(str, sources)]
+    command += ["--images", str(images), "--training.graphs", "yes", "--out", str(out / "run")]
+    run_together([Job("training", command, left)], out)
+    ends = out / "run", "--features", out / "features.safetensors", "--out", out / "cifar10-one-run"
+    run_together([Job("measurement", python("real_images.py", *ends), 600)], out)
 
 
 if __name__ == "__main__":

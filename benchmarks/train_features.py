@@ -6,7 +6,8 @@
 The classifier that `onefold evaluate` trains when it is given no features sees 250,000 images, which takes minutes on a
 CPU. This one is wider and learns longer, with shifted, mirrored and partly covered images: SGD with Nesterov momentum
 at one rise and one fall of the rate, smoothed labels, an average over the last fifth of the training. It never sees a
-test image before the last line, which prints the share of them that it takes for what they are.
+test image before the last line, which prints the share of them that it takes for what they are. It is made for small
+images, since its first layers keep their size.
 """
 
 import copy
@@ -112,6 +113,9 @@ def main(
 ) -> None:
     """`width`: channels of the first layer, doubled three times, up to the features. `residuals`: of each stage."""
     on, source = resolve_device(device), open_dataset(data)
+    if source.classes < 2:
+        raise SystemExit(f"{data}: has no classes to tell apart; `onefold evaluate` trains a network of another task")
+    batch = min(batch, len(source))
     images, labels = (part.to(on) for part in read_all(source))
     shape = (images.shape[1], images.shape[2], images.shape[3])
     config = ClassifierConfig(shape, source.classes, "", 1, tuple(width << k for k in range(4)), residuals)

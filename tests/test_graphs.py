@@ -1,6 +1,7 @@
-"""Steps recorded as CUDA graphs: what they need of optimizers and averages, and on a GPU that they are the same steps."""
+"""Steps recorded as CUDA graphs: what they need of optimizers and averages; on a GPU, that they are the same steps."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from onefold.networks import build
 from onefold.training import ema
 from onefold.training.config import Config
 from onefold.training.graphs import Graphs
+from onefold.training.loop import train
 from onefold.training.optimizer import build_optimizers, guarded_step, keep_rates_on, set_rates
 from onefold.training.prepare import decide
 from onefold.training.state import TrainingState
-from onefold.training.step import training_step
+from onefold.training.step import Turn, training_step
 
 CPU = torch.device("cpu")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -58,6 +60,25 @@ def test_they_are_refused_without_a_gpu():
         decide(tiny(training__graphs="yes"), CPU)
 
 
+def test_a_run_goes_on_where_there_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = train(tiny(training__images=48), tmp_path / "run", quiet=True)
+    described = run.folder / "config.json"
+    described.write_text(described.read_text().replace('"graphs": "no"', '"graphs": "yes"'))
+    train(None, run.folder, resume=True, images=80)
+    assert "training.graphs needs a CUDA GPU and one process: steps are taken as usual" in capsys.readouterr().out
+
+
+def test_kinds_of_steps_can_be_told_apart():
+    config = one_step(onestep__critic_warmup=32, onestep__critic_updates=2)
+    state = TrainingState.fresh(config, CPU, teacher_for(config))
+    found = []
+    for images in (0, 16, 32, 48):
+        state.counters.images = images
+        found.append(Turn.at(state, config))
+    assert len({(turn.parts, turn.whole) for turn in found}) == 3
+    assert [turn.whole for turn in found[:2]] == [True, True]
+
+
 CASES = {
     "adamw": tiny(),
     "muon": tiny(training__optimizer="muon"),
@@ -65,6 +86,7 @@ CASES = {
     "one run": tiny(phases=("one_run",), network__jump_rank=2, onerun__begin=0, training__images=400),
     "score": one_step(onestep__method="score", onestep__critic_warmup=0),
     "ratio": one_step(onestep__method="ratio", onestep__critic_warmup=0),
+    "several critic updates": one_step(onestep__critic_warmup=32, onestep__critic_updates=2),
     "dmd": one_step(onestep__method="dmd", onestep__critic_warmup=0),
 }
 
@@ -77,7 +99,7 @@ def test_recorded_steps_are_the_same(name: str):
     teacher = teacher_for(config) if config.phases == ("one_step",) else None
     x, y = (part.to(device) for part in batch())
     ends: list[list[torch.Tensor]] = []
-    for step in (training_step, Graphs().step):
+    for step in (training_step, Graphs(device).step):
         state = TrainingState.fresh(config, device, teacher)
         for _ in range(8):
             values = step(state, x, y, config)

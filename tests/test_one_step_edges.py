@@ -188,5 +188,5 @@ def test_a_further_pass_is_that_of_the_parts_that_have_a_turn(monkeypatch: pytes
         return honest(state, part, *rest)
 
     monkeypatch.setattr(estimates, "accumulate", accumulate)
-    estimates._passes(state, phases_of(config)[0], x, y, config)
+    estimates._passes(state, phases_of(config)[0], x, y, config, begin=0)
     assert seen == ["critic+network"]

@@ -47,10 +47,10 @@ def fashion() -> Config:
 
     The data are the four IDX files in a folder (`--data fashion-mnist`), with their own test images.
 
-    Expected with `--one-step` (one seed, 393,728 images, 10,000 samples, features of `benchmarks/train_features.py`): in
-    one step, class accuracy 0.908 (test images: 0.937) and Fréchet distance 0.142 to training images, in 50 steps 0.894
-    and 0.152; PSNR of test images 32.3 dB. Cost: 83 seconds on a shared H200 with `--training.graphs yes`, besides
-    compilation.
+    Expected with `--one-step` (one seed, 393,728 images, 10,000 samples, features of `benchmarks/train_features.py`):
+    in one step, class accuracy 0.908 (test images: 0.937) and Fréchet distance 0.142 to training images, in 50 steps
+    0.894 and 0.152; PSNR of test images 32.3 dB. Cost: 83 seconds on a shared H200 with
+    `--training.graphs yes`, besides compilation.
     """
     return Config(
         recipe="fashion",

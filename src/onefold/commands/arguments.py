@@ -9,7 +9,7 @@ import functools
 import io
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 
@@ -24,11 +24,12 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
     """Call `target` with the options in `arguments`; what the parser refuses becomes one line.
 
     Raises:
-        UserError: options that do not exist, are given twice, lack a value, or have one of the wrong type.
+        UserError: options that do not exist, lack a value, have one of the wrong type or, if they take several values,
+            are given twice.
     """
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    if twice := next((option for option in options if options.count(option) > 1), None):  # the parser takes the last
-        raise UserError(f"{twice}: is given twice; give it once, with all its values behind it if it takes several")
+    if twice := next((option for option in _several(target) if options.count(option) > 1), None):
+        raise UserError(f"{twice}: is given twice, of which the last would count; give it once, with all its values")
 
     @functools.wraps(target)
     def deferred(*values: Any, **options: Any) -> Callable[[], T]:
@@ -44,6 +45,12 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
         short = name.removeprefix("onefold ")
         raise UserError(f"{short}: {_one_line(complaint.getvalue())}; see `{name} --help`") from None
     return call()
+
+
+def _several(target: Callable[..., Any]) -> list[str]:
+    """The options that take several values at once; those that may be repeated are annotated otherwise."""
+    hints = get_type_hints(target, include_extras=True)
+    return ["--" + name.replace("_", "-") for name, hint in hints.items() if get_origin(hint) is tuple]
 
 
 def _one_line(box: str) -> str:

@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onefold.data.messages import count_text
 from onefold.errors import printable, quoted
 
 if TYPE_CHECKING:
@@ -194,7 +193,7 @@ def show_estimate(console: Console, name: str, config: "Config", cost: "Estimate
     total = cost.flops_per_image * cost.images / 1e15
     per_image = f"{cost.flops_per_image / 1e9:,.2f} GFLOP per image"
     table.add_row("training", f"{per_image}, {cost.images:,} images, {total:,.2f} PFLOP in all")
-    sampler = count_text(cost.steps, "step")
+    sampler = f"{cost.steps} step" + "s" * (cost.steps != 1)
     table.add_row("sampling", f"{cost.flops_per_sample / 1e9:,.2f} GFLOP per image ({sampler})")
     table.add_row("state", f"{cost.state_bytes / 2**30:,.2f} GiB: weights, gradients, optimizer, averages")
     measured = cost.measured

@@ -98,6 +98,8 @@ def preparation(folder: Path) -> tuple[int, list[float], list[float]]:
 def _load(transformers: Any, name: str, folder: Path) -> tuple[Any, set[str]]:
     """A network of this class, and the names of the weights that the folder lacks."""
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    with torch.device("meta"):  # torch then lists its constructors, before transformers replaces one while it loads
+        torch.empty(0)
     try:
         with _quiet(transformers):
             network, found = getattr(transformers, name).from_pretrained(str(folder), **options)

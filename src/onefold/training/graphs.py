@@ -6,7 +6,7 @@ recorded: draws, losses, gradients, optimizers and averages. What changes from s
 filled in before: images and labels, learning rates, survivals of averages, and the seed of the random numbers, so a
 repeated step draws what it would have drawn.
 
-There is a recording for each set of parts that take turns. Its first steps run as usual: they compile, create the
+There is a recording for each set of parts that take turns, of one process: gloo cannot be recorded. Its first steps run as usual: they compile, create the
 optimizers' states and let libraries choose their algorithms.
 """
 
@@ -28,6 +28,10 @@ USUAL = 3
 """Steps of each kind that run as usual before one is recorded."""
 
 
+Kind = tuple[tuple[Part, ...], bool]
+"""Parts that take part, and whether they train all that has begun (`Turn.whole`)."""
+
+
 @dataclass
 class Recording:
     """A recorded step, with what it reads and what it writes."""
@@ -44,31 +48,37 @@ class Recording:
 class Graphs:
     """The recorded steps of a state, whose modules, optimizers and counts of skips must stay the same objects."""
 
-    def __init__(self) -> None:
-        self._usual: dict[tuple[Part, ...], int] = {}
-        self._recorded: dict[tuple[Part, ...], Recording] = {}
-        self._stream = torch.cuda.Stream()  # one for all: what backward passes reuse is bound to a stream
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._usual: dict[Kind, int] = {}
+        self._recorded: dict[Kind, Recording] = {}
+        self._stream = torch.cuda.Stream(device)  # one for all: what backward passes reuse is bound to a stream
         self._pool = torch.cuda.graph_pool_handle()
 
     def step(self, state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
         """As `step.training_step`, of which it is the same computation."""
+        with torch.cuda.device(self._device):
+            return self._step(state, x, y, config)
+
+    def _step(self, state: TrainingState, x: Tensor, y: Tensor, config: Config) -> dict[str, Tensor]:
         if not self._usual:
             for optimizers in state.optimizers.values():
                 keep_rates_on(optimizers, x.device)
         turn, seed = Turn.at(state, config), state.seed(config.training.seed)
-        usual = self._usual.get(turn.parts, 0)
+        kind = turn.parts, turn.whole
+        usual = self._usual.get(kind, 0)
         set_rates_of(state, turn)
         if usual < USUAL:
-            self._usual[turn.parts] = usual + 1
+            self._usual[kind] = usual + 1
             rng, survivals = torch.Generator(x.device).manual_seed(seed), _scalars(turn.survivals, x.device)
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 values = take_turn(state, turn, x, y, config.training, rng, survivals)
             torch.cuda.current_stream().wait_stream(self._stream)
         else:
-            if turn.parts not in self._recorded:
-                self._recorded[turn.parts] = self._record(state, turn, x, y, config)
-            recording = self._recorded[turn.parts]
+            if kind not in self._recorded:
+                self._recorded[kind] = self._record(state, turn, x, y, config)
+            recording = self._recorded[kind]
             recording.x.copy_(x)
             recording.y.copy_(y)
             for own, survival in zip(recording.survivals, turn.survivals, strict=True):
@@ -85,7 +95,8 @@ class Graphs:
         x, y = x.clone(), y.clone()
         survivals = _scalars(turn.survivals, x.device)
         torch.cuda.synchronize(x.device)
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # What other threads do meanwhile, such as those that read images, is not recorded, nor forbidden.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             found = take_turn(state, turn, x, y, config.training, rng, survivals)
             values = torch.stack(list(found.values()))
         return Recording(graph, rng, x, y, survivals, list(found), values)

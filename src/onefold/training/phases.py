@@ -92,7 +92,7 @@ class Part:
     """… but not where this part does."""
     finish: Callable[[Mapping[str, nn.Module], Bool[Tensor, ""]], None] | None = None
     """Called with (modules, skipped) after its update, for anything updated once per step."""
-    few: Mapping[str, int] = field(default_factory=dict)
+    few: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Images of a batch that the loss or a term of it is of, where that is not all, by the option that says so."""
 
     @property
