@@ -65,7 +65,7 @@ def test_a_run_goes_on_where_there_are_none(tmp_path: Path, capsys: pytest.Captu
     described = run.folder / "config.json"
     described.write_text(described.read_text().replace('"graphs": "no"', '"graphs": "yes"'))
     train(None, run.folder, resume=True, images=80)
-    assert "training.graphs needs a CUDA GPU and one process: steps are taken as usual" in capsys.readouterr().out
+    assert "training.graphs needs a CUDA GPU and one process: steps are taken as usual" in "".join(capsys.readouterr())
 
 
 def test_kinds_of_steps_can_be_told_apart():

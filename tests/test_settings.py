@@ -103,9 +103,9 @@ trainings = st.builds(
 
 @st.composite
 def samplers(draw: Any) -> Sampler:
-    solver = draw(st.sampled_from(sorted(SOLVERS)))
+    solver = draw(st.sampled_from(sorted(SOLVERS.keys() - {"one_pass"})))  # which no configuration has
     return Sampler(
-        steps=1 if solver == "one_pass" else draw(positive),
+        steps=draw(positive),
         solver=solver,
         guidance=1.0 if Sampler(1, solver).jumps else draw(rate),
         guidance_interval=draw(st.tuples(share, share).map(lambda pair: (min(pair), max(pair)))),

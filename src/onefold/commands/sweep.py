@@ -14,7 +14,6 @@ from onefold.commands import tables
 from onefold.commands.evaluate import opened_features
 from onefold.commands.terminal import console, discard
 from onefold.errors import printable, writing
-from onefold.files import write_whole
 from onefold.settings import Precision
 
 __all__ = ["sweep"]
@@ -69,6 +68,7 @@ def sweep(
         quiet: Print nothing but the numbers.
     """
     from onefold.compute import resolve_device  # only here, since they load torch
+    from onefold.files import write_whole
     from onefold.metrics import Record
     from onefold.sweep import sweep as swept
     from onefold.training.run import load_run

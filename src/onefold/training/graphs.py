@@ -6,28 +6,30 @@ recorded: draws, losses, gradients, optimizers and averages. What changes from s
 filled in before: images and labels, learning rates, survivals of averages, and the seed of the random numbers, so a
 repeated step draws what it would have drawn.
 
-There is a recording for each set of parts that take turns, of one process: gloo cannot be recorded. Its first steps run as usual: they compile, create the
-optimizers' states and let libraries choose their algorithms.
+There is a recording for each set of parts that take turns, by one process alone: gloo cannot be recorded. Its first
+steps run as usual: they compile, create the optimizers' states and let libraries choose their algorithms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from onefold.training.config import Config
+from onefold.training.config import Config, TrainingConfig
+from onefold.training.engine import ranks
 from onefold.training.optimizer import keep_rates_on
-from onefold.training.phases import Part
+from onefold.training.phases import Part, Say
 from onefold.training.state import TrainingState
 from onefold.training.step import Turn, set_rates_of, take_turn
 
-__all__ = ["Graphs"]
+__all__ = ["Graphs", "recorded"]
 
 USUAL = 3
 """Steps of each kind that run as usual before one is recorded."""
 
 
+Step = Callable[[TrainingState, Tensor, Tensor, Config], dict[str, Tensor]]
 Kind = tuple[tuple[Part, ...], bool]
 """Parts that take part, and whether they train all that has begun (`Turn.whole`)."""
 
@@ -100,6 +102,16 @@ class Graphs:
             found = take_turn(state, turn, x, y, config.training, rng, survivals)
             values = torch.stack(list(found.values()))
         return Recording(graph, rng, x, y, survivals, list(found), values)
+
+
+def recorded(training: TrainingConfig, device: torch.device, say: Say) -> Step | None:
+    """The steps of a run that wants graphs; None where they are as usual. It may go on where there are no graphs."""
+    if training.graphs == "no":
+        return None
+    if device.type == "cuda" and ranks().count == 1:
+        return Graphs(device).step
+    say("training.graphs needs a CUDA GPU and one process: steps are taken as usual")
+    return None
 
 
 def _scalars(values: Sequence[float], device: torch.device) -> list[Tensor]:

@@ -31,7 +31,7 @@ from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import open_data, place, split, with_test_part
 from onefold.training.engine import Engine, alone, joined, ranks, running
-from onefold.training.graphs import Graphs
+from onefold.training.graphs import recorded
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
@@ -326,22 +326,13 @@ class Trainer:
         if self.training.compile == "yes":
             self.state.compile(phase)
             self.progress.tell("compiling the network in the first steps: half a minute, or some on a busy machine")
-        self.take = self.usual_or_recorded()
+        self.take = recorded(self.training, self.device, self.progress.tell) or training_step
         self.alarmed: Monitor | None = None
         """Which monitor has raised the last alarm."""
         if self.group.first:
             self.monitors: Sequence[Monitor] = phase.monitors(
                 self.run, self.data, self.test, self.device, self.progress.say
             )
-
-    def usual_or_recorded(self) -> Callable[..., dict[str, torch.Tensor]]:
-        """How a step is taken. A run that goes on elsewhere may find no GPU, or several processes."""
-        if self.training.graphs == "no":
-            return training_step
-        if self.device.type == "cuda" and self.group.count == 1:
-            return Graphs(self.device).step
-        self.progress.tell("training.graphs needs a CUDA GPU and one process: steps are taken as usual")
-        return training_step
 
     def step(self, loader: Loader) -> None:
         """A step. A signal breaks off a compiled one, which may take a minute, where there is nothing to save."""
@@ -396,7 +387,9 @@ class Trainer:
         before = counters.phase
         checkpoint.restore(self.state, self.config, good[-1])
         self.state.counters.rollbacks, self.state.skips = 1, Skips(self.device, skipped)
-        self.take = self.usual_or_recorded()  # what was recorded is of other tensors
+        self.take = (
+            recorded(self.training, self.device, self.progress.tell) or training_step
+        )  # what was recorded is of other tensors
         if self.state.counters.phase != before:
             self.watch(phases_of(self.config)[self.state.counters.phase])
         loader.restart(self.images)
