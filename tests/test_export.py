@@ -371,6 +371,42 @@ def test_the_page_draws_the_same_images_in_a_browser(tmp_path: Path):
     )
 
 
+@pytest.mark.usefixtures("_exporter")
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt install chromium)")
+@pytest.mark.skipif(not RUNTIME.is_dir(), reason="needs onnxruntime-web (npm install onnxruntime-web)")
+def test_each_click_on_the_page_draws_new_images(tmp_path: Path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    net = network(depth=1)
+    web.write(net, tmp_path / "page", runtime=RUNTIME)
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path / "page"))) as server,
+        playwright.sync_playwright() as driver,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page, complaints = browser.new_page(), list[str]()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"http://127.0.0.1:{server.server_port}/#seed=5")
+        seen: list[np.ndarray] = []
+        for act, address in ((lambda: None, "#seed=5"), (page.get_by_role("button").click, "#seed=55")):
+            before = page.locator("#images").inner_html()
+            act()
+            page.wait_for_function(
+                "before => document.querySelectorAll('#images img').length == 50 "
+                "&& document.getElementById('images').innerHTML != before",
+                arg=before,
+            )
+            assert address in page.url
+            seen.append(drawn(page.content())[..., :1])
+        page.get_by_label("Class").select_option("3")
+        page.wait_for_url("**/#seed=55&class=3")
+        browser.close()
+        server.shutdown()
+    assert complaints == []
+    for images, seed in zip(seen, (5, 55), strict=True):
+        assert apart(images, net.sample(50, seed=seed)) <= 1
+
+
 def test_the_page_asks_for_its_own_files_alone():
     for path in web.PAGE.iterdir():
         assert not re.search(r"https?://", path.read_text(encoding="utf-8")), path.name
