@@ -29,7 +29,7 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
     """
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     if twice := next((option for option in _several(target) if options.count(option) > 1), None):
-        raise UserError(f"{twice}: is given twice, of which the last would count; give it once, with all its values")
+        raise UserError(f"{twice}: is given twice; give it once, with all its values")
 
     @functools.wraps(target)
     def deferred(*values: Any, **options: Any) -> Callable[[], T]:
