@@ -32,7 +32,8 @@ COMMANDS: dict[str, str] = {
     "reconstruct": "Encode and decode images: above the originals, below what the network makes of them.",
     "evaluate": "Measure a run against real images; writes evaluation/….json into the run.",
     "sweep": "Choose steps, guidance and average of a run on images set apart, and report the choice once on others.",
-    "prefetch": "Say which feature extractors can be had, whence and under which licence; download them with --yes.",
+    "prefetch": "Say which feature extractors can be had, from where and under which licence; download them with "
+    "--yes.",
     "report": "Write what a run is and does into one page: report.html. Of several runs, compare them.",
     "export": "Write a network for other programs: a hub folder, ONNX files, a diffusers pipeline or a web page.",
     "serve": "Serve a run's network as a page and a JSON API; also while the run trains.",
@@ -54,6 +55,7 @@ COMMANDS: dict[str, str] = {
 """Each command and the first line of its docstring."""
 
 BEGINNING = {
+    "onefold sample digits": "images at once, by a network that comes with the package",
     "onefold data inspect photos/": "what is in a folder of images",
     "onefold train auto --data photos/ --out runs/photos": "train on them, for half an hour",
     "onefold train digits --out runs/digits": "train a network on the embedded digits, some minutes on a laptop",

@@ -47,11 +47,11 @@ def adopt(
     from onefold.summary import network_facts
 
     folder = out or Path(source.resolve().stem)
-    if not is_unused(folder):
-        raise UserError(f"{folder}: is not an empty folder; choose another --out")
     sizes = {"image_size": None if size is None else (size, size)}
     sizes |= {"patch": patch, "width": width, "depth": depth, "heads": heads}
     network = adopted(source, classes=classes, **{name: value for name, value in sizes.items() if value is not None})
+    if not is_unused(folder):  # by default the name of the source, which may be here
+        raise UserError(f"{folder}: is not an empty folder; choose another --out")
     network.save_pretrained(folder)
     for name, value in network_facts(network).items():
         console.print(printable(f"{name:<10} {value}"))

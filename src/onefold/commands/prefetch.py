@@ -9,7 +9,7 @@ __all__ = ["prefetch"]
 
 
 def prefetch(names: Positional[tuple[str, ...]] = (), /, yes: bool = False) -> None:
-    """Say which feature extractors can be had, whence and under which licence; download them with --yes.
+    """Say which feature extractors can be had, from where and under which licence; download them with --yes.
 
     Without --yes nothing is downloaded, and no connection is made.
 

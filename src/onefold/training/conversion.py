@@ -168,7 +168,8 @@ def check_teacher(run: Run, *, unfinished: bool = False) -> None:
         UserError: the run is unfinished, or already a one-step generator.
     """
     if {"one_step", "one_run"} & set(run.config.phases):
-        raise UserError(f"{run.folder}: is already a one-step generator; give the run that it came from")
+        cure = "give the run that it came from" if "one_step" in run.config.phases else "it needs no conversion"
+        raise UserError(f"{run.folder}: is already a one-step generator; {cure}")
     if run.images < run.length and not unfinished:
         raise UserError(
             f"{run.folder}: its diffusion model is not finished ({run.images:,} of {run.length:,} images); continue "
