@@ -9,12 +9,15 @@ import pytest
 import torch
 
 import data
+import real_images
 import sampling
 import scaling
+import sheets
 import timing
 import train_step
 from helpers_runs import batch, differing, fresh, tensors, tiny
 from onefold.data import open_dataset, read_all
+from onefold.pictures.grids import grid, save_png
 from onefold.training.config import Config
 from onefold.training.phases import training_flops
 from onefold.training.state import TrainingState
@@ -183,3 +186,14 @@ def test_one_size_grows_at_a_time(axis: str):
         assert scaling.size_of(big, other) == factor * scaling.size_of(config, other)
     assert big.network.width // big.network.heads == config.network.width // config.network.heads
     assert scaling.grown(config, axis, 1) == config
+
+
+# --- sheets of samples ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_gives_back_its_images(channels: int, tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 256, (real_images.SHEET, 4, 6, channels), np.uint8)
+    save_png(tmp_path / "sheet.png", grid(images, columns=real_images.COLUMNS, scale=1, gap=0))
+    found = sheets.images_of(tmp_path / "sheet.png", (4, 6, channels))
+    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images)

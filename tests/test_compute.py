@@ -183,3 +183,12 @@ def test_a_network_keeps_the_sampler_of_its_training(network: OneFold, tmp_path:
     (tmp_path / "sampler.json").write_text('{"steps": 0}')
     with pytest.raises(UserError, match=r"sampler\.json: steps: 0 is not positive"):
         OneFold.from_pretrained(tmp_path)
+
+
+def test_blocks_are_compiled_without_a_fusion_of_wrong_gradients(network: OneFold, monkeypatch: pytest.MonkeyPatch):
+    if not hasattr(torch._inductor.config.triton, "mix_order_reduction"):
+        pytest.skip("this PyTorch does not have it")
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: seen.append(options))
+    compute.compile_blocks(network, dynamic=False)
+    assert seen == 2 * [{"dynamic": False, "options": {"triton.mix_order_reduction": False}}]

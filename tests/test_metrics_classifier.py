@@ -1,14 +1,17 @@
 """The classifier: what it learns, that it learns the same twice, and that it comes back from a file."""
 
+import json
+from dataclasses import asdict
 from hashlib import sha256
 
 import pytest
 import torch
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from onefold.errors import UserError
 from onefold.metrics import Classifier, train_classifier
-from onefold.metrics.classifier import ClassifierConfig
+from onefold.metrics.classifier import KEY, ClassifierConfig
 from onefold.metrics.classifier_training import damage, pretext_task
 
 
@@ -161,3 +164,22 @@ def test_wrong_files_are_one_line(tmp_path):
     (tmp_path / "text.safetensors").write_text("no classifier")
     with pytest.raises(UserError, match="holds no classifier"):
         Classifier.load(tmp_path / "text.safetensors")
+
+
+def test_a_deeper_one_comes_back_and_older_files_are_of_one_residual(tmp_path):
+    deeper = Classifier(ClassifierConfig((3, 8, 8), 2, "", 1, (4, 8), residuals=3)).freeze()
+    plain = Classifier(ClassifierConfig((3, 8, 8), 2, "", 1, (4, 8))).freeze()
+    assert len(deeper.body) == len(plain.body) + 4, "two after the stem, two in the stage"
+    images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
+    deeper.save(tmp_path / "deeper.safetensors")
+    again = Classifier.load(tmp_path / "deeper.safetensors")
+    assert torch.equal(again.features(images), deeper.features(images))
+    weights, described = read_tensors_of(plain)
+    older = {key: value for key, value in described.items() if key != "residuals"}
+    (tmp_path / "older.safetensors").write_bytes(to_safetensors(weights, {KEY: json.dumps(older)}))
+    assert torch.equal(Classifier.load(tmp_path / "older.safetensors").features(images), plain.features(images))
+
+
+def read_tensors_of(classifier: Classifier) -> tuple[dict[str, Tensor], dict[str, object]]:
+    weights = {name: value.contiguous() for name, value in classifier.state_dict().items()}
+    return weights, asdict(classifier.config)
