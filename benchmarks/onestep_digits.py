@@ -15,7 +15,7 @@ protocol and the subject of each run; the protocol's seed is that of the first o
 import json
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import tyro
 from tyro.conf import Positional
@@ -23,6 +23,7 @@ from tyro.conf import Positional
 import onefold
 from onefold.evaluation import evaluate
 from onefold.networks import Network, RatioNet
+from onefold.objectives.one_step import Method
 from onefold.sampling import Sampler
 from onefold.training.conversion import converted
 from onefold.training.phases import phases_of
@@ -116,7 +117,8 @@ def updates_of(run: Run) -> int:
 def main(
     runs: Positional[tuple[Path, ...]],
     /,
-    method: Literal["ratio", "score", "dmd"] = "ratio",
+    method: Method = "ratio",
+    rank: int | None = None,
     images: int | None = None,
     brief: bool = False,
     json_file: Path | None = None,
@@ -127,21 +129,21 @@ def main(
     """
     found: list[dict[str, Measured]] = []
     minutes: list[float] = []
-    updates = 0
+    updates = changed = 0
     for folder in runs:
-        out = folder.with_name(f"{folder.name}-{method}" + (f"-{images}" if images else ""))
+        out = folder.with_name("-".join([folder.name, method, *(str(n) for n in (images, rank) if n is not None)]))
         begun = (out / "config.json").exists()
-        config = converted(folder, images=images).with_changes({"onestep.method": method})
+        config = converted(folder, images=images, method=method, rank=rank)
         fast = onefold.train(None, out, resume=True) if begun else onefold.train(config, out)
         written = (out / "curves.png").stat().st_mtime
         minutes.append((written - (out / "config.json").stat().st_mtime) / 60)
-        updates = updates_of(fast)
+        updates, changed = updates_of(fast), fast.config.network.jump_rank
         found.append(rows_of(onefold.load_run(folder), fast, brief=brief))
     summary = summarised(found)
     print("\nminutes:", ", ".join(f"{m:.1f}" for m in minutes))
     if json_file is not None:
         about = {"onefold": onefold.__version__, "method": method, "minutes": minutes, "seeds of samples": SEEDS}
-        about |= {"generator updates": updates, "rows": summary}
+        about |= {"generator updates": updates, "rank": changed, "rows": summary}
         json_file.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 

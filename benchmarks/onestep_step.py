@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import onefold
 from onefold.compute import resolve_device
 from onefold.networks import Network, build
+from onefold.networks.jump import RANK
 from onefold.training.config import Config
 from onefold.training.conversion import one_step_config
 from onefold.training.phases import phases_of
@@ -37,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ratio, half the depth, no penalty": {**RATIO, "onestep.critic_blocks": "half", "onestep.ratio.penalty": 0.0},
     "ratio, half the depth": {**RATIO, "onestep.critic_blocks": "half"},
     "ratio, no upkeep": {**RATIO, "onestep.upkeep": 0.0},
+    "score, low-rank": {"onestep.method": "score", "network.jump_rank": RANK},
     "score, 1 student update": {"onestep.method": "score"},
     "dmd, 5 student updates": {"onestep.method": "dmd", "onestep.critic_updates": 5},
     "dmd, 5, adversarial": {"onestep.method": "dmd", "onestep.critic_updates": 5, "onestep.score.adversarial": 0.1},
@@ -61,11 +63,13 @@ def update(state: TrainingState, config: Config, x: torch.Tensor, y: torch.Tenso
 
 
 def state_bytes(state: TrainingState) -> int:
-    """Weights, gradients and moments of what is trained, the upkeep's gradient, average and teacher; 4 bytes each."""
-    trained = [p for name in state.optimizers for p in state.modules[name].parameters()]
+    """Weights, of what is trained gradients and moments, the upkeep's gradient, average and teacher; 4 bytes each."""
+    weights = [p for name in state.optimizers for p in state.modules[name].parameters()]
+    trained = [p for p in weights if p.requires_grad]
     optimizers = [optimizer for several in state.optimizers.values() for optimizer in several]
-    numbers = sum(2 * p.numel() for p in trained) + sum(p.numel() for p in state.averages[0].parameters())
-    numbers += sum(p.numel() for p in state.network.parameters())  # the gradient of the upkeep, which is kept apart
+    numbers = sum(p.numel() for p in (*weights, *trained, *state.averages[0].parameters()))
+    if not state.network.config.jump_rank:
+        numbers += sum(p.numel() for p in state.network.parameters())  # the gradient of the upkeep, which is kept apart
     numbers += sum(v.numel() for each in optimizers for values in each.state.values() for v in values.values())
     # The ratio needs the teacher only for encoding, if there are latents; scores need it in every update.
     return 4 * (numbers + sum(p.numel() for p in state.modules["teacher"].parameters()))
@@ -84,7 +88,7 @@ def main(
     """Measure and print."""
     where = resolve_device(device)
     base = onefold.recipe(recipe, training={"batch": batch, "images": 10**9, "compile": "no", "device": str(where)})
-    config = decide(one_step_config(base), where)
+    config = decide(one_step_config(base, rank=0), where)
     teacher = build(config.network).to(where).requires_grad_(False)
     height, width = config.network.image_size
     x = torch.rand(batch, config.network.channels, height, width, device=where) * 2 - 1

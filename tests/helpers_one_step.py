@@ -35,16 +35,16 @@ digits = functools.cache(batch)
 """The same images and labels again and again; nobody writes into them."""
 
 
-def one_step(**changes: Any) -> Config:
-    """Ten steps of 16 digits, in the first two of which the critic learns alone."""
+def one_step(rank: int = 0, **changes: Any) -> Config:
+    """Ten steps of 16 digits, in the first two of which the critic learns alone; all weights learn at rank 0."""
     named = {name.replace("__", "."): value for name, value in changes.items()}
-    return one_step_config(tiny()).with_changes(SMALL | named)
+    return one_step_config(tiny(), rank=rank).with_changes(SMALL | named)
 
 
-def one_step_from(folder: Path, **changes: Any) -> Config:
+def one_step_from(folder: Path, rank: int = 0, **changes: Any) -> Config:
     """The same of a run in a folder."""
     named = {name.replace("__", "."): value for name, value in changes.items()}
-    return converted(folder).with_changes({"training.precision": "float32"} | SMALL | named)
+    return converted(folder, rank=rank).with_changes({"training.precision": "float32"} | SMALL | named)
 
 
 def teacher_for(config: Config, seed: int = 1) -> Network:

@@ -144,14 +144,15 @@ def agree(folder: Path) -> None:
     trained(plain, folder / "teacher")
     # Upkeep and penalty are of 2 images of 16: of four ranks, two have none.
     short = {"onestep.critic_warmup": 64, "onestep.measured": 40, "training.precision": "float32"}
-    step = converted(folder / "teacher").with_changes(length | short)
+    step = converted(folder / "teacher", rank=0).with_changes(length | short)
+    changes = converted(folder / "teacher", rank=3).with_changes(length | short)
     ratio = step.with_changes(
         {"onestep.method": "ratio", "onestep.ratio.level_normalised": True, "onestep.selects": False}
     )
     score = step.with_changes({"onestep.method": "dmd", "onestep.score.adversarial": 0.5, "onestep.selects": True})
     joint = tiny(phases=("one_run",), network__jump_rank=3, onerun__measured=40).with_changes(length)
     kinds = {"plain": (plain, 2), "adamw": (adamw, 2), "stages": (stages, 2), "joint": (joint, 2)}
-    kinds |= {"ratio": (ratio, 4), "score": (score, 2)}
+    kinds |= {"ratio": (ratio, 4), "score": (score, 2), "low rank": (changes, 2)}
     found: dict[str, dict[str, float]] = {}
     for name, (config, count) in kinds.items():
         places = {kind: folder / name / kind for kind in ("whole", "accumulated", "ranks", "sharded")}

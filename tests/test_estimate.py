@@ -81,6 +81,8 @@ ONE_STEP: dict[str, dict[str, Any]] = {
     "nothing kept": {"onestep__upkeep": 0.0},
     "two updates": {"onestep__critic_updates": 2},
     "score": {"onestep__method": "score"},
+    "low rank": {"onestep__method": "score", "rank": 4},
+    "low rank, adversarial": {"onestep__method": "dmd", "onestep__score__adversarial": 0.5, "rank": 4},
     "guided": {"onestep__method": "score", "onestep__score__guidance": 2.0},
     "adversarial": {"onestep__method": "dmd", "onestep__score__adversarial": 0.5},
     "pixels": {"network__architecture": "pixels"},

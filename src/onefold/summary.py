@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,15 @@ def command(run: Run) -> str | None:
     if config.data.source.endswith(OBJECT) or config.start == IN_MEMORY:
         return None
     if config.phases == ("one_step",):
+        rank, derived = config.network.jump_rank, partial(converted, config.start, unfinished=True)
+        derived = partial(derived, images=config.training.images, batch=config.training.batch)
         try:
-            base = converted(config.start, images=config.training.images, batch=config.training.batch, unfinished=True)
+            base, usual = (derived(method=config.onestep.method, rank=each) for each in (rank, None))
         except UserError:
             return None
+        base = base.with_changes({"onestep.method": "score"})  # the command's default
         words = ["onefold", "onestep", quoted(config.start)]
+        words += [] if rank == usual.network.jump_rank else ["--rank", str(rank)]
     else:
         name = config.recipe if config.recipe in RECIPES else "digits"
         base = recipe(name).with_changes({"network.architecture": config.network.architecture})

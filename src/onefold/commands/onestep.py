@@ -1,6 +1,7 @@
 """`onefold onestep`."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from onefold.commands.arguments import parse
 from onefold.commands.terminal import check_resume_options, console, resume_run
 from onefold.errors import UserError
 from onefold.files import sha256_of
-from onefold.objectives.one_step import OneStep
+from onefold.objectives.one_step import Method, OneStep
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import TrainingConfig
@@ -34,7 +35,8 @@ def onestep(arguments: list[str]) -> None:
     default = one_step_config(recipe("digits")) if resumes else converted(teacher, unfinished=begun)
 
     def onestep_run(
-        method: Literal["score", "ratio", "dmd"] = "score",
+        method: Method = "score",
+        rank: int | None = None,
         data: str | None = None,
         test_data: str | None = None,
         out: Path | None = None,
@@ -58,6 +60,8 @@ def onestep(arguments: list[str]) -> None:
         Args:
             method: What teaches it: the difference of two scores (score: Diff-Instruct; dmd), or a density ratio, which
                 needs no score, takes longer, and can then choose among samples (`onefold sample --best-of`).
+            rank: Rank of what the generator changes in the network's matrices, which stay as they are beside it. 0: all
+                weights learn. Default: 16; by a ratio, 0.
             data: Where the images that RUN was trained on are now; or, for a saved network, the images to learn from.
                 Default: where they were.
             test_data: Likewise its test images.
@@ -84,7 +88,8 @@ def onestep(arguments: list[str]) -> None:
                 )
         else:
             own = replace(training, images=training.images if images is None else images, on_collapse=on_collapse)
-            derived = converted(teacher, images=own.images, batch=own.batch, unfinished=unfinished)
+            begins = partial(converted, teacher, unfinished=unfinished)
+            derived = begins(images=own.images, batch=own.batch, method=method, rank=rank)
             run = None if is_network(teacher) else load_run(teacher)
             if run is None and data is None:
                 raise UserError(f"--data: {teacher} is a network, not a run; give the images to learn from")
@@ -94,7 +99,7 @@ def onestep(arguments: list[str]) -> None:
                 )
             own = settings.with_new_defaults(own, default.training, derived.training)
             how = settings.with_new_defaults(options, default.onestep, derived.onestep)
-            config = replace(default, training=own, onestep=replace(how, method=method))
+            config = replace(derived, training=own, onestep=replace(how, method=method))
             places = {"data.source": data, "data.test": test_data}
             config = config.with_changes({name: place for name, place in places.items() if place is not None})
             if run is not None:

@@ -105,6 +105,11 @@ class Network(nn.Module):
         """Reject a configuration that such a network cannot have, with a UserError that names the setting."""
 
     @classmethod
+    def has_jump(cls) -> bool:
+        """Whether a `jump` can change its matrices by rank, so that it learns to generate beside fixed weights."""
+        return cls.generate_with is not Network.generate_with
+
+    @classmethod
     def role_flops(cls, config: NetworkConfig) -> RoleFlops:
         """Operations of encoding, denoising and decoding one image."""
         raise NotImplementedError

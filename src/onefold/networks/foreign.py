@@ -51,6 +51,10 @@ class Foreign(Network):
             )
 
     @classmethod
+    def has_jump(cls) -> bool:
+        return False  # it has one, but no matrices that this could change
+
+    @classmethod
     def role_flops(cls, config: NetworkConfig) -> RoleFlops:
         return RoleFlops(encode=0.0, denoise=denoising_flops(config), decode=0.0)
 

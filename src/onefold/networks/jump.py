@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 from onefold.networks.trunk import TIME_FEATURES, Change, Trunk, fourier_features, hidden_width
 
-__all__ = ["Exit", "Jump", "arrival", "change_flops", "exit_flops", "fill_with_zeros"]
+__all__ = ["RANK", "Exit", "Jump", "arrival", "change_flops", "exit_flops", "fill_with_zeros"]
+
+RANK = 16
+"""Rank of what a generator changes in the trunk's matrices, unless it is given."""
 
 
 class LowRank(nn.Module):

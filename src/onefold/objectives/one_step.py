@@ -3,12 +3,14 @@
     z = E(x),  G(ε, y) = generate((1 − t₀)·ε, t₀, y)     data and samples in the teacher's latents
     critic     learns what distinguishes them; its gradient g at a sample points towards the data
     generator  minimises Σ g · G(ε, y), whose gradient in its weights is that of the divergence
-    upkeep     keeps what else the network does: D(z) at the image, E(x) and f(z_t, t) at the teacher's
+    upkeep     keeps what else the network does: D(z) at the image, E(x) and f(z_t, t) at the teacher's; there is none
+               where the generator is a low-rank change of a network that stays as it is (`network.jump_rank`)
 
 The critic is one of
 
     ratio    a ratio network (`density_ratio`), which learns only from data
-    score    a student denoiser, which learns the generator's score; the teacher gives the data score
+    score    a student denoiser, which learns the generator's score; the teacher gives the data score. It is a change of
+             the teacher as well, if the generator is
     dmd      the same (`score_distillation`), and a ratio network if it has an adversarial term
 
 Critic and generator learn at the same points, from one backward pass. The upkeep is balanced: its gradient has a stated
@@ -17,6 +19,7 @@ it may be a fixed copy or change along with the generator.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -27,6 +30,7 @@ from tyro.conf import Suppress
 from onefold import settings
 from onefold.errors import UserError
 from onefold.networks import Network, RatioNet
+from onefold.networks.jump import Jump
 from onefold.objectives.density_ratio import DensityRatio, Levels, NoiseDraws, draw_noise, ratio_loss
 from onefold.objectives.losses import Losses, Span, each_tensor, reconstruction_error
 from onefold.objectives.score_distillation import ScoreDistillation, distillation
@@ -35,8 +39,9 @@ from onefold.paths import Linear, noised, per_token
 from onefold.sampling import with_guidance
 from onefold.schedule import Schedule
 
-__all__ = ["Critic", "OneStep", "OneStepDraws", "Weights", "count_of", "critic_loss", "draw", "one_step_loss"]
+__all__ = ["Critic", "Method", "OneStep", "OneStepDraws", "Weights", "count_of", "critic_loss", "draw", "one_step_loss"]
 
+Method = Literal["score", "ratio", "dmd"]
 Weights = Literal["teacher", "random", "trunk", "ends"]
 """Which initial weights come from the teacher: all, none, only those of trunk and modulation, or all but those."""
 
@@ -49,7 +54,7 @@ class OneStep:
     that the teacher was trained with.
     """
 
-    method: Annotated[Literal["score", "ratio", "dmd"], Suppress] = "score"  # --method on the command line
+    method: Annotated[Method, Suppress] = "score"  # --method on the command line
     ratio: DensityRatio = field(default_factory=DensityRatio)
     score: ScoreDistillation = field(default_factory=ScoreDistillation)
     start: float = 0.3
@@ -62,7 +67,9 @@ class OneStep:
     critic_blocks: int | None = None
     """Depth of the ratio network, by the method ratio: the teacher's first blocks. None: all."""
     critic_rate: float = 3e-4
-    """Learning rate of the critic; the generator's is set by the schedule."""
+    """Learning rate of a ratio network or a whole student; the generator's is set by the schedule."""
+    student_rate: float = 4e-3
+    """Learning rate of a student that is a low-rank change of the teacher."""
     scale_rate: float = 3e-2
     """Learning rate of the ratio's scale (`ratio.calibrated`)."""
     critic_updates: int = 1
@@ -89,7 +96,7 @@ class OneStep:
         settings.check(
             "onestep",
             self,
-            positive=("critic_rate", "scale_rate", "critic_updates", "measured"),
+            positive=("critic_rate", "student_rate", "scale_rate", "critic_updates", "measured"),
             not_negative=("critic_warmup", "upkeep"),
             shares=("upkeep_share", "renoised"),
         )
@@ -102,6 +109,15 @@ class OneStep:
     def has_ratio(self) -> bool:
         """Whether the critic contains a ratio network."""
         return self.method == "ratio" or self.score.adversarial > 0
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether critic or generator learn from the images, and not only from their labels."""
+        return self.has_ratio or self.renoised > 0
+
+    def kept(self, batch: int, rank: int) -> int:
+        """Images of a batch that the upkeep is of; none where a generator of rank `rank` leaves all else as it is."""
+        return count_of(self.upkeep_share * bool(self.upkeep) * (rank == 0), batch)
 
 
 class OneStepDraws(NamedTuple):
@@ -153,9 +169,9 @@ def draw(
 
 
 class Critic(nn.Module):
-    """What a one-step generator learns from: a ratio network, a student denoiser, or both."""
+    """What a one-step generator learns from: a ratio network, a student denoiser or change of one, or both."""
 
-    def __init__(self, ratio: RatioNet | None, student: Network | None) -> None:
+    def __init__(self, ratio: RatioNet | None, student: Network | Jump | None) -> None:
         super().__init__()
         self.ratio = ratio
         self.student = student
@@ -178,7 +194,7 @@ def critic_loss(
     """
     labels = _labels(generator, y, draws)
     with torch.no_grad():
-        z = teacher.encode(augmented(x, draws, objective))
+        z = teacher.encode(augmented(x, draws, objective)) if options.reads_data else None
         fake = _samples(generator, z, labels, draws)
     return _learn(critic, teacher, z, fake, labels, draws, options)
 
@@ -199,13 +215,14 @@ def one_step_loss(
     the upkeep. The generator's loss is a mean over values, like all losses. The teacher receives no gradient.
     """
     labels, image = _labels(generator, y, draws), augmented(x, draws, objective)
+    count = options.kept(draws.span.batch, generator.config.jump_rank)
     with torch.no_grad():
-        z = teacher.encode(image)
+        z = teacher.encode(image) if options.reads_data or count else None
     learned = _learn(critic, teacher, z, _samples(generator, z, labels, draws), labels, draws, options)
-    kept = draws.span.spread(count_of(options.upkeep_share, draws.span.batch), x.device)
-    if not len(kept) or not options.upkeep:
+    kept = draws.span.spread(count, x.device)
+    if z is None or not len(kept):
         return learned
-    of_batch = len(kept) / count_of(options.upkeep_share, draws.span.batch)
+    of_batch = len(kept) / count
     of_kept = image[kept], z[kept], None if labels is None else labels[kept], draws.kept.t[kept], draws.kept.eps[kept]
     terms = _upkeep(generator, teacher, *of_kept, objective)
     errors = {name: of_batch * error for name, error in terms.items()}
@@ -214,25 +231,26 @@ def one_step_loss(
 
 
 def _samples(
-    generator: Network, z: Float[Tensor, "B N D"], labels: Int64[Tensor, " B"] | None, draws: OneStepDraws
+    generator: Network, z: Float[Tensor, "B N D"] | None, labels: Int64[Tensor, " B"] | None, draws: OneStepDraws
 ) -> Float[Tensor, "B N D"]:
     """Samples from noise or, where draws say so, from noised data z."""
-    source = torch.where(draws.renoised[:, None, None], z, 0.0)
+    source = torch.zeros_like(draws.eps) if z is None else torch.where(draws.renoised[:, None, None], z, 0.0)
     return generator.generate(noised(Linear(), source, draws.eps, per_token(draws.s)), draws.s, labels)
 
 
 def _learn(
     critic: Critic,
     teacher: Network,
-    z: Float[Tensor, "B N D"],
+    z: Float[Tensor, "B N D"] | None,
     fake: Float[Tensor, "B N D"],
     labels: Int64[Tensor, " B"] | None,
     draws: OneStepDraws,
     options: OneStep,
 ) -> Losses:
     """The critic's loss on data z and samples, which receive the gradient of the generator's if they require one."""
-    total, parts = torch.zeros((), device=z.device), dict[str, Tensor]()
+    total, parts = torch.zeros((), device=fake.device), dict[str, Tensor]()
     if critic.ratio is not None:
+        assert z is not None
         ratio, span = options.ratio, draws.span
         penalised = min(
             count_of(ratio.penalty_share * bool(ratio.penalty), span.batch), span.batch - 1
@@ -254,9 +272,9 @@ def _learn(
     if critic.student is not None:
         denoise = with_guidance(teacher.denoise, options.score.guidance, teacher.config.classes)
         normalised = options.method == "dmd"
-        error, gradient = distillation(
-            denoise, critic.student.denoise, fake, labels, draws.score, normalised=normalised
-        )
+        student = critic.student
+        own = partial(teacher.generate_with, student) if isinstance(student, Jump) else student.denoise
+        error, gradient = distillation(denoise, own, fake, labels, draws.score, normalised=normalised)
         total, parts = total + error, {**parts, "student": error.detach()}
         if gradient is not None:
             total = total + (gradient * fake).mean()

@@ -9,10 +9,11 @@
     start-0, start-0-1, …
                        the generator starts at t₀ = 0, that is from noise, at 0.1, …
     score, dmd, dmd-adversarial
-                       onefold's default, and others by the difference of two scores, on the same backbone
+                       by the difference of two scores, on the same backbone
+    low-rank           by scores, as a low-rank change of the teacher: what `onefold onestep` does by default
 
-For each seed, all arms start from the same teacher and see the same number of images. `onestep_study` creates such
-studies.
+For each seed, all arms start from the same teacher and see the same number of images. All weights learn, but for
+`low-rank`. `onestep_study` creates such studies.
 
 Reference: Zhang, Chen, He et al., 2025 (arXiv 2502.08005).
 """
@@ -22,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from onefold.errors import UserError
+from onefold.networks.jump import RANK
 from onefold.recipes import recipe
 from onefold.studies.study import Arm, Column, Study
 
@@ -48,6 +50,12 @@ def _arm(name: str, title: str, family: str, variant: str = "", **changes: Any) 
     return Arm(name, title, named, family, variant, teacher="diffusion")
 
 
+def _low_rank(name: str, title: str, variant: str) -> Arm:
+    """The default of `onefold onestep`: by scores, as a change of a teacher that stays as it is."""
+    arm = _arm(name, title, "scores", variant, method="score")
+    return replace(arm, changes={**arm.changes, "network.jump_rank": RANK})
+
+
 ARMS = (
     Arm("diffusion", "diffusion, 50 steps", {}, "diffusion"),
     _arm("ratio", "Jensen–Shannon (default)", "ratio"),
@@ -70,7 +78,8 @@ ARMS = (
     ),
     _arm("score", "scores (Diff-Instruct)", "scores", method="score"),
     _arm("dmd", "scores, normalised (DMD)", "scores", "1", method="dmd"),
-    _arm("dmd-adversarial", "DMD, adversarial", "scores", "2", method="dmd", score__adversarial=0.1),
+    _low_rank("low-rank", "scores, low-rank changes", "2"),
+    _arm("dmd-adversarial", "DMD, adversarial", "scores", "3", method="dmd", score__adversarial=0.1),
 )
 
 

@@ -146,7 +146,8 @@ class Study:
     def arm_config(self, arm: Arm, seed: int = 0, teacher: Path | None = None) -> Config:
         config = self.config
         if arm.teacher:
-            config = one_step_config(config).with_changes({"start": str(teacher or "")})
+            rank = arm.changes.get("network.jump_rank", 0)  # all weights learn, but where this is the arm's subject
+            config = one_step_config(config, rank=rank).with_changes({"start": str(teacher or "")})
         return config.with_changes({**arm.changes, "training.seed": seed})
 
     def trials(self, out: Path) -> list[Trial]:

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from onefold.errors import UserError
 from onefold.files import sha256_of
 from onefold.networks import Network
+from onefold.networks.jump import RANK
 from onefold.networks.source import is_run
-from onefold.objectives.one_step import OneStep
+from onefold.objectives.one_step import Method, OneStep
 from onefold.objectives.self_distillation import SelfDistillation
 from onefold.sampling import Sampler
 from onefold.training.config import Config, TrainingConfig
@@ -25,6 +26,8 @@ WARMUP = 1 / 8
 """… and of its critic's warm-up, as a fraction of the phase."""
 AVERAGED = 70
 """Half-life of the generator's average, in updates."""
+RATES = {True: 2e-3, False: 2e-4}
+"""Learning rate of the generator: of low-rank changes; of all weights."""
 
 
 def onestep(
@@ -33,7 +36,8 @@ def onestep(
     *,
     data: object = None,
     test_data: object = None,
-    method: Literal["score", "ratio", "dmd"] = "score",
+    method: Method = "score",
+    rank: int | None = None,
     images: int | None = None,
     unfinished: bool = False,
     changes: dict[str, Any] | None = None,
@@ -49,6 +53,8 @@ def onestep(
         data: Images to learn from, as for `train`. Needed for a network, which has none of its own; default: the run's.
         test_data: Images of the same kind for evaluation alone.
         method: What it learns from: the difference of two scores (`score`: Diff-Instruct; `dmd`), or a density ratio.
+        rank: Rank of what the generator changes in the network's matrices, which stay as they are beside it. Default:
+            16. 0: all weights learn, the default by a ratio and for architectures that know no such changes.
         images: Length of the training; default: three quarters of the run's.
         unfinished: Also start from a run that has not reached its end.
         changes: Further settings, such as {"onestep.critic_updates": 2, "training.seed": 1}.
@@ -63,15 +69,15 @@ def onestep(
     if isinstance(run, Network) or (not isinstance(run, Run) and is_network(run)):
         if data is None:
             raise UserError("data: a network has no images of its own; give those to learn from")
-        config = of_network(run, images=images, batch=batch)
+        config = of_network(run, images=images, batch=batch, method=method, rank=rank)
         beside = Path("runs", "network") if isinstance(run, Network) else Path(run)
     else:
         run = run if isinstance(run, Run) and data is test_data is None else _reopened(run, data, test_data)
-        config = converted(run.folder, images=images, batch=batch, unfinished=unfinished)
+        config = converted(run.folder, images=images, batch=batch, method=method, rank=rank, unfinished=unfinished)
         run.check_data()
         data, test_data = unsplit(*run.datasets) if run.datasets else (None, None)
         beside = run.folder
-    config = config.with_changes({"onestep.method": method, **(changes or {})})
+    config = config.with_changes(changes or {})
     folder = out or beside.with_name(f"{beside.name}-{'onestep' if method == 'score' else method}")
     return train(config, folder, data=data, test_data=test_data, network=network, callbacks=callbacks, quiet=quiet)
 
@@ -81,7 +87,13 @@ def _reopened(run: Run | str | Path, data: object, test_data: object) -> Run:
 
 
 def converted(
-    folder: str | Path, *, images: int | None = None, batch: int | None = None, unfinished: bool = False
+    folder: str | Path,
+    *,
+    images: int | None = None,
+    batch: int | None = None,
+    method: Method = "score",
+    rank: int | None = None,
+    unfinished: bool = False,
 ) -> Config:
     """The configuration that turns a trained run into a one-step generator; precision and compilation decided anew.
 
@@ -89,19 +101,22 @@ def converted(
         folder: The trained run, the teacher; or that of a saved network (see `of_network`).
         images: Length of the training.
         batch: Images per step; default: the teacher's.
+        method: What it learns from …
+        rank: … and the rank of the generator's changes (see `onestep`).
         unfinished: Also start from a run that has not reached its end.
 
     Raises:
         UserError: not a run, or one whose diffusion model is not finished, or that is already a one-step generator.
     """
     if is_network(folder):
-        return of_network(folder, images=images, batch=batch)
+        return of_network(folder, images=images, batch=batch, method=method, rank=rank)
     run = load_run(folder)
     check_teacher(run, unfinished=unfinished)
     if not run.images:
         raise UserError(f"{run.folder}: has no line in its log yet; train it on with `{run.resume_command}`")
     seen = min(run.images, run.config.training.images)  # all lengths follow from what the teacher has seen
-    config = one_step_config(run.config.with_changes({"training.images": seen}), images=images, batch=batch)
+    teacher = run.config.with_changes({"training.images": seen})
+    config = one_step_config(teacher, images=images, batch=batch, method=method, rank=rank)
     anew = {"training.precision": "auto", "training.compile": "auto"}  # the teacher's were decided on its device
     return config.with_changes({"start": str(Path(folder).absolute()), "start_sha256": run.model_sha256, **anew})
 
@@ -112,7 +127,14 @@ def is_network(folder: str | Path) -> bool:
     return (folder / "model.safetensors").is_file() and not is_run(folder / "config.json")
 
 
-def of_network(source: Network | str | Path, *, images: int | None = None, batch: int | None = None) -> Config:
+def of_network(
+    source: Network | str | Path,
+    *,
+    images: int | None = None,
+    batch: int | None = None,
+    method: Method = "score",
+    rank: int | None = None,
+) -> Config:
     """The configuration that turns a network without a run into a one-step generator; its data are to be named.
 
     Lengths are those of a run of the default length, 64,000 images. Labels are not dropped: what a network from
@@ -126,29 +148,38 @@ def of_network(source: Network | str | Path, *, images: int | None = None, batch
         raise UserError(f"{source}: is already a one-step generator; give the network that it came from")
     objective = SelfDistillation(label_dropout=0.0)
     config = Config(recipe="none", network=network.config, objective=objective, training=TrainingConfig())
-    config = one_step_config(config, images=images, batch=batch)
+    config = one_step_config(config, images=images, batch=batch, method=method, rank=rank)
     if isinstance(source, Network):
         return config
     sha256 = sha256_of(Path(source) / "model.safetensors")
     return replace(config, start=str(Path(source).absolute()), start_sha256=sha256)
 
 
-def one_step_config(config: Config, *, images: int | None = None, batch: int | None = None) -> Config:
+def one_step_config(
+    config: Config,
+    *,
+    images: int | None = None,
+    batch: int | None = None,
+    method: Method = "score",
+    rank: int | None = None,
+) -> Config:
     """The one-step configuration that follows from a teacher's.
 
     Adam without momentum or weight decay, at a constant rate that decays at the end, from weights that are already
     good; the average has a half-life of `AVERAGED` updates of the generator. All lengths follow from the
     teacher's, or from `images`, and are whole batches.
     """
+    if rank is None:
+        rank = RANK if method != "ratio" and config.network.kind.has_jump() else 0
     batch = config.training.batch if batch is None else batch
     images = batch * max(2, round(LENGTH * config.training.images / batch)) if images is None else images
-    options = OneStep(critic_warmup=batch * max(1, round(WARMUP * images / batch)))
+    options = OneStep(method=method, critic_warmup=batch * max(1, round(WARMUP * images / batch)))
     training = replace(
         config.training,
         optimizer="adamw",
         images=images,
         batch=batch,
-        learning_rate=2e-4,
+        learning_rate=RATES[rank > 0],
         betas=(0.0, 0.99),
         weight_decay=0.0,
         warmup=0,
@@ -158,7 +189,8 @@ def one_step_config(config: Config, *, images: int | None = None, batch: int | N
         health_every=50 * batch,
     )
     sampler = Sampler(steps=1, solver="refine", start=options.start)
-    return replace(config, phases=("one_step",), training=training, onestep=options, sampler=sampler)
+    network = replace(config.network, jump_rank=rank)
+    return replace(config, network=network, phases=("one_step",), training=training, onestep=options, sampler=sampler)
 
 
 def check_teacher(run: Run, *, unfinished: bool = False) -> None:

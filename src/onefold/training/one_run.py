@@ -19,7 +19,7 @@ from onefold.data import Dataset
 from onefold.errors import UserError
 from onefold.extractor import known_extractor
 from onefold.networks import Network, build
-from onefold.networks.jump import Jump, change_flops, exit_flops
+from onefold.networks.jump import RANK, Jump, change_flops, exit_flops
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_run import OneRunDraws, draw, one_run
 from onefold.sampling import Sampler, check_guidance
@@ -33,8 +33,6 @@ from onefold.training.run import Run
 
 __all__ = ["OneRunPhase", "with_one_step"]
 
-RANK = 16
-"""Rank of what generator and student change in the trunk's matrices, unless the network specifies it."""
 BETA = 0.99
 """Of their second moment; there is no first."""
 BEGIN = 0.35
@@ -79,7 +77,7 @@ class OneRunPhase(SelfDistillationPhase):
                 "network.jump_rank: 0 leaves the generator no weights of its own to learn in one run; "
                 f"give a rank, such as {RANK}"
             )
-        if kind.generate_with is Network.generate_with:
+        if not kind.has_jump():
             raise UserError(
                 f"phases: one_run needs a network with its own jump, and {kind.__name__} defines no generate_with; "
                 "define it, or train without --one-step"

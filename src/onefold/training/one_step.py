@@ -2,7 +2,9 @@
 
     critic  →  after its warm-up: critic and generator  →  average
 
-Both start from the weights of the network that the phase begins with, the teacher, which does not change.
+Both start from the weights of the network that the phase begins with, the teacher, which does not change. With a
+`network.jump_rank`, only low-rank changes of it learn to generate (`networks.jump`), and a student is another such
+change; encoder, denoiser and decoder stay the teacher's.
 """
 
 import copy
@@ -17,7 +19,8 @@ from torch.optim import Optimizer
 
 from onefold.data import Dataset
 from onefold.errors import UserError
-from onefold.networks import Network, RatioNet, build
+from onefold.networks import Network, NetworkConfig, RatioNet, build
+from onefold.networks.jump import Jump, change_flops
 from onefold.objectives.density_ratio import DensityRatio
 from onefold.objectives.losses import Losses
 from onefold.objectives.one_step import (
@@ -25,7 +28,6 @@ from onefold.objectives.one_step import (
     OneStep,
     OneStepDraws,
     Weights,
-    count_of,
     critic_loss,
     draw,
     one_step_loss,
@@ -42,7 +44,7 @@ from onefold.training.optimizer import RMSPropW
 from onefold.training.phases import Part, Phase, Say, Trained, averaged, register
 from onefold.training.run import Run
 
-__all__ = ["OneStepPhase", "freeze_matrices", "fresh_critic", "start_from"]
+__all__ = ["OneStepPhase", "changeable", "freeze_matrices", "fresh_critic", "start_from"]
 
 CRITIC_BETA = 0.99
 """Of the second moment; there is no first: the critic's target changes with every update of the generator."""
@@ -67,11 +69,27 @@ class OneStepPhase(Phase):
         if options.method != "ratio":
             check_guidance(options.score.guidance, config.network.classes)
         begins = options.generator, options.generator_trains
+        if config.network.jump_rank:
+            self._check_rank()
         if config.network.kind.learns_codec and begins != ("teacher", "all"):
             raise UserError(
                 "onestep.generator: with weights other than the teacher's, its decoder would be lost; start from a "
                 "run in pixels (--architecture pixels)"
             )
+
+    def _check_rank(self) -> None:
+        """Refuse what a generator that is a low-rank change cannot have."""
+        options, kind = self.config.onestep, self.config.network.kind
+        if not kind.has_jump():
+            raise UserError(f"network.jump_rank: {kind.__name__} defines no generate_with; give --rank 0")
+        fixed = {"generator": "teacher", "generator_trains": "all"}
+        fixed |= {} if options.method == "ratio" else {"critic": "teacher", "critic_trains": "all"}
+        for name, only in fixed.items():
+            if getattr(options, name) != only:
+                raise UserError(
+                    f"onestep.{name}: {getattr(options, name)} needs all weights to learn, not only changes of rank "
+                    f"{self.config.network.jump_rank}; add --rank 0"
+                )
 
     @classmethod
     def schedule_of(cls, config: Config) -> Schedule:
@@ -80,6 +98,7 @@ class OneStepPhase(Phase):
     @cached_property
     def parts(self) -> Sequence[Part]:
         options, schedule = self.config.onestep, self.schedule
+        kept = options.kept(self.config.training.batch, self.config.network.jump_rank)
         of_generator = replace(schedule, images=max(1, schedule.images - options.critic_warmup))
         critic = Trained("critic", self.critic_optimizers, schedule, norm="critic_norm")
         generator = Trained(
@@ -93,9 +112,7 @@ class OneStepPhase(Phase):
             start=options.critic_warmup,
             every=options.critic_updates,
             finish=move_levels,
-            few={"onestep.upkeep_share": count_of(options.upkeep_share, self.config.training.batch)}
-            if options.upkeep and options.upkeep_share
-            else {},
+            few={"onestep.upkeep_share": kept} if kept else {},
         )
         return Part((critic,), ("network", "teacher"), self.draw, self.critic_loss, unless=both), both
 
@@ -117,22 +134,25 @@ class OneStepPhase(Phase):
     def critic_optimizers(self, critic: nn.Module) -> list[Optimizer]:
         assert isinstance(critic, Critic)
         options, scale = self.config.onestep, [] if critic.ratio is None else [*critic.ratio.scale.parameters()]
-        of_scale = {id(p) for p in scale}
-        rest = [p for p in critic.parameters() if p.requires_grad and id(p) not in of_scale]
-        groups = [(rest, options.critic_rate), (scale, options.scale_rate)]
+        change = [*critic.student.parameters()] if isinstance(critic.student, Jump) else []
+        apart = {id(p) for p in (*scale, *change)}
+        rest = [p for p in critic.parameters() if p.requires_grad and id(p) not in apart]
+        groups = [(rest, options.critic_rate), (change, options.student_rate), (scale, options.scale_rate)]
         return [RMSPropW(ps, lr=rate, beta=CRITIC_BETA, weight_decay=0.0) for ps, rate in groups if ps]
 
     def modules(self, network: Network) -> dict[str, nn.Module]:
         """Teacher, generator with averages, critic; and `best`, if a monitor selects it."""
-        options = self.config.onestep
+        options, rank = self.config.onestep, self.config.network.jump_rank
         teacher = ema.average_of(network)
         generator = build(self.config.network).to(network.device)
         start_from(generator, teacher, options.generator)
-        found: dict[str, nn.Module] = {"teacher": teacher, "critic": fresh_critic(options, teacher)}
+        found: dict[str, nn.Module] = {"teacher": teacher, "critic": fresh_critic(options, teacher, rank)}
         found |= averaged(generator, self.schedule)
         for name, trains in (("network", options.generator_trains), ("critic", options.critic_trains)):
             if trains == "norms":
                 freeze_matrices(found[name])
+        if rank:
+            found["network"].requires_grad_(False).get_submodule("jump").requires_grad_(True)
         if options.selects:
             found["best"] = ema.average_of(teacher)
         return found
@@ -152,14 +172,14 @@ class OneStepPhase(Phase):
         if not theirs.class_names and theirs != own:  # a network from elsewhere knows its classes by number
             source, theirs = copy.copy(source), replace(theirs, class_names=own.class_names)
             source.config = theirs
-        if theirs != own:
+        if theirs != replace(own, jump_rank=theirs.jump_rank):
             kinds = [f"{(*n.image_size, n.channels)}, {n.classes} classes" for n in (theirs, own)]
             about = f"is for {kinds[0]}, this run's for {kinds[1]}" if kinds[0] != kinds[1] else "is not this run's"
             raise UserError(f"{self.config.start}: its network {about}; restore its data, or train a new one")
         self._check_trunk(source)
         if self.config.onestep.has_ratio:
             fresh_ratio(self.config.onestep, source)
-        return source
+        return source if theirs == own else changeable(source, own)
 
     def _check_trunk(self, source: Network) -> None:
         """Refuse options that ask for a part of a trunk where there is none."""
@@ -195,10 +215,15 @@ class OneStepPhase(Phase):
         penalised = options.ratio.penalty_share * bool(options.ratio.penalty)
         scores = role.denoise * (options.method != "ratio")
         guided = 1 if options.score.guidance == 1 else 2
-        critic = role.encode + role.denoise + 6 * (1 + penalised) * ratio + 3 * scores
+        upkept = options.upkeep_share * bool(options.upkeep and not network.jump_rank)
         codec = 3 * (role.encode + role.decode) * network.kind.shares_codec
-        upkeep = options.upkeep_share * bool(options.upkeep) * (4 * role.denoise + codec)
-        return critic + (2 * role.denoise + guided * scores + upkeep) / options.critic_updates
+        upkeep = upkept * (4 * role.denoise + codec)
+        encoding = role.encode if options.reads_data or upkept else 0
+        critic = encoding + role.denoise + 6 * (1 + penalised) * ratio + 3 * scores
+        each = critic + (2 * role.denoise + guided * scores + upkeep) / options.critic_updates
+        changed = 1 + 2 / options.critic_updates + 3 * bool(scores)  # the products BA, in every pass
+        size = self.config.training.micro_batch or self.config.training.batch
+        return each + changed * change_flops(network.width, network.depth, network.jump_rank) / size
 
 
 def move_levels(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> None:
@@ -213,13 +238,18 @@ def move_levels(modules: Mapping[str, nn.Module], skipped: Bool[Tensor, ""]) -> 
 # --- where weights start ----------------------------------------------------------------------------------------------
 
 
-def fresh_critic(options: OneStep, teacher: Network) -> Critic:
-    """A critic with the weights that `options` specifies; random ones come from torch's current seed."""
+def fresh_critic(options: OneStep, teacher: Network, rank: int = 0) -> Critic:
+    """A critic with the weights that `options` specifies; random ones come from torch's current seed.
+
+    A student is a copy of the teacher or, for a rank above 0, a change of it.
+    """
     ratio = student = None
     if options.has_ratio:
         ratio = fresh_ratio(options, teacher)
         start_from(ratio, RatioNet.of(teacher, options.critic_blocks), options.critic)
-    if options.method != "ratio":
+    if options.method != "ratio" and rank:
+        student = Jump(teacher.denoising_trunk, rank)
+    elif options.method != "ratio":
         student = build(teacher.config).to(teacher.device)
         start_from(student, teacher, options.critic)
     return Critic(ratio, student).to(teacher.device)
@@ -250,6 +280,13 @@ def start_from(module: nn.Module, teacher: nn.Module, weights: Weights) -> None:
 def _is_inside(name: str) -> bool:
     """Whether a parameter belongs to the trunk or its modulation, and not to an entrance or exit."""
     return "trunk." in name or "modulation." in name
+
+
+def changeable(source: Network, config: NetworkConfig) -> Network:
+    """A network with the same roles, whose generator can have the changes that `config` specifies."""
+    network = build(config).to(source.device)
+    network.load_state_dict({**network.state_dict(), **source.state_dict()})
+    return network
 
 
 def freeze_matrices(module: nn.Module) -> None:
