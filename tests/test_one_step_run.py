@@ -27,6 +27,7 @@ from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.files import write_tensors
 from onefold.metrics import Record
 from onefold.networks import RatioNet
+from onefold.networks.jump import RANK
 from onefold.objectives import one_step
 from onefold.training import generator_monitor, loop, one_step_monitor
 from onefold.training.checkpoint import checkpoints
@@ -306,7 +307,7 @@ def test_without_a_selection_the_last_average_is_published(teacher: Run, tmp_pat
 
 
 def test_lengths_follow_from_what_is_wanted(teacher: Run, monkeypatch: pytest.MonkeyPatch):
-    """The warm-up is an eighth of the images; average and measurements count updates. What is given stays."""
+    """The warm-up is a sixteenth of the images; average and measurements count updates. What is given stays."""
     seen: list[Config] = []
     monkeypatch.setattr(loop, "train", lambda config, *rest, **named: seen.append(config))
     command = ["onestep", str(teacher.folder), "--quiet", "--images", "1600"]
@@ -314,7 +315,7 @@ def test_lengths_follow_from_what_is_wanted(teacher: Run, monkeypatch: pytest.Mo
     assert cli.run([*command, "--training.batch", "32"]) == 0
     assert cli.run([*command, "--training.batch", "32", "--onestep.critic-warmup", "64"]) == 0
     lengths = [(c.onestep.critic_warmup, c.training.ema_half_lives, c.training.health_every) for c in seen]  # type: ignore[union-attr]
-    assert lengths == [(192, (1120,), 800), (192, (2240,), 1600), (64, (2240,), 1600)]
+    assert lengths == [(96, (1120,), 800), (96, (2240,), 1600), (64, (2240,), 1600)]
     assert {config.training.images for config in seen} == {1600}
 
 
@@ -447,7 +448,6 @@ def test_the_command_is_the_library_s_conversion(
     changes["training__ema_half_lives"] = load_run(folder).config.training.ema_half_lives
     changes |= {"onestep__critic_rate": 3e-4, "onestep__method": words[1] if words else "score"}
     rank = 0 if words else RANK
-    changes["training__learning_rate"] = 2e-4 if words else 2e-3
     run = onefold.train(one_step_from(Path("given"), rank, **changes), here / "library", quiet=True)
     assert load_run(folder).config == run.config
     assert differing(newest_of(Path(folder)), newest_of(run.folder)) == []

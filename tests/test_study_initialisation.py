@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from helpers_runs import differing
 from onefold import cli
+from onefold.commands.study import _settings
 from onefold.errors import TrainingAborted, UserError
 from onefold.metrics import Record
 from onefold.pictures.style import STYLE
@@ -190,7 +191,7 @@ def test_teachers_are_added_before_what_begins_from_them(
 
 def test_generators_differ_in_what_their_arms_name_alone():
     study = tiny(None)
-    base = one_step_config(study.config)
+    base = one_step_config(study.config, rank=0)
     for arm in study.arms:
         config = study.arm_config(arm, 3, Path("there"))
         changed = {*arm.changes, "training.seed", *(["start"] if arm.teacher else [])}
@@ -232,6 +233,7 @@ def test_arms_of_the_one_step_study_name_their_method():
     assert "no-centring" not in names
     assert len({str(arm.changes) for arm in ONESTEP_ARMS}) == len(ONESTEP_ARMS)
     methods = dict.fromkeys(names - {"diffusion"}, "ratio") | {"score": "score", "dmd": "dmd", "dmd-adversarial": "dmd"}
+    methods["low-rank"] = "score"
     for arm in study.arms:
         config = study.arm_config(arm, 0, Path("there"))
         assert phases_of(config)
@@ -468,3 +470,15 @@ def test_a_study_goes_on_as_it_began(other: Callable[[], Study], told: str, tmp_
     assert told in str(error.value)
     assert "\n" not in str(error.value)
     check(tiny((*ASKED, "norms"), seeds=2), tmp_path)
+
+
+def test_a_command_s_changes_reach_every_arm_and_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    given = {"network.patch": 4, "network.latent_norm": "none", "training.ema_half_lives": [100]}
+    words = ["network.patch=4", "network.latent_norm=none", "training.ema_half_lives=[100]"]
+    assert _settings(tuple(words)) == given
+    study = initialisation(seeds=1, changes=given)
+    assert all(study.arm_config(arm).network.patch == 4 for arm in study.arms)
+    assert study.config.network.architecture == "pixels"
+    assert '--change network.patch=4 network.latent_norm="none" training.ema_half_lives=[100]' in study.command
+    assert cli.run(["study", "collapse", "--change", "network.patch", "--out", str(tmp_path / "study")]) == 2
+    assert "--change: 'network.patch' is not name=value" in capsys.readouterr().err

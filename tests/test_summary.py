@@ -63,7 +63,7 @@ def test_so_does_that_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_so_does_that_of_a_one_step_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    changes = {"onestep__ratio__calibrated": False, "training__images": 32, "onestep__critic_warmup": 16}
+    changes = {"onestep__ratio__calibrated": False, "training__images": 64, "onestep__critic_warmup": 16}
     fast = train(one_step_from(run.folder, **changes), tmp_path / "fast", quiet=True)
     line = command(fast)
     assert line is not None

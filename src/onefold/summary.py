@@ -119,13 +119,15 @@ def command(run: Run) -> str | None:
     if config.data.source.endswith(OBJECT) or config.start == IN_MEMORY:
         return None
     if config.phases == ("one_step",):
-        rank, derived = config.network.jump_rank, partial(converted, config.start, unfinished=True)
-        derived = partial(derived, images=config.training.images, batch=config.training.batch)
+        rank, training = config.network.jump_rank, config.training
+        begins = partial(converted, config.start, method=config.onestep.method, unfinished=True)
         try:
-            base, usual = (derived(method=config.onestep.method, rank=each) for each in (rank, None))
+            usual, whole = begins(), begins(rank=rank)
+            base = begins(rank=rank, images=training.images, batch=training.batch)  # on which other lengths depend
         except UserError:
             return None
-        base = base.with_changes({"onestep.method": "score"})  # the command's default
+        own = {"training.images": whole.training.images, "training.batch": whole.training.batch}
+        base = base.with_changes({**own, "onestep.method": "score"})  # the command's own defaults
         words = ["onefold", "onestep", quoted(config.start)]
         words += [] if rank == usual.network.jump_rank else ["--rank", str(rank)]
     else:

@@ -1,14 +1,20 @@
 """`onefold study`."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
 
 from onefold.commands.terminal import console, discard
+from onefold.errors import UserError
 
 if TYPE_CHECKING:
     from onefold.studies import Study
 
 __all__ = ["bias", "collapse", "initialisation", "onestep"]
+
+Changes = Annotated[tuple[str, ...], arg(aliases=["-c"])]
 
 
 def collapse(
@@ -18,6 +24,7 @@ def collapse(
     arms: tuple[str, ...] | None = None,
     draws: int = 1,
     recipe: str = "digits",
+    change: Changes = (),
     out: Path = Path("runs/study-collapse"),
     jobs: int = 1,
     quiet: bool = False,
@@ -32,14 +39,16 @@ def collapse(
         seeds: Trainings of each arm, with seeds 0, 1, …
         arms: Arms by name; a wrong one lists all. Default: the nine that docs/ablations.md describes.
         draws: Denoising draws for each encoding, in all arms but those named after their own.
-        recipe: The recipe that gives all other settings.
+        recipe: The recipe that gives all other settings …
+        change: … but these, as name=value, such as network.patch=4.
         out: The study's folder; an interrupted study in it is continued.
         jobs: Trainings at a time.
         quiet: No progress bar, no lines.
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    study = studies.collapse(data, budget=budget, seeds=seeds, arms=arms, draws=draws, name=recipe)
+    sizes = {"budget": budget, "seeds": seeds, "draws": draws}
+    study = studies.collapse(data, **sizes, arms=arms, name=recipe, changes=_settings(change))
     _run(study, out, jobs=jobs, quiet=quiet)
 
 
@@ -50,6 +59,7 @@ def initialisation(
     seeds: int = 3,
     arms: tuple[str, ...] | None = None,
     recipe: str = "digits",
+    change: Changes = (),
     out: Path = Path("runs/study-initialisation"),
     jobs: int = 1,
     quiet: bool = False,
@@ -64,16 +74,16 @@ def initialisation(
         budget: Images that each one-step generator is trained on.
         seeds: Trainings of each arm, with seeds 0, 1, …
         arms: Arms by name; a wrong one lists all. Default: all.
-        recipe: The recipe that gives all other settings.
+        recipe: The recipe that gives all other settings …
+        change: … but these, as name=value, such as network.patch=4.
         out: The study's folder; an interrupted study in it is continued.
         jobs: Trainings at a time.
         quiet: No progress bar, no lines.
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    study = studies.initialisation(
-        data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, name=recipe
-    )
+    sizes = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds}
+    study = studies.initialisation(data, **sizes, arms=arms, name=recipe, changes=_settings(change))
     _run(study, out, jobs=jobs, quiet=quiet)
 
 
@@ -84,6 +94,7 @@ def onestep(
     seeds: int = 3,
     arms: tuple[str, ...] | None = None,
     recipe: str = "digits",
+    change: Changes = (),
     out: Path = Path("runs/study-onestep"),
     jobs: int = 1,
     quiet: bool = False,
@@ -98,14 +109,16 @@ def onestep(
         budget: Images that each one-step generator is trained on.
         seeds: Trainings of each arm, with seeds 0, 1, …
         arms: Arms by name; a wrong one lists all. Default: all.
-        recipe: The recipe that gives all other settings.
+        recipe: The recipe that gives all other settings …
+        change: … but these, as name=value, such as network.patch=4.
         out: The study's folder; an interrupted study in it is continued.
         jobs: Trainings at a time.
         quiet: No progress bar, no lines.
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    study = studies.onestep(data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, name=recipe)
+    sizes = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds}
+    study = studies.onestep(data, **sizes, arms=arms, name=recipe, changes=_settings(change))
     _run(study, out, jobs=jobs, quiet=quiet)
 
 
@@ -134,6 +147,20 @@ def bias(
     say = discard if quiet else console.print
     run_bias(out, seeds=seeds, steps=steps, widths=widths or WIDTHS, samples=samples or SAMPLES, say=say)
     say(f"{out}: bias.md, bias.json, bias.csv, bias.png")
+
+
+def _settings(change: tuple[str, ...]) -> dict[str, Any]:
+    """Settings by name; a value is JSON, or else a word."""
+    found: dict[str, Any] = {}
+    for each in change:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise UserError(f"--change: {each!r} is not name=value, such as network.patch=4")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _run(study: "Study", out: Path, *, jobs: int, quiet: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from onefold.errors import UserError
 from onefold.recipes import recipe
-from onefold.studies.study import Arm, Column, Study
+from onefold.studies.study import Arm, Column, Study, told
 
 __all__ = ["ARMS", "COLUMNS", "FURTHER_ARMS", "collapse"]
 
@@ -150,5 +150,5 @@ def collapse(
         "training.on_collapse": "ignore",  # it is what the study is about
     }
     selected = ARMS if arms is None else tuple(known[wanted] for wanted in arms)
-    arguments = {"recipe": name, "data": source, "budget": budget, "draws": draws}
+    arguments = {"recipe": name, "data": source, "change": told(changes), "budget": budget, "draws": draws}
     return Study("collapse", arguments, config.with_changes(settings), selected, seeds, images, COLUMNS)

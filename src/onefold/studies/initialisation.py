@@ -64,5 +64,4 @@ def initialisation(
 ) -> Study:
     """The initialisation study, for `run_study`; arguments as for `onestep.onestep_study`."""
     options = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds, "images": images}
-    pixels = {"network.architecture": "pixels", **(changes or {})}
-    return onestep_study("initialisation", ARMS, data, arms=arms, name=name, changes=pixels, **options)
+    return onestep_study("initialisation", ARMS, data, arms=arms, name=name, changes=changes, pixels=True, **options)

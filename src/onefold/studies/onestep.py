@@ -25,7 +25,7 @@ from typing import Any
 from onefold.errors import UserError
 from onefold.networks.jump import RANK
 from onefold.recipes import recipe
-from onefold.studies.study import Arm, Column, Study
+from onefold.studies.study import Arm, Column, Study, told
 
 __all__ = ["ARMS", "onestep", "onestep_study"]
 
@@ -111,6 +111,7 @@ def onestep_study(
     name: str,
     images: int,
     changes: Mapping[str, Any] | None,
+    pixels: bool = False,
 ) -> Study:
     """A study whose arms turn arms trained before them into one-step generators.
 
@@ -125,6 +126,7 @@ def onestep_study(
         name: The recipe that gives all other settings.
         images: Generated and reference images per evaluation.
         changes: Further settings of all arms, such as {"network.width": 64}.
+        pixels: Without a codec, unless `changes` say otherwise.
 
     Raises:
         UserError: an invalid name or number.
@@ -142,7 +144,8 @@ def onestep_study(
         if named.count(wanted) > 1:
             raise UserError(f"--arms: {wanted} is given twice")
     wanted = {needed for arm in named for needed in (arm, known[arm].teacher)}
-    config = recipe(name, **(changes or {}))
+    without = {"network.architecture": "pixels"} if pixels else {}
+    config = recipe(name, **{**without, **(changes or {})})
     source, batch = data or config.data.source, config.training.batch
     if source != config.data.source:
         config = config.with_changes({"data.source": source, "data.test": None})
@@ -161,5 +164,6 @@ def onestep_study(
         for arm in known_arms
         if arm.name in wanted
     )
-    arguments = {"recipe": name, "data": source, "teacher-budget": teacher_budget, "budget": budget}
+    arguments = {"recipe": name, "data": source, "change": told(changes)}
+    arguments |= {"teacher-budget": teacher_budget, "budget": budget}
     return Study(study, arguments, config.with_changes(settings), selected, seeds, images, COLUMNS, False)

@@ -31,7 +31,7 @@ from onefold.training.conversion import one_step_config
 from onefold.training.datasets import open_data
 from onefold.training.prepare import decide, fit_to_data
 
-__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "explain_disk_errors"]
+__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "explain_disk_errors", "told"]
 
 NAME = "study.json"
 KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "resolved")
@@ -65,6 +65,11 @@ class Arm:
     """Settings of other arms that do not apply to this one."""
     teacher: str = ""
     """Name of the arm whose runs this one turns into one-step generators."""
+
+
+def told(changes: Mapping[str, Any] | None) -> str | None:
+    """Settings as words of a command."""
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in (changes or {}).items()) or None
 
 
 @dataclass(frozen=True)

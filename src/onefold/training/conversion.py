@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onefold.errors import UserError
 from onefold.files import sha256_of
@@ -20,14 +20,27 @@ from onefold.training.run import Run, load_run
 
 __all__ = ["converted", "is_network", "of_network", "one_step_config", "onestep"]
 
-LENGTH = 0.75
-"""Length of a one-step phase, as a fraction of its teacher's training …"""
-WARMUP = 1 / 8
-"""… and of its critic's warm-up, as a fraction of the phase."""
 AVERAGED = 70
 """Half-life of the generator's average, in updates."""
-RATES = {True: 2e-3, False: 2e-4}
-"""Learning rate of the generator: of low-rank changes; of all weights."""
+
+
+class Pace(NamedTuple):
+    """How fast a generator learns."""
+
+    length: float
+    """Length of the phase, as a fraction of its teacher's training …"""
+    warmup: float
+    """… of its critic's warm-up, as a fraction of the phase …"""
+    decay: float
+    """… and of the fall of all rates to 0, at its end."""
+    rate: float
+    """Learning rate of the generator."""
+
+
+ALL = Pace(length=0.75, warmup=1 / 8, decay=0.3, rate=2e-4)
+"""With all weights."""
+CHANGES = Pace(length=1.5, warmup=1 / 16, decay=0.5, rate=2e-3)
+"""With low-rank changes, whose updates take less than half the time."""
 
 
 def onestep(
@@ -55,7 +68,7 @@ def onestep(
         method: What it learns from: the difference of two scores (`score`: Diff-Instruct; `dmd`), or a density ratio.
         rank: Rank of what the generator changes in the network's matrices, which stay as they are beside it. Default:
             16. 0: all weights learn, the default by a ratio and for architectures that know no such changes.
-        images: Length of the training; default: three quarters of the run's.
+        images: Length of the training; default: one and a half times the run's; three quarters if all weights learn.
         unfinished: Also start from a run that has not reached its end.
         changes: Further settings, such as {"onestep.critic_updates": 2, "training.seed": 1}.
         callbacks: Called with (run, line) after each line of the log.
@@ -172,18 +185,19 @@ def one_step_config(
     if rank is None:
         rank = RANK if method != "ratio" and config.network.kind.has_jump() else 0
     batch = config.training.batch if batch is None else batch
-    images = batch * max(2, round(LENGTH * config.training.images / batch)) if images is None else images
-    options = OneStep(method=method, critic_warmup=batch * max(1, round(WARMUP * images / batch)))
+    pace = CHANGES if rank else ALL
+    images = batch * max(2, round(pace.length * config.training.images / batch)) if images is None else images
+    options = OneStep(method=method, critic_warmup=batch * max(1, round(pace.warmup * images / batch)))
     training = replace(
         config.training,
         optimizer="adamw",
         images=images,
         batch=batch,
-        learning_rate=RATES[rank > 0],
+        learning_rate=pace.rate,
         betas=(0.0, 0.99),
         weight_decay=0.0,
         warmup=0,
-        decay=0.3,
+        decay=pace.decay,
         ema_half_lives=(AVERAGED * batch,),
         ema_ramp=1.0,
         health_every=50 * batch,
