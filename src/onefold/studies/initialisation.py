@@ -63,5 +63,16 @@ def initialisation(
     changes: Mapping[str, Any] | None = None,
 ) -> Study:
     """The initialisation study, for `run_study`; arguments as for `onestep.onestep_study`."""
-    options = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds, "images": images}
-    return onestep_study("initialisation", ARMS, data, arms=arms, name=name, changes=changes, pixels=True, **options)
+    return onestep_study(
+        "initialisation",
+        ARMS,
+        data,
+        teacher_budget=teacher_budget,
+        budget=budget,
+        seeds=seeds,
+        arms=arms,
+        name=name,
+        images=images,
+        changes=changes,
+        pixels=True,
+    )

@@ -95,8 +95,18 @@ def onestep(
     changes: Mapping[str, Any] | None = None,
 ) -> Study:
     """The one-step study, for `run_study`; arguments as for `onestep_study`."""
-    options = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds, "images": images}
-    return onestep_study("onestep", ARMS, data, arms=arms, name=name, changes=changes, **options)
+    return onestep_study(
+        "onestep",
+        ARMS,
+        data,
+        teacher_budget=teacher_budget,
+        budget=budget,
+        seeds=seeds,
+        arms=arms,
+        name=name,
+        images=images,
+        changes=changes,
+    )
 
 
 def onestep_study(
