@@ -6,18 +6,21 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from helpers_runs import differing
-from onefold import cli
+from onefold import cli, metrics
 from onefold.commands.study import _settings
 from onefold.errors import TrainingAborted, UserError
+from onefold.files import sha256_of
 from onefold.metrics import Record
 from onefold.pictures.style import STYLE
 from onefold.studies import Study, figures, initialisation, run_study, trials, worker
@@ -482,3 +485,19 @@ def test_a_command_s_changes_reach_every_arm_and_the_record(tmp_path: Path, caps
     assert '--change network.patch=4 network.latent_norm="none" training.ema_half_lives=[100]' in study.command
     assert cli.run(["study", "collapse", "--change", "network.patch", "--out", str(tmp_path / "study")]) == 2
     assert "--change: 'network.patch' is not name=value" in capsys.readouterr().err
+
+
+def test_features_of_one_s_own_measure_every_arm(tmp_path: Path):
+    """In each process of its own, and in the log of one-step arms."""
+    place = tmp_path / "own.safetensors"
+    images, labels = torch.zeros((16, 1, 8, 8), dtype=torch.uint8), torch.arange(16) % 10
+    metrics.train_classifier(images, labels, classes=10, epochs=1).save(place)
+    study = tiny(("teacher",), budget=32, features=str(place))
+    assert f"--features {place}" in study.command
+    assert "--images 40" in study.command
+    assert study.arm_config(study.arms[1]).onestep.features == str(place)
+    run_study(study, tmp_path / "study", jobs=2, quiet=True)
+    for trial in study.trials(tmp_path / "study"):
+        assert Record.read(trial.record_path)["protocol"]["extractor_sha256"] == sha256_of(place)
+    with pytest.raises(UserError, match="nowhere"):
+        check(replace(study, features="nowhere.safetensors"), tmp_path / "other")

@@ -25,6 +25,8 @@ def collapse(
     draws: int = 1,
     recipe: str = "digits",
     change: Changes = (),
+    features: str | None = None,
+    images: int = 5000,
     out: Path = Path("runs/study-collapse"),
     jobs: int = 1,
     quiet: bool = False,
@@ -41,14 +43,16 @@ def collapse(
         draws: Denoising draws for each encoding, in all arms but those named after their own.
         recipe: The recipe that gives all other settings …
         change: … but these, as name=value, such as network.patch=4.
+        features: File of the feature extractor (.safetensors, .pt or .onnx). Default: a small classifier of the data.
+        images: Generated and reference images per evaluation, at most as many as there are training images.
         out: The study's folder; an interrupted study in it is continued.
         jobs: Trainings at a time.
         quiet: No progress bar, no lines.
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    sizes = {"budget": budget, "seeds": seeds, "draws": draws}
-    study = studies.collapse(data, **sizes, arms=arms, name=recipe, changes=_settings(change))
+    shared: dict[str, Any] = {"name": recipe, "features": features, "images": images, "changes": _settings(change)}
+    study = studies.collapse(data, budget=budget, seeds=seeds, arms=arms, draws=draws, **shared)
     _run(study, out, jobs=jobs, quiet=quiet)
 
 
@@ -60,6 +64,8 @@ def initialisation(
     arms: tuple[str, ...] | None = None,
     recipe: str = "digits",
     change: Changes = (),
+    features: str | None = None,
+    images: int = 5000,
     out: Path = Path("runs/study-initialisation"),
     jobs: int = 1,
     quiet: bool = False,
@@ -76,14 +82,16 @@ def initialisation(
         arms: Arms by name; a wrong one lists all. Default: all.
         recipe: The recipe that gives all other settings …
         change: … but these, as name=value, such as network.patch=4.
+        features: File of the feature extractor (.safetensors, .pt or .onnx). Default: a small classifier of the data.
+        images: Generated and reference images per evaluation, at most as many as there are training images.
         out: The study's folder; an interrupted study in it is continued.
         jobs: Trainings at a time.
         quiet: No progress bar, no lines.
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    sizes = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds}
-    study = studies.initialisation(data, **sizes, arms=arms, name=recipe, changes=_settings(change))
+    shared: dict[str, Any] = {"name": recipe, "features": features, "images": images, "changes": _settings(change)}
+    study = studies.initialisation(data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, **shared)
     _run(study, out, jobs=jobs, quiet=quiet)
 
 
@@ -95,6 +103,8 @@ def onestep(
     arms: tuple[str, ...] | None = None,
     recipe: str = "digits",
     change: Changes = (),
+    features: str | None = None,
+    images: int = 5000,
     out: Path = Path("runs/study-onestep"),
     jobs: int = 1,
     quiet: bool = False,
@@ -111,14 +121,16 @@ def onestep(
         arms: Arms by name; a wrong one lists all. Default: all.
         recipe: The recipe that gives all other settings …
         change: … but these, as name=value, such as network.patch=4.
+        features: File of the feature extractor (.safetensors, .pt or .onnx). Default: a small classifier of the data.
+        images: Generated and reference images per evaluation, at most as many as there are training images.
         out: The study's folder; an interrupted study in it is continued.
         jobs: Trainings at a time.
         quiet: No progress bar, no lines.
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    sizes = {"teacher_budget": teacher_budget, "budget": budget, "seeds": seeds}
-    study = studies.onestep(data, **sizes, arms=arms, name=recipe, changes=_settings(change))
+    shared: dict[str, Any] = {"name": recipe, "features": features, "images": images, "changes": _settings(change)}
+    study = studies.onestep(data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, **shared)
     _run(study, out, jobs=jobs, quiet=quiet)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from onefold.errors import UserError
 from onefold.recipes import recipe
-from onefold.studies.study import Arm, Column, Study, told
+from onefold.studies.study import MEASURED, Arm, Column, Study, told
 
 __all__ = ["ARMS", "COLUMNS", "FURTHER_ARMS", "collapse"]
 
@@ -110,7 +110,8 @@ def collapse(
     arms: Sequence[str] | None = None,
     draws: int = 1,
     name: str = "digits",
-    images: int = 5000,
+    images: int = MEASURED,
+    features: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Study:
     """The collapse study, for `run_study`.
@@ -123,6 +124,7 @@ def collapse(
         draws: Pairs (t, ε) per encoding, in all arms except those named after their own number of draws.
         name: The recipe that gives all other settings.
         images: Generated and reference images per evaluation.
+        features: File of the feature extractor. Default: a small classifier of the data.
         changes: Further settings of all arms, such as {"network.width": 64}.
 
     Raises:
@@ -150,5 +152,8 @@ def collapse(
         "training.on_collapse": "ignore",  # it is what the study is about
     }
     selected = ARMS if arms is None else tuple(known[wanted] for wanted in arms)
-    arguments = {"recipe": name, "data": source, "change": told(changes), "budget": budget, "draws": draws}
-    return Study("collapse", arguments, config.with_changes(settings), selected, seeds, images, COLUMNS)
+    arguments = {"recipe": name, "data": source, "change": told(changes), "features": features}
+    arguments |= {} if images == MEASURED else {"images": images}
+    arguments |= {"budget": budget, "draws": draws}
+    config = config.with_changes(settings)
+    return Study("collapse", arguments, config, selected, seeds, images, COLUMNS, features=features)

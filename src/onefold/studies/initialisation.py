@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onefold.studies.onestep import onestep_study
-from onefold.studies.study import Arm, Study
+from onefold.studies.study import MEASURED, Arm, Study
 
 __all__ = ["ARMS", "initialisation"]
 
@@ -59,7 +59,8 @@ def initialisation(
     seeds: int = 3,
     arms: Sequence[str] | None = None,
     name: str = "digits",
-    images: int = 5000,
+    images: int = MEASURED,
+    features: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Study:
     """The initialisation study, for `run_study`; arguments as for `onestep.onestep_study`."""
@@ -73,6 +74,7 @@ def initialisation(
         arms=arms,
         name=name,
         images=images,
+        features=features,
         changes=changes,
         pixels=True,
     )

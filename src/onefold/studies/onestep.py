@@ -25,7 +25,7 @@ from typing import Any
 from onefold.errors import UserError
 from onefold.networks.jump import RANK
 from onefold.recipes import recipe
-from onefold.studies.study import Arm, Column, Study, told
+from onefold.studies.study import MEASURED, Arm, Column, Study, told
 
 __all__ = ["ARMS", "onestep", "onestep_study"]
 
@@ -91,7 +91,8 @@ def onestep(
     seeds: int = 3,
     arms: Sequence[str] | None = None,
     name: str = "digits",
-    images: int = 5000,
+    images: int = MEASURED,
+    features: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Study:
     """The one-step study, for `run_study`; arguments as for `onestep_study`."""
@@ -105,6 +106,7 @@ def onestep(
         arms=arms,
         name=name,
         images=images,
+        features=features,
         changes=changes,
     )
 
@@ -120,6 +122,7 @@ def onestep_study(
     arms: Sequence[str] | None,
     name: str,
     images: int,
+    features: str | None,
     changes: Mapping[str, Any] | None,
     pixels: bool = False,
 ) -> Study:
@@ -135,6 +138,7 @@ def onestep_study(
         arms: Names of arms; their teachers are added. Default: all.
         name: The recipe that gives all other settings.
         images: Generated and reference images per evaluation.
+        features: File of the feature extractor, also of the log. Default: a small classifier of the data.
         changes: Further settings of all arms, such as {"network.width": 64}.
         pixels: Without a codec, unless `changes` say otherwise.
 
@@ -168,12 +172,18 @@ def onestep_study(
         "training.checkpoint_every": max(batch, budget // 4),
         "training.on_collapse": "ignore",  # what becomes of an arm is what the study is about
     }
-    length = {"training.images": budget, "training.health_every": every, "onestep.critic_warmup": budget // WARMUP}
+    length: dict[str, Any] = {
+        "training.images": budget,
+        "training.health_every": every,
+        "onestep.critic_warmup": budget // WARMUP,
+    }
+    length["onestep.features"] = features
     selected = tuple(
         replace(arm, changes={**arm.changes, **length}) if arm.teacher else arm
         for arm in known_arms
         if arm.name in wanted
     )
-    arguments = {"recipe": name, "data": source, "change": told(changes)}
+    arguments = {"recipe": name, "data": source, "change": told(changes), "features": features}
+    arguments |= {} if images == MEASURED else {"images": images}
     arguments |= {"teacher-budget": teacher_budget, "budget": budget}
-    return Study(study, arguments, config.with_changes(settings), selected, seeds, images, COLUMNS, False)
+    return Study(study, arguments, config.with_changes(settings), selected, seeds, images, COLUMNS, False, features)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onefold import __version__, settings
+from onefold import __version__, metrics, settings
 from onefold.compute import resolve_device
 from onefold.data import Dataset
 from onefold.errors import UserError
@@ -67,6 +67,10 @@ class Arm:
     """Name of the arm whose runs this one turns into one-step generators."""
 
 
+MEASURED = 5000
+"""Generated and reference images per evaluation, unless it is said."""
+
+
 def told(changes: Mapping[str, Any] | None) -> str | None:
     """Settings as words of a command."""
     return " ".join(f"{name}={json.dumps(value)}" for name, value in (changes or {}).items()) or None
@@ -82,6 +86,8 @@ class Trial:
     config: Config
     teacher: Path | None = None
     """The folder of the trial that this one starts from."""
+    features: str | None = None
+    """See `Study.features`."""
 
     @property
     def record_path(self) -> Path:
@@ -128,12 +134,14 @@ class Study:
     arms: tuple[Arm, ...]
     seeds: int
     """Every arm is trained with training.seed = 0 … seeds − 1."""
-    images: int = 5000
+    images: int = MEASURED
     """Generated and reference images per evaluation, at most as many as there are training images."""
     columns: tuple[Column, ...] = ()
     """Columns of the human-readable table."""
     shows_settings: bool = True
     """Whether that table has a column for each setting in which the arms differ, or only their titles."""
+    features: str | None = None
+    """File of the feature extractor of all evaluations. None: a small classifier of the data."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -163,7 +171,8 @@ class Study:
 
         def trial(arm: Arm, seed: int) -> Trial:
             teacher = folder(arm.teacher, seed) if arm.teacher else None
-            return Trial(arm, seed, folder(arm.name, seed), self.arm_config(arm, seed, teacher), teacher)
+            config = self.arm_config(arm, seed, teacher)
+            return Trial(arm, seed, folder(arm.name, seed), config, teacher, self.features)
 
         return [trial(arm, seed) for seed in range(self.seeds) for arm in self.arms]
 
@@ -191,7 +200,10 @@ def check(study: Study, out: Path, say: Say = lambda line: None) -> Dataset:
         _check_same(_read(out / NAME), _description(study), out)
     elif not is_unused(out):
         raise UserError(f"{out}: is not an empty folder; choose another --out")
-    extractor_for(train, say, device)  # if it needs training, now, and not in several trials at once
+    if study.features is None:
+        extractor_for(train, say, device)  # if it needs training, now, and not in several trials at once
+    else:
+        metrics.from_file(study.features)
     return test
 
 

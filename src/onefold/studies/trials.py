@@ -18,7 +18,7 @@ from dataclasses import asdict
 
 import torch
 
-from onefold import settings
+from onefold import metrics, settings
 from onefold.compute import resolve_device
 from onefold.data import read_all
 from onefold.errors import Interrupted, TrainingAborted, UserError
@@ -75,7 +75,8 @@ def run_trial(trial: Trial, images: int, *, quiet: bool) -> None:
         write_whole(trial.failure_path, json.dumps({"reason": reason}) + "\n")
         return
     device = resolve_device(run.config.training.device)
-    record = evaluate(run, images=images, batch=BATCH, device=device)
+    extractor = metrics.from_file(trial.features, device=device) if trial.features else None
+    record = evaluate(run, images=images, batch=BATCH, extractor=extractor, device=device)
     write_whole(trial.spectrum_path, json.dumps(_spectra(run, images, device)) + "\n")
     record.write(trial.record_path)
 
@@ -131,6 +132,7 @@ def _start_process(trial: Trial, images: int, threads: int, lock: int) -> subpro
         "teacher": str(trial.teacher) if trial.teacher else None,
         "config": settings.to_json(trial.config),
         "images": images,
+        "features": trial.features,
         "threads": threads,
     }
     process = subprocess.Popen(

@@ -27,7 +27,7 @@ def main() -> int:
     torch.set_num_threads(task["threads"])
     config = settings.from_json(Config, task["config"], "task")
     teacher = Path(task["teacher"]) if task.get("teacher") else None
-    trial = Trial(Arm(**task["arm"]), task["seed"], Path(task["folder"]), config, teacher)
+    trial = Trial(Arm(**task["arm"]), task["seed"], Path(task["folder"]), config, teacher, task["features"])
     try:
         with explain_disk_errors(trial.folder):
             run_trial(trial, task["images"], quiet=True)
