@@ -463,7 +463,6 @@ def test_a_teacher_that_was_trained_on_does_not_stand_in_the_way(
     here: Path, whole: Run, capsys: pytest.CaptureFixture[str]
 ):
     """Its folder is the one that the run was made of, though it holds other weights now."""
-    shutil.copytree(whole.folder, here / "run")
     described = json.loads((here / "run" / "config.json").read_text())
     described["config"]["start"] = str(here / "given")
     (here / "run" / "config.json").write_text(json.dumps(described))

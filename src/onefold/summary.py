@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from onefold import settings
 from onefold.data.messages import count_text
 from onefold.data.objects import source_name
 from onefold.errors import UserError, quoted

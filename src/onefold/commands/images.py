@@ -135,7 +135,8 @@ def sample(
 
 
 def _plain(value: float | str) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """An option's value in the name of a file."""
+    return f"{value:g}" if isinstance(value, float) else re.sub(r"[^\w.+-]+", "_", str(value))
 
 
 def run_name(run: Path) -> str:
