@@ -108,6 +108,7 @@ def test_every_command_has_help_with_an_example(name: str, flag: str, capsys: py
     for option in re.findall(r"--[a-z][a-z0-9.-]*", example[1][:100]):
         assert f"{option} " in shown.replace(example[1], "", 1), f"the example uses {option}"
     assert captured.err == ""
+    assert "(default: )" not in shown
 
 
 def test_a_group_of_commands_has_help(capsys: pytest.CaptureFixture[str]):
@@ -135,6 +136,8 @@ WRONG: list[tuple[str, str]] = [
     # train: recipe and options
     ("train", "recipe"),
     ("train cifar", "cifar10"),
+    ("train faces", "train: no recipe is named faces; choose one of digits, fashion, cifar10, "),
+    ("train face", "imagenet256-b, auto"),
     ("train --data folder", "recipe"),
     ("train digits more", "more"),
     ("train digits --bogus 3", "--bogus"),
@@ -164,7 +167,9 @@ WRONG: list[tuple[str, str]] = [
     ("train digits --steps -3", "--steps"),
     ("train digits --steps x", "--steps"),
     # train: data
-    ("train digits --data missing $small --out new", "missing"),
+    ("train fashion --out new", "fashion-mnist: no such file or folder; for the recipe, it is the folder of Fashion-"),
+    ("train cifar10 --data folder --test-data cifar10-test.zip --out new", "nothing is downloaded; say with --test-d"),
+    ("train digits --data missing $small --out new", "missing: no such file or folder; give an image folder"),
     ("train digits --data missing.zip $small --out new", "missing.zip"),
     ("train digits --data empty $small --out new", "empty"),
     ("train digits --data corrupt $small --out new", "7.png"),
@@ -239,7 +244,13 @@ WRONG: list[tuple[str, str]] = [
     # evaluate
     ("evaluate", "evaluate"),
     ("evaluate missing", "missing"),
-    ("evaluate run/model", "run/model"),
+    ("evaluate run/model", "run/model/config.json: not the configuration of a run; give run"),
+    ("evaluate run/samples", "run/samples: not a run (no config.json); give run"),
+    (
+        "evaluate digits",
+        "digits: not a run (no config.json); images or a network of that name are in the package; make",
+    ),
+    ("sweep digits:test --steps 1 2", "digits:test: not a run (no config.json); images or a network of that name"),
     ("evaluate run --images 0", "images: 0"),
     ("evaluate run --images x", "--images"),
     ("evaluate run --images 20 --seed -1", "seed"),
@@ -247,7 +258,8 @@ WRONG: list[tuple[str, str]] = [
     ("evaluate run --steps 0", "steps: 0"),
     ("evaluate unconditional --images 20 --guidance 0", "guidance: 0 needs classes"),
     ("evaluate run --device tpu", "tpu"),
-    ("evaluate run --features missing.pt", "missing.pt"),
+    ("evaluate run --features missing.pt", "missing.pt: no such file; give a .safetensors, .pt, "),
+    ("evaluate run --features missing", "a folder, or one of the names inception, dinov2, clip"),
     ("evaluate run --features file", "file"),
     ("evaluate run --features bad.pt", "bad.pt"),
     ("evaluate run --reference missing", "missing"),
@@ -255,6 +267,7 @@ WRONG: list[tuple[str, str]] = [
     # estimate, data, demo
     ("estimate", "estimate"),
     ("estimate cifar", "cifar10"),
+    ("estimate auto", "no recipe is named auto; `onefold train auto --data …` measures by itself; here, choose one"),
     ("estimate digits --seconds x", "--seconds"),
     ("estimate digits --training.micro-batch 0", "micro_batch"),
     ("estimate digits --training.device tpu", "tpu"),
@@ -475,6 +488,29 @@ def test_a_grid_knows_its_seeds_labels_and_sampler(run: Path, capsys: pytest.Cap
     assert pixels("grid.png").shape == (3 * 49 + 1, 4 * 49 + 1)
 
 
+def test_a_picture_is_named_by_what_was_asked_for(run: Path, capsys: pytest.CaptureFixture[str]):
+    """Other settings leave an earlier picture as it is, and what is replaced is said."""
+    for options in ([], ["--steps", "1", "--guidance", "1.5", "--seed", "3"], ["--solver", "heun", "--shift", "2"]):
+        assert call("sample", run, "-n", "2", *options) == 0
+    named = {"run-samples.png", "run-samples-steps-1-guidance-1.5-seed-3.png", "run-samples-solver-heun-shift-2.png"}
+    assert {path.name for path in Path().glob("*.png")} == named
+    assert "replaces" not in capsys.readouterr().out
+    assert call("sample", run, "-n", "2", "--labels", "3") == 0
+    assert capsys.readouterr().out == "run-samples.png: 2 images, 2 steps; replaces what was there\n"
+    for options, replaces in (("--steps 1", False), ("--steps 3", False), ("--steps 3 --labels 7 8", False)):
+        assert call("sample", run, "-n", "2", "--separate", *options.split()) == 0
+        assert ("replaces" in capsys.readouterr().out) == replaces
+    assert call("sample", run, "-n", "2", "--separate", "--steps", "3") == 0
+    assert capsys.readouterr().out == "run-samples-steps-3: 2 images, 3 steps; replaces what was there\n"
+
+
+def test_a_run_in_the_folder_runs_is_named(run: Path, capsys: pytest.CaptureFixture[str]):
+    Path("runs").mkdir()
+    run.rename("runs/digits")
+    assert call("evaluate", "digits") == 2
+    assert capsys.readouterr().err == "onefold: digits: not a run (no config.json); give runs/digits\n"
+
+
 def test_names_are_printed_as_they_are(run: Path, capsys: pytest.CaptureFixture[str]):
     assert call("sample", run, "--n", "2", "--out", "[red]:car:.png") == 0
     assert capsys.readouterr().out == "[red]:car:.png: 2 images, 2 steps\n"
@@ -614,6 +650,8 @@ def test_reconstruct_says_how_well(run: Path, capsys: pytest.CaptureFixture[str]
     assert call("reconstruct", run, "digits:test") == 0
     assert re.search(r"reconstructions\.png: 30 images, PSNR \d+\.\d\d dB", capsys.readouterr().out)
     assert text("run-reconstructions.png")["network"] == "run"
+    assert call("reconstruct", run, "digits:test") == 0
+    assert capsys.readouterr().out.endswith(" dB; replaces what was there\n")
 
 
 def test_estimate_counts_and_measures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

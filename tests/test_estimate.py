@@ -231,9 +231,9 @@ def test_three_networks_are_measured_in_both_stages(monkeypatch: pytest.MonkeyPa
     times = {"autoencoder": 0.25, "diffusion": 1.0}
     seen: list[str] = []
 
-    def timed(state: object, x: object, y: object, config: object, phase: Phase, *rest: object) -> float:
+    def timed(state: object, x: object, y: object, config: object, phase: Phase, *rest: object) -> list[float]:
         seen.append(phase.name)
-        return times[phase.name]
+        return [times[phase.name]]
 
     monkeypatch.setattr(estimates, "_seconds_per_image", timed)
     three = tiny(network__architecture="three_networks", network__depth=3, training__batch=1, training__images=1_000)
@@ -247,15 +247,46 @@ def test_one_run_is_measured_without_and_with_its_generator(monkeypatch: pytest.
     """4 images/s in the first 35 % of the run, and 1 image/s in the rest."""
     seen: list[int] = []
 
-    def timed(*arguments: Any) -> float:
+    def timed(*arguments: Any) -> list[float]:
         seen.append(arguments[-1])
-        return 1.0 if arguments[-1] else 0.25
+        return [1.0 if arguments[-1] else 0.25]
 
     monkeypatch.setattr(estimates, "_seconds_per_image", timed)
     cost = estimate(with_one_step(tiny(training__batch=1, training__images=1_000)), seconds=0.01)
     assert seen == [0, 350]
     assert cost.measured is not None
     assert cost.measured.images_per_second == pytest.approx(1 / (0.25 * 0.35 + 0.65))
+
+
+@pytest.mark.parametrize(
+    ("times", "median", "spread", "busy"),
+    [
+        ([2.0], 2, 1, False),
+        ([2.0, 2, 2, 2, 30], 2, 1, False),  # a single slow step says nothing
+        ([2.0, 3, 2, 3, 2, 3, 2], 2, 1.5, True),
+    ],
+)
+def test_the_median_of_the_steps_counts_and_a_wide_spread_is_said(
+    times: list[float], median: float, spread: float, busy: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(estimates, "_seconds_per_image", lambda *arguments: times)
+    cost = estimate(tiny(), seconds=0.01)
+    assert cost.measured is not None
+    assert cost.measured.images_per_second == pytest.approx(1 / median)
+    assert cost.measured.spread == pytest.approx(spread)
+    console = Console(file=io.StringIO(), width=200)
+    tables.show_estimate(console, "tiny", tiny(), cost)
+    assert (", on this machine, as busy as it is now" in console.file.getvalue()) == busy
+
+
+def test_each_step_is_timed_for_itself(monkeypatch: pytest.MonkeyPatch):
+    """Steps of 16 in 1, 9 and 2 s, one pass each: the median counts, and the first, which allocates, does not."""
+    clock = iter([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 12.0, 99.0])
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: next(clock))
+    cost = estimate(tiny(), seconds=20.0)
+    assert cost.measured is not None
+    assert cost.measured.images_per_second == pytest.approx(16 / 2)
+    assert cost.measured.spread == pytest.approx(5.5 / 1.5)
 
 
 def test_each_section_takes_real_steps(monkeypatch: pytest.MonkeyPatch):

@@ -1,13 +1,19 @@
-"""Runs that are made longer: `train(None, folder, resume=True, images=N)` and `--resume --images N`."""
+"""Runs that are made longer: `train(None, folder, resume=True, images=N)` and `--resume --images N`.
 
+And what a configuration may say that is given with a run that goes on.
+"""
+
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import onefold
+from data_images import noise
 from helpers_runs import differing, log, newest, tiny
 from onefold.cli import run as command
 from onefold.errors import Interrupted, UserError
@@ -155,3 +161,50 @@ def test_a_run_that_another_process_trains_stays_as_it_is(run: onefold.Run):
     with locked(run.folder), pytest.raises(UserError, match="another process is working in this folder"):
         train(None, run.folder, resume=True, images=320, quiet=True)
     assert described(run.folder) == before
+
+
+# --- a configuration that is given with it ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"training__seed": 1}, "training.seed: 1, but the run in {} has 0; config=None goes on with that, or start"),
+        ({"objective__draws": 2}, "objective.draws: 2, but the run in {} has 1"),
+        ({"network__width": 64}, "network.width: 64, but the run in {} has 32"),
+        ({"training__precision": "bfloat16"}, "training.precision: 'bfloat16', but the run in {} has 'float32'"),
+        (
+            {"training__images": 320},
+            "training.images: 320, but the run in {} has 160; config=None goes on with that, i",
+        ),
+        ({"data__source": "digits:test"}, "data.source: 'digits:test', but the run in {} has 'digits'"),
+    ],
+    ids=str,
+)
+def test_other_settings_are_refused(run: onefold.Run, change: dict[str, Any], told: str):
+    before = described(run.folder)
+    with pytest.raises(UserError) as error:
+        train(tiny(**change), run.folder, resume=True, quiet=True)
+    assert str(error.value).startswith(told.format(run.folder))
+    assert described(run.folder) == before
+
+
+def test_the_run_s_own_settings_are_no_others(run: onefold.Run):
+    """As they were given, before the run has decided, and before or after it is made longer; and as they are kept."""
+    before = newest(run.folder)
+    undecided = tiny(training__precision="auto")
+    for config in (tiny(), undecided, run.config):
+        train(config, run.folder, resume=True, quiet=True)
+    assert differing(before, newest(run.folder)) == []
+    assert train(tiny(), run.folder, resume=True, images=176, quiet=True).length == 176
+    for config in (tiny(), tiny(training__images=176), run.config):
+        assert train(config, run.folder, resume=True, quiet=True).length == 176
+    assert train(tiny(training__images=192), run.folder, resume=True, images=192, quiet=True).length == 192
+
+
+def test_data_and_network_from_python_are_no_other_settings(tmp_path: Path):
+    config, data = tiny(training__images=16), (noise(40, 4, 4, 1), np.arange(40) % 3)
+    network = onefold.OneFold(dataclasses.replace(tiny().network, image_size=(4, 4), classes=3, depth=2))
+    run = train(config, tmp_path / "run", data=data, network=network, quiet=True)
+    assert run.config.network.depth == 2
+    assert train(config, run.folder, resume=True, data=data, quiet=True).images == 16

@@ -154,7 +154,10 @@ def test_the_option_may_be_repeated_and_goes_with_resume(tmp_path: Path, capsys:
     small = ["--training.batch", "16", "--training.log-every", "16", "--network.width", "32", "--network.depth", "1"]
     small += ["--network.heads", "2", "--training.health-every", "1000", "--sampler.steps", "2"]
     assert cli.run(["train", "digits", "--images", "32", *small, *words]) == 0
-    assert cli.run(["train", "--resume", "--images", "48", *words]) == 0
+    assert capsys.readouterr().out == ""
+    assert cli.run(["train", "--resume", "--images", "48", *words[:-1]]) == 0
+    how = f"--log tensorboard: `tensorboard --logdir {tmp_path / 'run'}` shows it\n"
+    assert capsys.readouterr().out.count(how) == 1
     assert cli.run(["onestep", str(tmp_path / "run"), "--log", "tensorbord"]) == 2
     assert "--log" in capsys.readouterr().err
     run = Run(tmp_path / "run", tiny())

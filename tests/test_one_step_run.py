@@ -461,6 +461,19 @@ def test_a_run_of_another_teacher_is_not_resumed(here: Path, whole: Run, capsys:
     assert "not of other" in said
 
 
+def test_a_teacher_that_was_trained_on_does_not_stand_in_the_way(
+    here: Path, whole: Run, capsys: pytest.CaptureFixture[str]
+):
+    """Its folder is the one that the run was made of, though it holds other weights now."""
+    described = json.loads((here / "run" / "config.json").read_text())
+    described["config"]["start"] = str(here / "given")
+    (here / "run" / "config.json").write_text(json.dumps(described))
+    weights = {name: value + 1 for name, value in load_file("given/model/model.safetensors").items()}
+    write_tensors(weights, here / "given" / "model" / "model.safetensors")
+    assert cli.run(["onestep", "given", "--resume", "--out", "run"]) == 0
+    assert "given: holds another network than the one that this run began with" in capsys.readouterr().out
+
+
 def test_the_command_resumes(here: Path, whole: Run):
     for path in checkpoints(Path("run"))[2:]:
         shutil.rmtree(path)

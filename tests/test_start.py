@@ -18,7 +18,9 @@ from helpers_runs import differing, log, newest, tiny
 from onefold.cli import run as command
 from onefold.errors import Interrupted, UserError
 from onefold.evaluation import evaluate
+from onefold.files import sha256_of
 from onefold.networks import NetworkConfig, build
+from onefold.networks.source import PACKAGED
 from onefold.training import loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.phases import phases_of
@@ -261,3 +263,35 @@ def test_a_run_from_another_is_a_function_of_its_configuration(tmp_path: Path):
     torch.manual_seed(99)
     cut = onefold.train(None, tmp_path / "cut", resume=True, quiet=True, data=Pictures(60, classes=4))
     assert differing(newest(whole.folder), newest(cut.folder)) == []
+
+
+def test_a_start_that_has_been_replaced_is_said_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """It is refused where it must be read again, and said where the run has weights of its own."""
+    first, out = trained(tiny(training__images=16), tmp_path / "first"), tmp_path / "second"
+    words = ["train", "digits", "--from", str(first.folder), "--out", str(out), *SHORT]
+    assert command(words) == 0
+    config = onefold.load_run(out).config
+    assert command(["train", "--resume", "--out", str(out)]) == 0
+    assert "another network" not in capsys.readouterr().out
+    randomised(onefold.OneFold(tiny().network)).save_pretrained(first.folder / "model")
+    before = newest(out)
+    assert command(["train", "--resume", "--out", str(out)]) == 0
+    note = f"note: {first.folder}: holds another network than the one that this run began with; it goes on with its own"
+    assert capsys.readouterr().out.splitlines().count(note) == 1
+    assert differing(newest(out), before) == []
+
+    shutil.rmtree(out / "checkpoints")
+    assert command(["train", "--resume", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"{first.folder}/model/model.safetensors: is not the network that the run was to begin with" in error
+    assert checkpoints(out) == []
+    with pytest.raises(UserError, match="is not the network that the run was to begin with"):
+        trained(config, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_network_of_the_package_has_its_hash_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert command(["train", "digits", "--from", "digits", "--out", "run", *SHORT]) == 0
+    config = onefold.load_run("run").config
+    assert (config.start, config.start_sha256) == ("digits", sha256_of(PACKAGED / "digits" / "model.safetensors"))

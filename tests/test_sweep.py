@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,24 @@ def test_the_choice_sees_nothing_of_the_report(run: Run):
     assert [len(each) for each in (selection, first, second, reference, made)] == [80, 80, 80, 100, 100]
     assert not set(contents(selection)) & set(contents(reference))
     assert not set(contents(first) + contents(second)) & set(contents(made))
+
+
+def test_no_setting_is_timed_by_the_first_call_of_its_network(run: Run, monkeypatch: pytest.MonkeyPatch):
+    module, done = sys.modules["onefold.sweep"], list[tuple[Any, ...]]()
+    generate = module.generate
+
+    def generated(network: Network, sampler: Sampler, seeds: range, *rest: Any, **named: Any) -> float:
+        done.append((network, sampler.steps, sampler.guidance, len(seeds)))
+        return generate(network, sampler, seeds, *rest, **named)
+
+    monkeypatch.setattr(module, "generate", generated)
+    found = sweep(run, [Sampler(1), Sampler(5, guidance=2.0)], averages=(4, 64), batch=32, **PARTS)
+    assert len(found["settings"]) == 4
+    assert len(done) == 8
+    for before, timed in zip(done[::2], done[1::2], strict=True):
+        assert before[0] is timed[0]
+        assert before[1:] == (min(2, timed[1]), timed[2], 32)
+        assert timed[3] == 80
 
 
 def test_an_average_is_that_of_the_checkpoint_and_has_its_own_hash(run: Run):

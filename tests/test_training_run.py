@@ -372,6 +372,13 @@ def test_an_empty_folder_is_taken(tmp_path: Path):
     assert train(tiny(training__images=16), tmp_path, quiet=True).folder == tmp_path
 
 
+def test_a_single_process_says_that_it_shards_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train(tiny(training__images=16), tmp_path / "run", engine="fsdp")
+    assert "engine fsdp: a single process holds every weight itself; torchrun starts several" in capsys.readouterr().err
+    train(tiny(training__images=16), tmp_path / "quiet", engine="fsdp", quiet=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_nothing_to_train_is_an_error():
     with pytest.raises(UserError, match="nothing to train"):
         train(None)

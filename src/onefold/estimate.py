@@ -7,13 +7,17 @@ micro-batch:
 
     growth per image = (peak(n) − peak(n / 2)) / (n / 2)
     largest          = n + (9/10 · available memory − peak of the steps) / growth
+
+Of the steps' times the median counts: on a busy machine some take several times as long as the others.
 """
 
 import itertools
 import math
 import re
 import resource
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +36,8 @@ from onefold.training.step import accumulate, training_step
 
 __all__ = ["Estimate", "Measurement", "estimate", "largest_micro_batch", "measure"]
 
+BUSY = 1.25
+"""Spread of the steps' times from which the machine is said to be busy."""
 FILLED = 0.9
 """Fraction of the available memory that the largest micro-batch fills; the rest is for pictures and fragmentation."""
 
@@ -55,6 +61,13 @@ class Measurement:
     """Growth of peak memory per image of a pass; None where no growth was measured."""
     largest_micro_batch: int | None
     """Images per pass that fit into free memory; None where growth or free memory is unknown."""
+    spread: float = 1.0
+    """Of the steps' times, the third quartile over the first, in the section where they differ most."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether steps differ so much in time that something else must be at work."""
+        return self.spread > BUSY
 
 
 @dataclass(frozen=True)
@@ -162,16 +175,18 @@ def measure(config: Config, seconds: float) -> Measurement:
         with eager():  # other numbers of images would trigger recompilation
             growth = _memory_growth(state, x, y, config)
         sections = [(phase, *section) for phase in phases_of(config) for section in _sections(phase)]
-        whole = sum(
-            images * _seconds_per_image(state, x, y, config, phase, batch, seconds / len(sections), begin)
-            for phase, begin, images in sections
-        )
+        times = [
+            _seconds_per_image(state, x, y, config, phase, batch, seconds / len(sections), begin)
+            for phase, begin, _ in sections
+        ]
+    whole = sum(images * statistics.median(found) for (*_, images), found in zip(sections, times, strict=True))
     speed = sum(images for *_, images in sections) / whole
     peak, memory = peak_memory(device), available_memory(device)
     if memory is not None:
         memory -= _batches_held(config, batch)
     largest = None if growth is None or memory is None else largest_micro_batch(micro, peak, growth, memory)
-    return Measurement(str(device), precision, compiled, batch, micro, speed, peak, growth, largest)
+    spread = max(map(_spread, times))
+    return Measurement(str(device), precision, compiled, batch, micro, speed, peak, growth, largest, spread)
 
 
 def _sections(phase: Phase) -> list[tuple[int, int]]:
@@ -179,6 +194,14 @@ def _sections(phase: Phase) -> list[tuple[int, int]]:
     images = phase.schedule.images
     begins = sorted({0, *(part.start for part in phase.parts if part.start < images)})
     return [(begin, end - begin) for begin, end in itertools.pairwise([*begins, images])]
+
+
+def _spread(times: Sequence[float]) -> float:
+    """Third quartile over first; 1 for a single time, which knows of none."""
+    if len(times) < 2:
+        return 1.0
+    first, _, third = statistics.quantiles(times, n=4, method="inclusive")
+    return third / first
 
 
 def _seconds_per_image(
@@ -190,8 +213,8 @@ def _seconds_per_image(
     batch: int,
     seconds: float,
     begin: int,
-) -> float:
-    """Seconds per image of the section of a phase that begins after `begin` images, measured for about `seconds`.
+) -> list[float]:
+    """Seconds per image of the section of a phase that begins after `begin` images, of each step in about `seconds`.
 
     Steps have `batch` images, in passes of len(x).
 
@@ -217,14 +240,14 @@ def _seconds_per_image(
         step(1)  # the optimizers' first step, which allocates
     if config.training.compile == "yes":
         step()  # compiles
-    passes, steps, spent = batch / len(x), 0, 0.0
+    passes, found = batch / len(x), list[float]()
     start = time.perf_counter()
-    while steps == 0 or time.perf_counter() - start < seconds:
-        spent += step()
+    while not found or time.perf_counter() - start < seconds:
+        spent = step()
         if passes > 1:
             spent += (passes - 1) * another_pass()
-        steps += 1
-    return spent / (steps * batch)
+        found.append(spent / batch)
+    return found
 
 
 def _enter(state: TrainingState, phase: Phase) -> None:

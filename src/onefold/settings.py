@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from onefold.errors import UserError, placeholder, reason
 
-__all__ = ["Precision", "check", "from_file", "from_json", "override", "to_json", "with_new_defaults"]
+__all__ = ["Precision", "check", "each", "from_file", "from_json", "override", "to_json", "with_new_defaults"]
 
 T = TypeVar("T")
 
@@ -77,20 +77,20 @@ def check(
             choices = ", ".join(map(repr, get_args(hint)))
             raise UserError(f"{group}.{name}: {getattr(value, name)!r} is not one of {choices}")
 
-    def each(names: Sequence[str]) -> Iterator[tuple[str, float]]:
+    def numbers(names: Sequence[str]) -> Iterator[tuple[str, float]]:
         for name in names:
             found = getattr(value, name)
             for number in found if isinstance(found, tuple) else (found,):
                 yield f"{group}.{name}: {number}", number
 
-    for text, number in each(positive):
+    for text, number in numbers(positive):
         if not 0 < number < math.inf:
             cure = "; give at least 1" if isinstance(number, int) else ""
             raise UserError(f"{text} is not positive{cure}")
-    for text, number in each(not_negative):
+    for text, number in numbers(not_negative):
         if not 0 <= number < math.inf:
             raise UserError(f"{text} is not 0 or more")
-    for text, number in each(shares):
+    for text, number in numbers(shares):
         if not 0 <= number <= 1:
             raise UserError(f"{text} is not between 0 and 1")
 
@@ -102,6 +102,16 @@ def override(config: T, changes: dict[str, Any]) -> T:
         UserError: a name that does not exist, or a value of the wrong type.
     """
     return _overridden(config, changes, "")
+
+
+def each(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a nested dataclass, as ("training.seed", 0)."""
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if is_dataclass(value):
+            yield from each(value, f"{name}.")
+        else:
+            yield name, value
 
 
 def with_new_defaults(options: T, defaults: T, new: T) -> T:

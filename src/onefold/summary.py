@@ -6,11 +6,11 @@ The report and the model card show the same; here it is gathered once.
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from onefold import settings
 from onefold.data.messages import count_text
 from onefold.data.objects import source_name
 from onefold.errors import UserError, quoted
@@ -19,8 +19,8 @@ from onefold.networks import Network
 from onefold.recipes import RECIPES, recipe
 from onefold.training.config import Config
 from onefold.training.conversion import converted
-from onefold.training.loop import IN_MEMORY
 from onefold.training.one_run import with_one_step
+from onefold.training.prepare import IN_MEMORY
 from onefold.training.run import Run
 
 __all__ = ["class_text", "command", "facts", "network_facts", "read_records", "seconds_of"]
@@ -149,8 +149,8 @@ def command(run: Run) -> str | None:
 
 def _options(config: Config, base: Config) -> Iterator[str]:
     """An option for each setting that differs."""
-    default = dict(_settings(base))
-    for name, value in _settings(config):
+    default = dict(settings.each(base))
+    for name, value in settings.each(config):
         option = OWN_OPTIONS.get(name, f"--{name.replace('_', '-')}")
         if value == default[name] or option is None or name == "network.architecture":
             continue
@@ -160,15 +160,6 @@ def _options(config: Config, base: Config) -> Iterator[str]:
             continue
         yield option
         yield from (shlex.quote(str(part)) for part in (value if isinstance(value, tuple) else (value,)))
-
-
-def _settings(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for field in fields(value):
-        inner, name = getattr(value, field.name), f"{prefix}{field.name}"
-        if is_dataclass(inner):
-            yield from _settings(inner, f"{name}.")
-        else:
-            yield name, inner
 
 
 def _data_text(run: Run) -> str:

@@ -108,6 +108,8 @@ def sweep(
         labels = real.labels.tolist() if network.config.classes else None
         made = Images(extractors)
         with sampling_context(network, torch.device(device), precision=precision):
+            few = replace(sampler, steps=min(sampler.steps, 2))  # the first call of a network is slower: not timed
+            generate(network, few, seeds[:batch], labels and labels[:batch], Images([]), batch=batch)
             seconds = generate(network, sampler, seeds, labels, made, batch=batch)
         spaces: dict[str, dict[str, float]] = {}
         for each, x, y in zip(extractors, real.features, made.features, strict=True):

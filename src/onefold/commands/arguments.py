@@ -5,11 +5,11 @@ lines; here they become a `UserError`.
 """
 
 import contextlib
-import functools
+import inspect
 import io
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -31,10 +31,11 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
     if twice := next((option for option in _several(target) if options.count(option) > 1), None):
         raise UserError(f"{twice}: is given twice; give it once, with all its values")
 
-    @functools.wraps(target)
     def deferred(*values: Any, **options: Any) -> Callable[[], T]:
         return lambda: target(*values, **options)
 
+    deferred.__doc__, deferred.__annotations__ = target.__doc__, _annotations(target)
+    deferred.__signature__ = inspect.signature(target)  # type: ignore[attr-defined]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -45,6 +46,17 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
         short = name.removeprefix("onefold ")
         raise UserError(f"{short}: {_one_line(complaint.getvalue())}; see `{name} --help`") from None
     return call()
+
+
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    """Those of a function; help shows no default where there is no value by default, which its text then explains."""
+    hints, found = get_type_hints(target, include_extras=True), inspect.signature(target).parameters
+    for name, parameter in found.items():
+        kind, repeated = hints[name], tyro.conf.UseAppendAction in get_args(hints[name])
+        needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_ONLY
+        if (parameter.default in (None, ()) and not repeated) or needed:
+            hints[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint="(required)" if needed else "")]
+    return hints
 
 
 def _several(target: Callable[..., Any]) -> list[str]:

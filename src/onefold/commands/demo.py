@@ -21,7 +21,7 @@ from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.loop import train
 from onefold.training.one_run import with_one_step
-from onefold.training.prepare import fit_to_data
+from onefold.training.prepare import difference
 from onefold.training.run import Run, load_run
 
 __all__ = ["demo"]
@@ -73,8 +73,7 @@ def _train(config: Config, folder: Path, *, quiet: bool) -> Run:
     started, begun = time.perf_counter(), (folder / "config.json").exists()
     if begun:
         found = load_run(folder)
-        decided = {f"training.{name}": getattr(found.config.training, name) for name in ("precision", "compile")}
-        if found.config != fit_to_data(config.with_changes(decided), found.open_data()[0]):
+        if difference(config, found) is not None:
             raise UserError(f"{folder}: holds another run than this demo's; choose another --out")
         done = max((int(path.name) for path in checkpoints(folder)), default=0)
         if done >= found.length:

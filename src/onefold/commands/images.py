@@ -25,6 +25,8 @@ __all__ = ["reconstruct", "run_name", "sample", "verifier_factory"]
 
 WRITERS = 2
 """Threads that write PNG files."""
+REPLACES = "; replaces what was there"
+"""Said of a picture whose name was taken."""
 
 
 def sample(
@@ -55,7 +57,8 @@ def sample(
             package; a folder of that name goes first.
         n: Number of images. Default: as many as labels, if there are several, or else 64.
         out: PNG file of the grid, or folder with --separate. Default: RUN-samples.png, or a folder
-            RUN-samples, here.
+            RUN-samples, here; with the seed and the options of sampling that are given in the name, as in
+            RUN-samples-steps-8.png.
         labels: A class for all images, or one for each, by name (fox cat) or number; where names are numbers
             themselves, by name. Default: (seed + k) mod K.
         steps: Steps of the solver; 1 is one-step generation. Default: the run's.
@@ -99,6 +102,11 @@ def sample(
     if precision == "auto":  # what one rank measures holds for all
         precision = cast(Precision, group.of_first(resolve_precision(precision, where)))
     own = None if y is None else y[first:stop]
+    chosen = {"steps": steps, "guidance": guidance, "solver": solver, "shift": shift}
+    chosen |= {"best-of": best_of, "resample": resample, "seed": seed or None}
+    name = f"{run_name(run)}-samples" + "".join(
+        f"-{key}-{_plain(value)}" for key, value in chosen.items() if value is not None
+    )
     with sampling_context(network, where, precision=precision, compiled=compiled) as computed:
         source = verifier(network) if verifier else network
         latents = source.sample_latents(range(seed + first, seed + stop), own, sampler, batch=batch)
@@ -106,21 +114,29 @@ def sample(
         origin |= {"choice": str(source)} if verifier else {}
         origin |= {"precision": computed} if computed != "float32" else {}
         if separate:
-            folder = out or Path(f"{run_name(run)}-samples")
+            folder = out or Path(name)
             named = None if own is None else [_class_name(config, label) for label in own]
-            _write_each(folder, (network.pictures([z]) for z in latents), seed + first, own, named, origin)
+            replaced = _write_each(folder, (network.pictures([z]) for z in latents), seed + first, own, named, origin)
             group.wait()
-            console.print(printable(f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
+            told = f"{folder}: {count_text(n)}, {count_text(sampler.steps, 'step')}"
+            console.print(printable(told + (REPLACES if replaced else "")))
             return
         images = group.gathered(torch.from_numpy(network.pictures(latents)), n).numpy()
     if not group.first:
         return
-    path = out or Path(f"{run_name(run)}-samples.png")
+    path = out or Path(f"{name}.png")
     about: dict[str, Any] = {"seeds": f"{seed}…{seed + n - 1}", "labels": y}
     if y is not None and config.class_names:
         about["classes"] = ", ".join(_class_name(config, label) for label in y)
+    replaced = path.exists()
     save_png(path, grid(images), {**origin, **about})
-    console.print(printable(f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}"))
+    told = f"{path}: {count_text(n)}, {count_text(sampler.steps, 'step')}"
+    console.print(printable(told + (REPLACES if replaced else "")))
+
+
+def _plain(value: float | str) -> str:
+    """An option's value in the name of a file."""
+    return f"{value:g}" if isinstance(value, float) else re.sub(r"[^\w.+-]+", "_", str(value))
 
 
 def run_name(run: Path) -> str:
@@ -149,8 +165,8 @@ def _write_each(
     labels: list[int] | None,
     names: list[str] | None,
     origin: dict[str, Any],
-) -> None:
-    """A PNG file for each image, written by threads while the next batches are sampled."""
+) -> int:
+    """A PNG file for each image, written by threads while the next batches are sampled; how many were there before."""
     from onefold.data.parallel import map_ordered
     from onefold.pictures.grids import save_png
 
@@ -160,17 +176,19 @@ def _write_each(
             yield start, images
             start += len(images)
 
-    def write(batch: "tuple[int, np.ndarray]") -> None:
-        start, images = batch
+    def write(batch: "tuple[int, np.ndarray]") -> int:
+        (start, images), replaced = batch, 0
         for k, image in enumerate(images, start):
             label, seeded = "", {**origin, "seed": seed + k, "label": "none"}
             if labels is not None and names is not None:
                 label = f"-{_file_word(names[k], labels[k])}"
                 seeded |= {"label": labels[k], "class": names[k]}
-            save_png(folder / f"seed{seed + k}{label}.png", image, seeded)
+            path = folder / f"seed{seed + k}{label}.png"
+            replaced += path.exists()
+            save_png(path, image, seeded)
+        return replaced
 
-    for _ in map_ordered(write, numbered(), workers=WRITERS):
-        pass
+    return sum(map_ordered(write, numbered(), workers=WRITERS))
 
 
 def reconstruct(
@@ -192,8 +210,9 @@ def reconstruct(
     from onefold.reconstruction import write_reconstructions
 
     path = out or Path(f"{run_name(run)}-reconstructions.png")
+    replaced = path.exists()
     psnr, count = write_reconstructions(run, images, path)
-    console.print(printable(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB"))
+    console.print(printable(f"{path}: {count_text(count)}, PSNR {psnr:.2f} dB{REPLACES if replaced else ''}"))
 
 
 def verifier_factory(run: Path, *, best_of: int | None, resample: int | None) -> "Callable[[Network], Verifier] | None":

@@ -10,7 +10,7 @@ import tyro
 from onefold import loggers, settings
 from onefold.commands import tables
 from onefold.commands.arguments import parse
-from onefold.commands.terminal import check_resume_options, console, resume_run
+from onefold.commands.terminal import check_resume_options, console, discard, resume_run
 from onefold.errors import UserError
 from onefold.files import sha256_of
 from onefold.objectives.one_step import Method, OneStep
@@ -78,11 +78,11 @@ def onestep(arguments: list[str]) -> None:
         """
         beside = teacher if teacher.name not in ("", "..") else teacher.resolve()
         name = f"{teacher.resolve().name}-{'onestep' if method == 'score' else method}"
-        folder = out or beside.with_name(name)
+        folder, say = out or beside.with_name(name), discard if quiet else console.print
         if resume:
             check_resume_options(given, "--method")  # which names the folder
             run = _run_of(folder, teacher)
-            with loggers.opened(log) as callbacks:
+            with loggers.opened(log, folder, say) as callbacks:
                 finished = resume_run(
                     run, images, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet, engine=engine
                 )
@@ -104,7 +104,7 @@ def onestep(arguments: list[str]) -> None:
             config = config.with_changes({name: place for name, place in places.items() if place is not None})
             if run is not None:
                 Run(teacher, config).check_data()
-            with loggers.opened(log) as callbacks:
+            with loggers.opened(log, folder, say) as callbacks:
                 finished = loop.train(config, folder, callbacks=callbacks, quiet=quiet, engine=engine)
         if not quiet:
             tables.show_run(console, finished)
@@ -119,6 +119,7 @@ def _run_of(folder: Path, teacher: Path) -> Run:
     run = load_run(folder)
     if "one_step" not in run.config.phases:
         raise UserError(f"{folder}: is not a one-step run; resume it with `{run.resume_command}`")
-    if sha256_of(teacher / "model" / "model.safetensors") not in ("", run.config.start_sha256):
+    there = sha256_of(teacher / "model" / "model.safetensors")
+    if Path(run.config.start).resolve() != teacher.resolve() and there not in ("", run.config.start_sha256):
         raise UserError(f"{folder}: was made of {run.config.start}, not of {teacher}; see its --out")
     return run

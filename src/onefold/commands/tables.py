@@ -211,7 +211,8 @@ def show_estimate(console: Console, name: str, config: "Config", cost: "Estimate
                 largest = f"the whole batch (there is room for {largest})"
             fits = f"{largest}, {each}"
         table.add_row("largest micro-batch", fits)
-        table.add_row("expected time", f"{duration(cost.seconds)} for {cost.images:,} images")
+        now = ", on this machine, as busy as it is now" if measured.busy else ""
+        table.add_row("expected time", f"{duration(cost.seconds)} for {cost.images:,} images{now}")
         fleet = ", ".join(f"{duration(cost.seconds / count)} on {count}" for count in DEVICES)
         table.add_row("more such devices", f"{fleet}, if communication cost nothing")
         if not measured.compiled:

@@ -33,15 +33,21 @@ def recipe_first(command: str, arguments: Sequence[str], *instead: str) -> tuple
     """The recipe's name, which comes first, and the options behind it. Options that do without one: `instead`.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither is there, or no recipe has that name.
     """
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], list(arguments[1:])
-    if not {*instead, "--help", "-h"} & set(arguments):
-        from onefold.recipes import RECIPES
+    from onefold.recipes import RECIPES
 
-        known = ", ".join([*RECIPES, "auto"] if command == "train" else RECIPES)
-        raise UserError(f"{command}: give a recipe first, one of {known}; see `onefold {command} --help`")
+    known = [*RECIPES, "auto"] if command == "train" else [*RECIPES]
+    if arguments and not arguments[0].startswith("-"):
+        name, cure = arguments[0], f"choose one of {', '.join(known)}"
+        if name == "auto" and name not in known:
+            cure = f"`onefold train auto --data …` measures by itself; here, {cure}"
+        if name not in known:
+            raise UserError(f"{command}: no recipe is named {name}; {cure}")
+        return name, list(arguments[1:])
+    if not {*instead, "--help", "-h"} & set(arguments):
+        choice = ", ".join(known)
+        raise UserError(f"{command}: give a recipe first, one of {choice}; see `onefold {command} --help`")
     return None, list(arguments)
 
 

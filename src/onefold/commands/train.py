@@ -22,6 +22,7 @@ from onefold.commands.terminal import (
 from onefold.errors import UserError, quoted
 from onefold.files import sha256_of
 from onefold.networks import Network
+from onefold.networks.source import locate
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.config import Config
@@ -87,11 +88,11 @@ def train(arguments: list[str]) -> None:
             raise UserError(
                 f"--minutes: belongs to the recipe auto; give {name or 'a resumed run'} --images or --steps"
             )
+        folder, say = out or Path("runs") / default.recipe, discard if quiet else console.print
         if resume:
             check_resume_options(options)
-            folder = out or Path("runs") / default.recipe
             run = _run_of(folder, name)
-            with loggers.opened(log) as callbacks:
+            with loggers.opened(log, folder, say) as callbacks:
                 finished = resume_run(
                     run, images, data=data, test_data=test_data, callbacks=callbacks, quiet=quiet, engine=engine
                 )
@@ -107,8 +108,8 @@ def train(arguments: list[str]) -> None:
             elif config.onerun != default.onerun and "one_run" not in config.phases:
                 raise UserError("--onerun: has no effect without --one-step; add it, or leave this out")
             config = config if start is None else _with_start(config, start, options)
-            with loggers.opened(log) as callbacks:
-                finished = loop.train(config, out, callbacks=callbacks, quiet=quiet, engine=engine)
+            with loggers.opened(log, folder, say) as callbacks:
+                finished = loop.train(config, folder, callbacks=callbacks, quiet=quiet, engine=engine)
         if not quiet:
             tables.show_run(console, finished)
 
@@ -202,8 +203,7 @@ def _with_start(config: Config, start: Path, options: Sequence[str]) -> Config:
     for option in options:
         if option.startswith(("--network.", "--architecture")):
             raise UserError(f"{option}: the network is that of --from {start}; leave it out")
-    network, model = Network.from_pretrained(start), start / "model" if (start / "model").is_dir() else start
-    sha256 = sha256_of(model / "model.safetensors")
+    network, sha256 = Network.from_pretrained(start), sha256_of(locate(start) / "model.safetensors")
     place = str(start.absolute()) if start.exists() else str(start)  # on the hub
     wanted, found = config.network, network.config
     paints = (wanted.jump_exit and found.kind.paints) or found.jump_exit

@@ -6,8 +6,9 @@
 `log.jsonl` is written in any case and is the record; what a logger shows is a copy of it.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from onefold.loggers.logger import Logger
 from onefold.loggers.tensorboard import TensorBoard
@@ -21,11 +22,18 @@ LOGGERS: dict[str, type[Logger]] = {each.name: each for each in (TensorBoard, Tr
 
 
 @contextmanager
-def opened(names: Iterable[str]) -> Generator[list[Logger]]:
+def opened(
+    names: Iterable[str], folder: Path | None = None, say: Callable[[str], None] = lambda line: None
+) -> Generator[list[Logger]]:
     """The loggers of these names, each once; they are closed in the end.
+
+    `say` is told where each shows the run of a folder, a line each.
 
     Raises:
         UserError: what one of them needs is not there.
     """
     with ExitStack() as stack:
-        yield [stack.enter_context(LOGGERS[name]()) for name in dict.fromkeys(names)]
+        found = [stack.enter_context(LOGGERS[name]()) for name in dict.fromkeys(names)]
+        for each in found if folder is not None else ():
+            say(f"--log {each.name}: {each.view(folder)}")
+        yield found

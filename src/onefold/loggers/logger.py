@@ -102,6 +102,10 @@ class Logger(ABC):
                 self.histograms(_distributions(self.run), number)
                 self.weighed = number
 
+    def view(self, folder: Path) -> str:
+        """Where a person looks at the series of a run's folder."""
+        return f"kept in {folder / self.name}"
+
     @abstractmethod
     def begin(self, run: Run, folder: Path, identity: str, images: int) -> None:
         """Begin a series, or go on with one.

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from onefold import settings
+from onefold.errors import quoted
 from onefold.loggers.logger import Logger
 from onefold.training.run import Run
 
@@ -17,6 +18,9 @@ class TensorBoard(Logger):
     """Scalars, pictures, histograms; alarms and the configuration as text."""
 
     name = "tensorboard"
+
+    def view(self, folder: Path) -> str:
+        return f"`tensorboard --logdir {quoted(folder)}` shows it"
 
     def begin(self, run: Run, folder: Path, identity: str, images: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

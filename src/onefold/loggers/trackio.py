@@ -22,6 +22,9 @@ class Trackio(Logger):
 
     name = "trackio"
 
+    def view(self, folder: Path) -> str:
+        return "`trackio show --project onefold` shows it"
+
     def begin(self, run: Run, folder: Path, identity: str, images: int) -> None:
         self.trackio: Any = importlib.import_module("trackio")
         if self.run is not None:  # it has no way to take back what was logged

@@ -27,9 +27,13 @@ class WandB(Logger):
     def __init__(self) -> None:
         super().__init__()
         self.wandb: Any = importlib.import_module("wandb")
-        online = self.wandb.setup().settings.mode in ("online", "shared")
-        if online and not self.wandb.login(prompt=False, verify=False):
+        self.online = self.wandb.setup().settings.mode in ("online", "shared")
+        if self.online and not self.wandb.login(prompt=False, verify=False):
             raise UserError("--log wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
+
+    def view(self, folder: Path) -> str:
+        place = self.wandb.setup().settings.project or "onefold"
+        return f"the project {place} of your account shows it" if self.online else f"kept in {folder / 'wandb'}"
 
     def begin(self, run: Run, folder: Path, identity: str, images: int) -> None:
         if self.run is not None:

@@ -23,6 +23,8 @@ from onefold.metrics.external import external_extractor, file_sha256, onnx, torc
 from onefold.metrics.pretrained import preparation, pretrained, weights_of
 from onefold.metrics.sources import SOURCES
 
+KINDS = "a .safetensors, .pt, .torchscript or .onnx file, a folder"
+
 
 class FeatureExtractor(Protocol):
     """Anything that gives features of images, the same whatever the batch size."""
@@ -97,7 +99,7 @@ def from_file(
     if not path.exists() and str(path) in SOURCES:
         path = SOURCES[str(path)].kept()
     if not path.exists():
-        raise UserError(f"{path}: no such file; give a .safetensors, .pt, .torchscript or .onnx file, or a folder")
+        raise UserError(f"{path}: no such file; give {KINDS}, or one of the names {', '.join(SOURCES)}")
     weights = weights_of(path) if path.is_dir() else path
     refuse_placeholder(weights)
     found = file_sha256(weights)
@@ -115,7 +117,7 @@ def from_file(
         case ".onnx":
             return external_extractor(path, found, onnx(path, device), size, mean, std, device)
         case _:
-            raise UserError(f"{path}: not a known kind; give .safetensors, .pt, .torchscript or .onnx, or a folder")
+            raise UserError(f"{path}: not a known kind; give {KINDS}, or one of the names {', '.join(SOURCES)}")
 
 
 def class_accuracy(

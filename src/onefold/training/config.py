@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from tyro.conf import Suppress
+from tyro.conf import Suppress, arg
 
 from onefold import settings
 from onefold.errors import UserError
@@ -100,7 +100,7 @@ class Config:
     recipe: Annotated[str, Suppress] = "digits"
     """Name of the recipe that it is based on."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    phases: tuple[str, ...] = ()
+    phases: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
     """Training phases, in order: names in `training.phases.PHASES`. Empty: the architecture's own."""
     objective: SelfDistillation = field(default_factory=SelfDistillation)
     stages: TwoStages = field(default_factory=TwoStages)

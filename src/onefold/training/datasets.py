@@ -21,11 +21,19 @@ from onefold.files import write_whole
 from onefold.training.config import Config, DataConfig
 
 __all__ = ["LEAST_HELD_OUT", "DataRecord", "PartRecord", "check_there", "check_unchanged", "describe", "given_again"]
-__all__ += ["held_out_count", "open_data", "place", "split", "unsplit", "with_test_part"]
+__all__ += ["held_out_count", "open_data", "place", "placed", "split", "unsplit"]
 
 FILE = "data.json"
 SHOWN = 12
 """Classes that a line names."""
+OWN = {
+    "fashion-mnist": "the folder of Fashion-MNIST's four IDX files, as in Debian's package dataset-fashion-mnist",
+    "cifar10-train.zip": "a zip of CIFAR-10's training images, a folder for each class",
+    "cifar10-test.zip": "a zip of CIFAR-10's test images, a folder for each class",
+    "imagenet256-train.zip": "a zip of ImageNet's training images at 256×256, as `onefold data convert` makes it",
+    "imagenet256-val.zip": "a zip of ImageNet's validation images at 256×256, as `onefold data convert` makes it",
+}
+"""What the recipes' own data are, which nobody but the user brings."""
 LEAST_HELD_OUT = 8
 """Images that are set apart for evaluation, where there are enough: of fewer the alarms and the numbers know little."""
 
@@ -40,12 +48,15 @@ def open_data(data: DataConfig) -> tuple[Dataset, Dataset]:
         UserError: data that cannot be read, or test images unlike the training images.
     """
 
-    def opened(source: str) -> Dataset:
+    def opened(source: str, option: str = "data") -> Dataset:
+        if source in OWN and not exists(Path(source)):
+            cure = f"nothing is downloaded; say with --{option} where yours is"
+            raise UserError(f"{source}: no such file or folder; for the recipe, it is {OWN[source]}; {cure}")
         return open_dataset(source, unreadable=data.unreadable, labels_from=data.labels_from)
 
     train = opened(data.source)
     if data.test is not None:
-        return split(train, opened(data.test), data)
+        return split(train, opened(data.test, "test-data"), data)
     reasons: list[str] = []
     for source in train.test_sources:
         test = opened(source)
@@ -183,10 +194,13 @@ def describe(datasets: tuple[Dataset, Dataset]) -> str:
     return line + f"{count_text(len(classes), 'class', 'classes')}: {shortened(classes, SHOWN)}"
 
 
-def with_test_part(data: DataConfig, datasets: tuple[Dataset, Dataset]) -> DataConfig:
-    """The settings with the source of the test images in them, where it is a part beside the training images."""
+def placed(data: DataConfig, datasets: tuple[Dataset, Dataset]) -> DataConfig:
+    """The settings as a run keeps them: by whole paths, and with the test images, where they are a part beside those to
+    train on.
+    """
     train, test = datasets
-    return replace(data, test=test.source) if data.test is None and test.source in train.test_sources else data
+    beside = test.source if data.test is None and test.source in train.test_sources else data.test
+    return replace(data, source=absolute(data.source), test=None if beside is None else absolute(beside))
 
 
 def held_out_count(count: int, fraction: float) -> int:

@@ -19,7 +19,6 @@ import torch
 from onefold import settings
 from onefold.compute import eager, products, resolve_device
 from onefold.data import Loader, read_all
-from onefold.data.source import absolute
 from onefold.errors import Interrupted, TrainingAborted, UserError, writing
 from onefold.files import locked
 from onefold.networks import Network
@@ -29,18 +28,27 @@ from onefold.pixels import to_float
 from onefold.training import checkpoint
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
-from onefold.training.datasets import open_data, place, split, with_test_part
+from onefold.training.datasets import open_data, place, placed, split
 from onefold.training.engine import Engine, alone, joined, ranks, running
 from onefold.training.graphs import recorded
 from onefold.training.interruption import Interruption
 from onefold.training.log import RunLog, Window, peak_memory
 from onefold.training.monitor import Monitor
 from onefold.training.phases import Phase, Say, check_parts_of, phase_at, phases_of
-from onefold.training.prepare import decide, fit_to_data, mirror_note
+from onefold.training.prepare import (
+    IN_MEMORY,
+    beginning,
+    check_fit,
+    check_same,
+    decide,
+    fit_to_data,
+    mirror_note,
+    start_notes,
+)
 from onefold.training.progress import ImageProgress, in_words
 from onefold.training.run import Run, check_new, create_folder, data_notes, extend, load_run, move_data
 from onefold.training.sharding import is_sharded
-from onefold.training.state import Skips, TrainingState, seeded
+from onefold.training.state import Skips, TrainingState
 from onefold.training.step import training_step
 
 __all__ = ["Callback", "train"]
@@ -49,9 +57,6 @@ SKIPS_IN_ROW = 10
 """Where the host sees so many steps in a row without a finite gradient, or more, it gives the present weights up. It
 looks at least once in so many steps, so that fewer than twice as many pass before.
 """
-
-IN_MEMORY = "a network in memory"
-"""What a run began with, where that was no file."""
 
 Callback = Callable[[Run, dict[str, Any]], None]
 """Called with the run and each line of its log, once that is written."""
@@ -75,7 +80,7 @@ def train(
 
     Args:
         config: A recipe's configuration; image size, channels and classes are taken from the data (see
-            `training.prepare.fit_to_data`). Not needed to resume.
+            `training.prepare.fit_to_data`). Not needed to resume; if it is given, it must be the run's.
         out: The run's folder; default `runs/<recipe>`.
         data: Images to train on, in place of `config.data.source`: any object with `image_shape` (H, W, C), `classes`,
             `len()` and `[i]` → (uint8 (H, W, C), label); or a source. With `resume`, the place that they have now.
@@ -102,17 +107,17 @@ def train(
             raise UserError(f"network: the run in {folder} goes on with its own weights; leave it out")
         run = load_run(folder, data=data, test_data=test_data)
         run = replace(run, datasets=run.open_data())
-        _check_fit(run)
+        check_fit(run)
+        if config is not None:
+            check_same(config, run, images, moved=data is not None or test_data is not None)
     elif images is not None:
         raise UserError("images: makes a run longer that is resumed; a new one has training.images")
     elif config is None:
         raise UserError("config: nothing to train; give a configuration, or a run to resume")
     else:
         run = _new(config, folder, data, test_data, network, told.append)
-        if network is None and run.config.start:
-            network = Network.from_pretrained(run.config.start)
-        if network is not None:  # what is wrong is said before anything is written
-            network = _beginning(run.config, network)
+        if network is not None or run.config.start:  # what is wrong is said before anything is written
+            network = beginning(run.config, network)
         if ranks().first:
             check_new(folder)
     group, run = ranks(), _of_first(run)
@@ -127,7 +132,7 @@ def train(
             run = run if images is None else extend(run, images)
             run = move_data(run, *(given if isinstance(given, str | Path) else None for given in (data, test_data)))
         run = _of_first(run)
-        notes = data_notes(run) if group.first else []
+        notes = [*data_notes(run), *start_notes(run)] if group.first else []
         if not quiet:
             print("\n".join(notes))
         state = _begin(run, device, network)
@@ -142,6 +147,8 @@ def train(
             if group.count > 1:
                 each = f"{run.config.training.batch // group.count} images of a batch each"
                 progress.tell(f"{group.count} ranks, {each}{', a shard of each weight' if group.shards else ''}")
+            elif engine == "fsdp":
+                progress.tell("engine fsdp: a single process holds every weight itself; torchrun starts several")
             Trainer(run, state, device, interruption, progress, tuple(callbacks)).train()
     return replace(run)  # which has not read the network yet
 
@@ -167,9 +174,7 @@ def _new(config: Config, folder: Path, data: object, test_data: object, network:
             config, test_data = config.with_changes({"data.test": str(test_data)}), None
     if data is None and test_data is None:
         datasets = open_data(config.data)
-        source = with_test_part(config.data, datasets)
-        places = absolute(source.source), None if source.test is None else absolute(source.test)
-        config = config.with_changes({"data.source": places[0], "data.test": places[1]})
+        config = replace(config, data=placed(config.data, datasets))
     else:
         datasets = split(config.data.source if data is None else data, test_data, config.data)
         test = None if test_data is None else place(datasets[1])
@@ -191,29 +196,13 @@ def _of_first(run: Run) -> Run:
     return replace(run, config=settings.from_json(Config, config, str(run.folder)))
 
 
-def _check_fit(run: Run) -> None:
-    """A run goes on with the kind of data that it began with."""
-    config, (data, _) = run.config, run.open_data()
-    if fit_to_data(config, data) != config:
-        network, shape = config.network, data.image_shape
-        if network.classes == data.classes and (*network.image_size, network.channels) == shape:
-            raise UserError(
-                f"{config.data.source}: its classes have other names than when the run began; restore the data or "
-                "start a new run"
-            )
-        raise UserError(
-            f"{config.data.source}: now holds {shape} with {data.classes} classes, but the run began with "
-            f"{(*network.image_size, network.channels)} and {network.classes}; restore the data or start a new run"
-        )
-
-
 def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingState:
     """The state of the newest checkpoint, or a fresh one, which is saved at once if its weights come from elsewhere."""
     group, saved, start = ranks(), checkpoints(run.folder), run.config.start
     if not saved and start == IN_MEMORY and network is None:
         raise UserError(f"{run.folder}: ended before its first checkpoint, and began with {IN_MEMORY}; start it anew")
     if not saved and network is None and start:
-        network = _beginning(run.config, Network.from_pretrained(start))
+        network = beginning(run.config)
     state = TrainingState.fresh(run.config, device, network, run.open_data()[0])
     if saved:
         checkpoint.restore(state, run.config, saved[-1])
@@ -227,12 +216,6 @@ def _begin(run: Run, device: torch.device, network: Network | None) -> TrainingS
         where = group.of_first(str(run.folder))
         raise UserError(f"{where}: is not one folder for all ranks ({found}); choose one that all machines share")
     return state
-
-
-def _beginning(config: Config, source: Network) -> Network:
-    """The network that the first phase makes of a given one; what is random about it comes from the run's seed."""
-    with seeded(config.training.seed):
-        return phases_of(config)[0].begin_from(source)
 
 
 class Trainer:

@@ -1,21 +1,37 @@
-"""Before the first step: a configuration fitted to its data and its machine, and the weights to start from."""
+"""Before the first step: a configuration fitted to its data and its machine, and the weights to start from.
 
+A run that goes on does so with its own configuration and weights; what else is given or has changed is refused or said.
+"""
+
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from onefold import compute
+from onefold import compute, settings
 from onefold.data import Dataset
 from onefold.errors import UserError
+from onefold.files import sha256_of
+from onefold.networks import Network
+from onefold.networks.source import locate
 from onefold.sampling import check_guidance
+from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
+from onefold.training.datasets import placed
 from onefold.training.engine import ranks
 from onefold.training.phases import length, names_of_phases, phases_of, training_flops
+from onefold.training.run import Run
+from onefold.training.state import seeded
 
-__all__ = ["decide", "fit_to_data", "mirror_note"]
+__all__ = ["IN_MEMORY", "beginning", "check_fit", "check_same", "decide", "difference", "fit_to_data", "mirror_note"]
+__all__ += ["start_notes"]
 
+IN_MEMORY = "a network in memory"
+"""What a run began with, where that was no file."""
 LONG_RUN = 5e12
 """Operations of a whole training from which the half minute of compilation pays."""
 
@@ -88,3 +104,97 @@ def decide(config: Config, device: torch.device, say: Callable[[str], None] = la
             "OMP_NUM_THREADS=1 may be faster"
         )
     return replace(config, training=replace(training, precision=precision, compile=compiled))
+
+
+# --- the weights to start from ----------------------------------------------------------------------------------------
+
+
+def beginning(config: Config, source: Network | None = None) -> Network:
+    """The network that the first phase makes of a given one, or else of the one that the configuration names.
+
+    What is random about it comes from the run's seed.
+
+    Raises:
+        UserError: the network named is gone, has been replaced since, or is not for this phase.
+    """
+    if source is None:
+        source = Network.from_pretrained(config.start)
+        path = locate(config.start) / "model.safetensors"
+        if config.start_sha256 not in ("", sha256_of(path)):
+            cure = "restore it, or start a new run from what is there now"
+            raise UserError(f"{path}: is not the network that the run was to begin with (another SHA-256); {cure}")
+    with seeded(config.training.seed):
+        return phases_of(config)[0].begin_from(source)
+
+
+def start_notes(run: Run) -> list[str]:
+    """What is said of a run that goes on with weights of its own, where those that it began with have been replaced."""
+    start, expected = run.config.start, run.config.start_sha256
+    if not expected or not Path(start).exists() or not checkpoints(run.folder):
+        return []
+    if sha256_of(locate(start) / "model.safetensors") in ("", expected):
+        return []
+    return [f"note: {start}: holds another network than the one that this run began with; it goes on with its own"]
+
+
+# --- a run that goes on -----------------------------------------------------------------------------------------------
+
+
+def check_fit(run: Run) -> None:
+    """A run goes on with the kind of data that it began with.
+
+    Raises:
+        UserError: images of other sizes or classes.
+    """
+    config, (data, _) = run.config, run.open_data()
+    if fit_to_data(config, data) != config:
+        network, shape = config.network, data.image_shape
+        if network.classes == data.classes and (*network.image_size, network.channels) == shape:
+            raise UserError(
+                f"{config.data.source}: its classes have other names than when the run began; restore the data or "
+                "start a new run"
+            )
+        raise UserError(
+            f"{config.data.source}: now holds {shape} with {data.classes} classes, but the run began with "
+            f"{(*network.image_size, network.channels)} and {network.classes}; restore the data or start a new run"
+        )
+
+
+def check_same(config: Config, run: Run, images: int | None = None, *, moved: bool = False) -> None:
+    """A run goes on with the settings that it began with; see `difference`.
+
+    Raises:
+        UserError: naming the first that is given otherwise.
+    """
+    found = difference(config, run, images, moved=moved)
+    if found is not None:
+        name, given, own = found
+        cure = "config=None goes on with that" + (", images=… makes it longer" if name == "training.images" else "")
+        raise UserError(f"{name}: {given!r}, but the run in {run.folder} has {own!r}; {cure}, or start a new run")
+
+
+def difference(
+    config: Config, run: Run, images: int | None = None, *, moved: bool = False
+) -> tuple[str, Any, Any] | None:
+    """The first setting in which a configuration, fitted to a run's data, is not the run's: its name, and both values.
+
+    What the run has decided for itself is no difference, nor is the length that it had before it was made longer, or
+    is to have (`images`), nor the place of data that are given anew (`moved`) or a network that was in memory.
+    """
+    own = run.config
+    decided: dict[str, tuple[Any, Any]] = {
+        "objective.flip": (config.objective.flip, own.objective.flip),
+        "training.precision": (config.training.precision, own.training.precision),
+        "training.compile": (config.training.compile, own.training.compile),
+    }
+    config = config.with_changes({name: mine for name, (given, mine) in decided.items() if given in (None, "auto")})
+    if own.start == IN_MEMORY:
+        config = replace(config, network=own.network, start=own.start)
+    datasets = run.open_data()
+    data = replace(config.data, source=own.data.source, test=own.data.test) if moved else placed(config.data, datasets)
+    config = fit_to_data(replace(config, data=data), datasets[0])
+    described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    if length(config) in {each["from"] for each in described.get("extensions", ())} | {images}:
+        config = config.with_changes({"training.images": own.training.images})
+    pairs = zip(settings.each(config), settings.each(own), strict=True)
+    return next(((name, given, mine) for (name, given), (_, mine) in pairs if given != mine), None)

@@ -10,11 +10,13 @@ from typing import Any
 
 from onefold import __version__, settings
 from onefold.data import Dataset
+from onefold.data.digits import DIGITS
 from onefold.data.messages import count_text
 from onefold.data.source import absolute
 from onefold.errors import UserError, printable, quoted, writing
 from onefold.files import is_unused, read_tensors, refuse_placeholder, sha256_of, write_whole
 from onefold.networks import Network
+from onefold.networks.source import is_run, packaged
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import DataRecord, check_there, check_unchanged, describe, given_again, open_data
@@ -135,13 +137,13 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder}: not a run (no config.json); give the folder that `onefold train --out` made")
+        raise UserError(f"{folder}: not a run (no config.json); {_meant(folder)}")
     refuse_placeholder(path)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))["config"]
         phases = described["phases"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the configuration of a run; give the folder of a run") from error
+        raise UserError(f"{path}: not the configuration of a run; {_meant(folder)}") from error
     try:
         config = settings.from_json(Config, json.dumps(described), str(path))
     except UserError as error:
@@ -157,6 +159,16 @@ def load_run(folder: str | Path, *, data: object = None, test_data: object = Non
     if data is None and test_data is None:
         return Run(folder, config)
     return Run(folder, config, given_again(folder, config, data, test_data))
+
+
+def _meant(folder: Path) -> str:
+    """What to give in place of what is no run."""
+    for other in (Path("runs") / folder, folder.parent):
+        if is_run(other / "config.json"):
+            return f"give {quoted(other)}"
+    if str(folder) in (*packaged(), *DIGITS):
+        return "images or a network of that name are in the package; make a run, `onefold train digits`, and give it"
+    return "give the folder that `onefold train --out` made"
 
 
 def check_new(folder: Path) -> None:
