@@ -182,7 +182,7 @@ def test_the_rank_follows_from_the_method(method: Any, rank: int | None, found: 
     config = one_step_config(tiny(), method=method, rank=rank)
     assert (config.network.jump_rank, config.onestep.method) == (found, method)
     assert config.training.learning_rate == (2e-3 if found else 2e-4)
-    assert config.training.images == (1.5 if found else 0.75) * tiny().training.images
+    assert config.training.images == (240 if found else 128)  # of 160: 1.5, and 0.75 in whole batches
 
 
 @pytest.fixture(scope="module")

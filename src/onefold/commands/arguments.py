@@ -34,6 +34,7 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
     def deferred(*values: Any, **options: Any) -> Callable[[], T]:
         return lambda: target(*values, **options)
 
+    vars(deferred).pop("__wrapped__", None)  # where types are checked, it is decorated, and tyro would look inside
     deferred.__doc__, deferred.__annotations__ = target.__doc__, _annotations(target)
     deferred.__signature__ = inspect.signature(target)  # type: ignore[attr-defined]
     complaint = io.StringIO()
