@@ -34,6 +34,7 @@ def opened(
     """
     with ExitStack() as stack:
         found = [stack.enter_context(LOGGERS[name]()) for name in dict.fromkeys(names)]
-        for each in found if folder is not None else ():
-            say(f"--log {each.name}: {each.view(folder)}")
+        if folder is not None:
+            for each in found:
+                say(f"--log {each.name}: {each.view(folder)}")
         yield found
