@@ -13,9 +13,9 @@ Memory is measured in two ways.
 **Whose is the nearest image?** Real images are put into groups as large as the test set: the test images are one, and
 the training images are split at random into G others. A sample that owes nothing to single training images has its
 nearest image in each of the G + 1 with the same probability, however smooth it is, for that brings it nearer to all. A
-copy has it among training images. Distances are those of pixels, averaged over 2 × 2; and of *patterns*, the same
-without mean colour and contrast. If a run mirrors its training images, mirror images count as images. Test images, each
-left out of its group, are the control.
+copy has it among training images. Distances are those of pixels, and of *patterns*: pixels without mean colour and
+contrast. If a run mirrors its training images, mirror images count as images. Test images, each left out of its group,
+are the control.
 
 **Near copies**, as `onefold evaluate` counts them: what is nearer, in pixels, to the first group of training images
 than all but a twentieth of the test images are. The same is counted of samples among the test images; of test images
@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -93,15 +92,9 @@ def flat(x: Images) -> UInt8[Tensor, "n d"]:
     return x.flatten(1)
 
 
-def coarse(x: Images) -> Float[Tensor, "n d"]:
-    """Means of 2 × 2 pixels."""
-    return F.avg_pool2d(x.float(), 2).flatten(1)
-
-
 def pattern(x: Images) -> Float[Tensor, "n d"]:
-    """The same without mean colour and contrast: less the mean of each channel, of unit norm."""
-    rows = F.avg_pool2d(x.float(), 2)
-    rows = (rows - rows.mean((2, 3), keepdim=True)).flatten(1)
+    """Pixels without mean colour and contrast: less the mean of each channel, of unit norm."""
+    rows = (x.float() - x.float().mean((2, 3), keepdim=True)).flatten(1)
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -287,7 +280,7 @@ def measured(samples: Images, train: Images, test: Images, *, mirrors: bool) -> 
     groups = [train[start : start + len(test)] for start in range(0, len(train) - len(test) + 1, len(test))]
     told: dict[str, Any] = {"group": len(test), "expected": 1 / (1 + len(groups))}
     told["near"] = near_copies(samples, groups[0], test)
-    for name, of in (("pixels", coarse), ("pattern", pattern)):
+    for name, of in (("pixels", flat), ("pattern", pattern)):
         told[name] = {
             "samples": contest(samples, [*groups, test], of, mirrors=mirrors),
             "test images": contest(test[: len(samples)], [*groups, test], of, mirrors=mirrors, own=True),

@@ -15,7 +15,7 @@ import real_pictures
 from helpers_runs import tiny
 from onefold.data import open_dataset, read_all
 from onefold.pictures.grids import grid, save_png
-from real_pictures import COLUMNS, GAP, NEAREST, SHOWN, coarse, contest, filtered, flat, nearest, pattern, smoothness
+from real_pictures import COLUMNS, GAP, NEAREST, SHOWN, contest, filtered, flat, nearest, pattern, smoothness
 
 
 def noise(count: int, seed: int = 0, size: int = 6, channels: int = 3) -> Tensor:
@@ -51,8 +51,6 @@ def test_a_pattern_has_neither_colour_nor_contrast():
     bright = 3 * x + torch.tensor([7, 20, 40], dtype=torch.uint8)[:, None, None]
     torch.testing.assert_close(pattern(bright), pattern(x))
     assert not torch.allclose(pattern(x.flip(2)), pattern(x))
-    checks = torch.tensor([[0, 8], [4, 8]], dtype=torch.uint8)[None, None]
-    assert coarse(checks).tolist() == [[5.0]]
     assert torch.equal(pattern(torch.full((1, 3, 4, 4), 9, dtype=torch.uint8)), torch.zeros(1, 48)), "a plain image"
 
 
