@@ -231,3 +231,41 @@ def test_an_alarm_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     changed = np.abs(alarmed - calm).max(-1) > 60
     assert 1 < changed.any(0).sum() <= 6, "a vertical line in each of two panels"
     assert changed.any(1).sum() > 30
+
+
+def test_the_clock_goes_by_the_speeds_of_the_log(tmp_path: Path):
+    """10, 10 and 20 images a second: 10, 20 and 25 seconds; beyond the log as fast as at its end."""
+    lines = made_up([0.5, 0.6, 0.7], images=None)
+    timed = [
+        {**line, "images": 100 * (k + 1), "images_per_second": 20.0 if k >= 2 else 10.0} for k, line in enumerate(lines)
+    ]
+    clock = curves.Clock.of(timed[:3])
+    assert clock is not None
+    assert clock.unit == "seconds"
+    images, times = np.array([0, 0.05, 0.15, 0.2, 0.3, 0.5]), np.array([0, 5, 15, 20, 25, 35])
+    np.testing.assert_allclose(clock.time(images), times)
+    np.testing.assert_allclose(clock.seen(times), images)
+    slow = [{"images": 3600 * k, "images_per_second": 1.0} for k in (1, 2, 3)]
+    hours = curves.Clock.of(slow)
+    assert hours is not None
+    assert (hours.unit, hours.times.tolist()) == ("hours", [0, 1, 2, 3])
+    assert curves.Clock.of([timed[0], {**timed[1], "images_per_second": None}]) is None
+    assert curves.Clock.of([]) is None
+    without = [{name: value for name, value in line.items() if name != "images_per_second"} for line in timed]
+    shown, plain = drawn(timed, tmp_path / "times.png"), drawn(without, tmp_path / "plain.png")
+    assert shown is not None
+    assert plain is not None
+    assert shown.shape == plain.shape
+    assert not np.array_equal(shown, plain)
+
+
+def test_chosen_panels_alone_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    titles: list[str] = []
+    monkeypatch.setattr(curves, "_draw", lambda ax, panel, history: titles.append(panel.title))
+    lines = made_up([0.5, 0.6])
+    curves.write(lines, tmp_path / "all.png")
+    assert len(titles) > 1
+    chosen = [panel for panel in curves.PANELS if panel.title == titles[1]]
+    titles.clear()
+    curves.write(lines, tmp_path / "curves.png", chosen)
+    assert titles == [chosen[0].title]

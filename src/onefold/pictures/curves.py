@@ -1,13 +1,16 @@
 """The curves of a run: losses, reconstruction and health over images seen, drawn from its log in one picture.
 
 A panel is drawn if the log has its values. Its lines differ in colour and dash pattern. Red marks the thresholds of the
-collapse alarm and the image at which it was first raised.
+collapse alarm and the image at which it was first raised. Above the first row stands the time that training steps took
+up to there, without pictures, checkpoints and compilation: it is not even where the speed changes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
 
 from onefold.alarm import LEAST_RANK, LEAST_STD
 from onefold.pictures.style import BLUE, GREEN, LINES, ORANGE, PURPLE, RED, STYLE, inline_svg, log_axis
@@ -15,9 +18,10 @@ from onefold.pictures.style import BLUE, GREEN, LINES, ORANGE, PURPLE, RED, STYL
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["drawings", "write"]
+__all__ = ["PANELS", "drawings", "write"]
 
 COLUMNS = 3
+UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 Line = Mapping[str, Any]
 Value = Callable[[Line], float | None]
 
@@ -142,6 +146,7 @@ PANELS = (
         "losses of the critic on training batches",
         (Curve("ratio", _line("ratio"), BLUE), Curve("student", _line("student"), ORANGE)),
     ),
+    Panel("generator: squared difference of its two scores", (Curve("", _line("difference"), BLUE),), log=True),
     Panel(
         "AUC of the ratio, data versus samples",
         tuple(
@@ -169,7 +174,7 @@ PANELS = (
 )
 
 
-def write(history: Sequence[Line], path: Path) -> None:
+def write(history: Sequence[Line], path: Path, panels: Sequence[Panel] = PANELS) -> None:
     """Draw the log lines of a run into a PNG file; writes nothing before the second measurement of health, or if
     no panel has values.
     """
@@ -178,16 +183,20 @@ def write(history: Sequence[Line], path: Path) -> None:
 
     if sum(bool(_measured(line) or line.get("onestep")) for line in history) < 2:
         return
-    panels = _panels(history)
+    panels = _panels(history, panels)
     if not panels:
         return
     rows = -(-len(panels) // COLUMNS)
+    clock = Clock.of(history)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.0 * COLUMNS, 2.3 * rows), dpi=110)
-        figure.subplots_adjust(0.045, 0.2 / rows, 0.99, 1 - 0.12 / rows, wspace=0.16, hspace=0.3)
+        top = 0.12 if clock is None else 0.27
+        figure.subplots_adjust(0.045, 0.2 / rows, 0.99, 1 - top / rows, wspace=0.16, hspace=0.3)
         for k, panel in enumerate(panels):
             ax = figure.add_subplot(rows, COLUMNS, k + 1)
             _draw(ax, panel, history)
+            if k < COLUMNS and clock is not None:
+                clock.draw(ax)
             if k + COLUMNS >= len(panels):
                 ax.set_xlabel("thousand images seen")
         figure.savefig(path)
@@ -197,11 +206,54 @@ def drawings(history: Sequence[Line]) -> dict[str, str]:
     """The panels that a log has values for, as SVG elements by title; none before its second line."""
     if len(history) < 2:
         return {}
-    return {panel.title: inline_svg(partial(_draw_alone, panel, history), panel.title) for panel in _panels(history)}
+    panels = _panels(history, PANELS)
+    return {panel.title: inline_svg(partial(_draw_alone, panel, history), panel.title) for panel in panels}
 
 
-def _panels(history: Sequence[Line]) -> list[Panel]:
-    return [p for p in PANELS if any(curve.value(line) is not None for curve in p.curves for line in history)]
+class Clock(NamedTuple):
+    """When a run had seen how many images, by the speeds in its log."""
+
+    images: "np.ndarray[Any, Any]"
+    """Thousands, from 0; (n,), strictly increasing, as the times are."""
+    times: "np.ndarray[Any, Any]"
+    unit: str
+
+    @classmethod
+    def of(cls, history: Sequence[Line]) -> Self | None:
+        """None if a line has no speed."""
+        speeds = [line.get("images_per_second") for line in history]
+        if not history or not all(speeds):
+            return None
+        images = np.array([0, *(line["images"] for line in history)], dtype=float)
+        seconds = np.concatenate([[0.0], np.cumsum(np.diff(images) / np.array(speeds, dtype=float))])
+        unit, length = next(pair for pair in UNITS if seconds[-1] >= 2 * pair[1] or pair[1] == 1)
+        return cls(images / 1000, seconds / length, unit)
+
+    def time(self, images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        """The times of so many thousand images; beyond the log the speed is that at its end."""
+        return _along(images, self.images, self.times)
+
+    def seen(self, times: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        """The inverse of `time`."""
+        return _along(times, self.times, self.images)
+
+    def draw(self, ax: "Axes") -> None:
+        """An axis of the times above a panel."""
+        from matplotlib.ticker import MaxNLocator
+
+        above = ax.secondary_xaxis("top", functions=(self.time, self.seen))
+        above.xaxis.set_major_locator(MaxNLocator(4))
+        above.set_xlabel(self.unit, loc="right", labelpad=2)
+
+
+def _along(x: "np.ndarray[Any, Any]", xs: "np.ndarray[Any, Any]", ys: "np.ndarray[Any, Any]") -> Any:
+    """The broken line through the points (xs, ys), its ends prolonged."""
+    k = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
+    return ys[k] + (x - xs[k]) * (ys[k + 1] - ys[k]) / (xs[k + 1] - xs[k])
+
+
+def _panels(history: Sequence[Line], panels: Sequence[Panel]) -> list[Panel]:
+    return [p for p in panels if any(curve.value(line) is not None for curve in p.curves for line in history)]
 
 
 def _draw_alone(panel: Panel, history: Sequence[Line], ax: "Axes") -> None:
