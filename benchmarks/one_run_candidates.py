@@ -63,7 +63,15 @@ Candidate = Literal["score", "energy", "ratio", "both"]
 CANDIDATES: dict[Candidate, tuple[str, dict[str, Any]]] = {
     "score": ("one_run", {}),
     "energy": ("one_run_energy", {"onerun.updates": 1, "onerun.share": 1.0}),
-    "ratio": ("one_run_ratio", {"onerun.t_max": 0.98, "onestep.critic_rate": 2e-3, "onestep.critic_warmup": 1_600}),
+    "ratio": (
+        "one_run_ratio",
+        {
+            "onerun.t_max": 0.98,
+            "onerun.generator_rate": 1e-3,
+            "onestep.critic_rate": 2e-3,
+            "onestep.critic_warmup": 1_600,
+        },
+    ),
     "both": ("one_run_both", {}),
 }
 """The phase of each, and its settings where they are not those of `score`."""
