@@ -77,8 +77,6 @@ CANDIDATES: dict[Candidate, tuple[str, dict[str, Any]]] = {
 """The phase of each, and its settings where they are not those of `score`."""
 WEIGHT = 0.1
 """Of the energy beside the score, whose gradient is of about its size."""
-HEADS = 4
-"""Of the ratio's pooling."""
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -248,7 +246,7 @@ class Ratio(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.change = Jump(network.denoising_trunk, network.config.jump_rank)
-        self.head = AttentionPool(network.config.width, HEADS)
+        self.head = AttentionPool(network.config.width, network.config.heads)
         self.scale = Scale()
 
     def logit(self, average: Network, x_t: Tensor, t: Tensor, y: Tensor) -> Float[Tensor, " B"]:

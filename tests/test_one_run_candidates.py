@@ -17,6 +17,9 @@ import onefold
 import onestep_digits
 from helpers_runs import batch, differing, fresh, tensors, tiny
 from onefold.evaluation import evaluate
+from onefold.networks import RatioNet
+from onefold.networks.jump import Jump
+from onefold.objectives import one_run as objective
 from onefold.training.config import Config
 from onefold.training.phases import PHASES, phases_of, training_flops
 from onefold.training.state import TrainingState
@@ -125,6 +128,29 @@ def test_the_average_receives_no_gradient_and_the_others_do(name: candidates.Can
     for each in part.trains:
         grads = [p.grad for p in state.modules[each.name].parameters()]
         assert sum(grad is not None and bool(grad.any()) for grad in grads) >= len(grads) - 1, each.name
+
+
+def test_both_is_the_loss_of_one_run_and_a_tenth_of_the_energy():
+    config = small("both")
+    state = trained(config, 6)
+    part, (x, y) = phases_of(config)[0].parts[-1], batch()
+    draws = part.draw(16, torch.Generator().manual_seed(3))
+    both = part.loss(*(state.modules[module] for module in part.modules), x, y, draws)
+    student, generator = (state.modules[name] for name in ("student", "generator"))
+    assert isinstance(student, Jump)
+    assert isinstance(generator, Jump)
+    score = objective.one_run(student, generator, state.averages[0], y, draws, config.onerun)
+    assert both.parts["energy"] > 0
+    torch.testing.assert_close(both.total, score.total + 0.1 * both.parts["energy"])
+    assert {name: both.parts[name] for name in score.parts} == score.parts
+
+
+def test_a_ratio_begins_as_a_head_on_the_average_as_it_is_then():
+    average = trained(small("ratio"), 2).averages[0]
+    ratio, whole = candidates.Ratio(average), RatioNet.of(average)
+    whole.head = ratio.head
+    x_t, t, y = torch.randn(4, 16, 4), torch.rand(4), torch.tensor([0, 3, 9, 10])
+    torch.testing.assert_close(ratio.logit(average, x_t, t, y), whole.logit(x_t, t, y))
 
 
 @pytest.mark.parametrize("name", OTHERS)
