@@ -86,15 +86,15 @@ class TwoRoles:
         return found
 
 
-def roles_of(run: Run, levels: int, draws: int) -> TwoRoles:
-    """The average's denoiser and the student, both as training left them."""
+def roles_of(run: Run, levels: int, draws: int, latest: float | None = None) -> TwoRoles:
+    """The average's denoiser and the student, both as training left them; up to its latest level by default."""
     network = run.network
     student = Jump(network.denoising_trunk, network.config.jump_rank)
     student.load_state_dict(read_tensors(checkpoints(run.folder)[-1] / "student.safetensors")[0])
     rng = torch.Generator().manual_seed(SEED)
     eps = torch.randn(draws, network.config.tokens, network.config.latent_channels, generator=rng)
     own = partial(network.generate_with, student)
-    return TwoRoles(network.denoise, own, eps, levels, run.config.onerun.t_max)
+    return TwoRoles(network.denoise, own, eps, levels, latest or run.config.onerun.t_max)
 
 
 @torch.no_grad()
@@ -114,8 +114,8 @@ def rows_of(run: Run, roles: TwoRoles, candidates: int) -> dict[str, Measured]:
         return lambda network: Verifier(network, cast(RatioNet, roles), candidates, choice, level=1.0)
 
     rows = {"1 step": measured(run)}
-    for name, choice in (("best", "best"), ("resampled", "resample")):
-        rows[f"{name} of {candidates}"] = measured(run, verifier=chooser(choice))
+    for name, choice in (("best of", "best"), ("resampled from", "resample")):
+        rows[f"{name} {candidates}"] = measured(run, verifier=chooser(choice))
     return rows
 
 
@@ -124,24 +124,25 @@ def main(
     /,
     levels: int = 8,
     draws: int = 1,
+    latest: float | None = None,
     candidates: int = 4,
     json_file: Path | None = None,
 ) -> None:
     """Measure finished runs of `onefold train … --one-step`.
 
-    `levels`, `draws`: of noise, for each candidate.
+    `levels`, `draws`: of noise, for each candidate; `latest`: T, by default that of the student.
     """
     found: list[dict[str, Measured]] = []
     told: list[float] = []
     for folder in runs:
         run = onefold.load_run(folder)
-        roles = roles_of(run, levels, draws)
+        roles = roles_of(run, levels, draws, latest)
         told.append(auc(run, roles))
         print(f"{folder}: auc {told[-1]:.3f}")
         found.append(rows_of(run, roles, candidates))
     summary = summarised(found)
     if json_file is not None:
-        about = {"onefold": onefold.__version__, "levels": levels, "draws": draws, "auc": told}
+        about = {"onefold": onefold.__version__, "levels": levels, "draws": draws, "latest": latest, "auc": told}
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps({**about, "rows": summary}, indent=1, ensure_ascii=False) + "\n")
 
