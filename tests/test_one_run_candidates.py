@@ -155,16 +155,14 @@ def test_a_ratio_begins_as_a_head_on_the_average_as_it_is_then():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_step_has_the_stated_operations(name: candidates.Candidate):
-    """To 5 %, of one in which all learn, as torch counts them (see `test_estimate`)."""
+    """Those beside plain training, to 3 %, of one in which all learn, as torch counts them (see `test_estimate`)."""
     sizes = {"network.depth": 4, "network.width": 64, "training.optimizer": "adamw"}
     config = small(name, **sizes, **{"onerun.begin": 0, "onestep.critic_warmup": 0})
     state = trained(config, 1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         training_step(state, *batch(), config)
     plain = training_flops(tiny().with_changes(sizes))
-    beside = training_flops(config) - plain
-    assert counter.get_total_flops() / 16 - plain == pytest.approx(beside, rel=0.15)
-    assert counter.get_total_flops() / 16 == pytest.approx(plain + beside, rel=0.05)
+    assert counter.get_total_flops() / 16 - plain == pytest.approx(training_flops(config) - plain, rel=0.03)
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
