@@ -255,9 +255,9 @@ def test_the_clock_goes_by_the_speeds_of_the_log(tmp_path: Path, monkeypatch: py
     honest, times = Axes.secondary_xaxis, list[Axes]()
     monkeypatch.setattr(Axes, "secondary_xaxis", lambda ax, *args, **kw: times.append(ax) or honest(ax, *args, **kw))
     assert drawn(timed, tmp_path / "times.png") is not None
-    assert len(times) == 3, "one above each panel of the first row"
+    assert len(times) == 2, "one above each panel of the first row"
     assert drawn(lines, tmp_path / "plain.png") is not None
-    assert len(times) == 3, "none without speeds"
+    assert len(times) == 2, "none without speeds"
 
 
 def test_chosen_panels_alone_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
