@@ -93,7 +93,7 @@ def test_contrast_and_sharpness_of_images_that_are_known():
 
 def test_the_most_similar_image_is_the_same_one():
     pool = torch.cat([noise(4), noise(4, seed=1) // 2, noise(4, seed=2) // 8])
-    assert real_pictures.alike(pool.flip(0), pool).tolist() == list(range(11, -1, -1))
+    assert real_pictures.alike(pool[[7, 2, 11]], pool).tolist() == [7, 2, 11]
 
 
 def test_filtered_images_have_the_power_spectrum():
@@ -119,9 +119,9 @@ def test_near_copies_are_counted_as_by_an_evaluation():
     assert found["samples"]["share"] == expected == 0.5
     assert found["test images"]["share"] == pytest.approx(0.05, abs=1 / len(test))
     assert found["samples, among test images"]["share"] < 0.5
-    alone = real_pictures.near_copies(test, train, test)
-    assert alone["test images as smooth as the samples"] == alone["test images"], "themselves"
-    assert alone["samples, among test images"]["share"] == 1
+    some = real_pictures.near_copies(test[5:25], train, test)
+    assert some["test images as smooth as the samples"] == some["samples"], "themselves"
+    assert some["samples, among test images"]["share"] == 1
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_all_is_drawn_and_measured(tmp_path: Path, classes: int):
     assert (found["images"], found["group"], found["expected"]) == (1000, 360, 0.25)
     assert found["pixels"]["samples"]["test"] < 0.1, "training images, of which few are in no group"
     assert len(found["pattern"]["test images"]["training"]) == 3
-    assert Image.open(out.with_name("digits-curves.png")).width > 1000
+    assert np.asarray(Image.open(out.with_name("digits-curves.png"))).shape[1] > 1000
     walks = np.asarray(Image.open(out.with_name("digits-between.png")))
     blocks = 3 if classes else 2
     assert walks.shape == (5 * 9 + 1, blocks * (COLUMNS * 9 + 1) + (blocks - 1) * GAP)

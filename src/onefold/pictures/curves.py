@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from onefold.alarm import LEAST_RANK, LEAST_STD
 from onefold.pictures.style import BLUE, GREEN, LINES, ORANGE, PURPLE, RED, STYLE, inline_svg, log_axis
@@ -213,9 +214,9 @@ def drawings(history: Sequence[Line]) -> dict[str, str]:
 class Clock(NamedTuple):
     """When a run had seen how many images, by the speeds in its log."""
 
-    images: "np.ndarray[Any, Any]"
+    images: NDArray[Any]
     """Thousands, from 0; (n,), strictly increasing, as the times are."""
-    times: "np.ndarray[Any, Any]"
+    times: NDArray[Any]
     unit: str
 
     @classmethod
@@ -229,11 +230,11 @@ class Clock(NamedTuple):
         unit, length = next(pair for pair in UNITS if seconds[-1] >= 2 * pair[1] or pair[1] == 1)
         return cls(images / 1000, seconds / length, unit)
 
-    def time(self, images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    def time(self, images: ArrayLike) -> NDArray[Any]:
         """The times of so many thousand images; beyond the log the speed is that at its end."""
         return _along(images, self.images, self.times)
 
-    def seen(self, times: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    def seen(self, times: ArrayLike) -> NDArray[Any]:
         """The inverse of `time`."""
         return _along(times, self.times, self.images)
 
@@ -246,10 +247,11 @@ class Clock(NamedTuple):
         above.set_xlabel(self.unit, loc="right", labelpad=2)
 
 
-def _along(x: "np.ndarray[Any, Any]", xs: "np.ndarray[Any, Any]", ys: "np.ndarray[Any, Any]") -> Any:
+def _along(x: ArrayLike, xs: NDArray[Any], ys: NDArray[Any]) -> NDArray[Any]:
     """The broken line through the points (xs, ys), its ends prolonged."""
-    k = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
-    return ys[k] + (x - xs[k]) * (ys[k + 1] - ys[k]) / (xs[k + 1] - xs[k])
+    at = np.asarray(x)
+    k = np.clip(np.searchsorted(xs, at) - 1, 0, len(xs) - 2)
+    return ys[k] + (at - xs[k]) * (ys[k + 1] - ys[k]) / (xs[k + 1] - xs[k])
 
 
 def _panels(history: Sequence[Line], panels: Sequence[Panel]) -> list[Panel]:
