@@ -7,6 +7,9 @@ micro-batch:
 
     growth per image = (peak(n) − peak(n / 2)) / (n / 2)
     largest          = n + (9/10 · available memory − peak of the steps) / growth
+
+All of it is of usual steps. Recorded as CUDA graphs (`training.graphs`) they are faster, and a recording keeps a step's
+activations beside those of other work: pictures, and the first steps of another kind. Each image then counts twice.
 """
 
 import itertools
@@ -24,6 +27,7 @@ from onefold.data.loader import IN_MEMORY
 from onefold.errors import UserError
 from onefold.networks.base import Network, build, parameter_shares
 from onefold.training.config import Config
+from onefold.training.graphs import check_graphs
 from onefold.training.log import peak_memory
 from onefold.training.optimizer import moments_of
 from onefold.training.phases import Phase, length, phases_of, training_flops
@@ -43,6 +47,8 @@ class Measurement:
     device: str
     precision: str
     compiled: bool
+    graphs: bool
+    """Whether the run records its steps. The speed is that of usual ones; what a recording keeps is counted below."""
     batch: int
     """Images per optimizer step …"""
     micro_batch: int
@@ -144,9 +150,10 @@ def measure(config: Config, seconds: float) -> Measurement:
     `training.compile` "auto", nothing is compiled here.
 
     Raises:
-        UserError: a device that is not available, or compilation or TF32 requested where it does not work.
+        UserError: a device that is not available, or compilation, graphs or TF32 requested where they do not work.
     """
     device = resolve_device(config.training.device)
+    check_graphs(config.training, device)
     batch, compiled = config.training.batch, config.training.compile == "yes"
     if compiled:
         require_compiler("training.compile", device)
@@ -170,8 +177,11 @@ def measure(config: Config, seconds: float) -> Measurement:
     peak, memory = peak_memory(device), available_memory(device)
     if memory is not None:
         memory -= _batches_held(config, batch)
+    graphs = config.training.graphs == "yes"
+    if graphs and growth is not None:  # what the recording keeps of the images measured, and of each further one
+        peak, growth = peak + round(micro * growth), 2 * growth
     largest = None if growth is None or memory is None else largest_micro_batch(micro, peak, growth, memory)
-    return Measurement(str(device), precision, compiled, batch, micro, speed, peak, growth, largest)
+    return Measurement(str(device), precision, compiled, graphs, batch, micro, speed, peak, growth, largest)
 
 
 def _sections(phase: Phase) -> list[tuple[int, int]]:

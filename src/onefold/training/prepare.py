@@ -8,10 +8,9 @@ import torch
 
 from onefold import compute
 from onefold.data import Dataset
-from onefold.errors import UserError
 from onefold.sampling import check_guidance
 from onefold.training.config import Config
-from onefold.training.engine import ranks
+from onefold.training.graphs import check_graphs
 from onefold.training.phases import length, names_of_phases, phases_of, training_flops
 
 __all__ = ["decide", "fit_to_data", "mirror_note"]
@@ -72,8 +71,7 @@ def decide(config: Config, device: torch.device, say: Callable[[str], None] = la
         compiled = "yes" if work >= LONG_RUN and compute.can_compile(device) else "no"
     elif compiled == "yes":
         compute.require_compiler("training.compile", device)
-    if training.graphs == "yes" and (device.type != "cuda" or ranks().count > 1):
-        raise UserError("training.graphs: needs a CUDA GPU, and one process; leave it at no")
+    check_graphs(training, device)
     precision, why = training.precision, "as wanted"
     if precision == "auto":
         times = compute.speed_up(device)
