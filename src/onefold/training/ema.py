@@ -1,6 +1,8 @@
 """Exponential moving averages of the network's weights: θ̄ ← θ̄ + r · (θ − θ̄), with r = 1 − `Schedule.survival`.
 
 With a long half-life r is tiny, and 1 − s of a float32 s is wrong by up to 3e-8: so it is r that goes to the device.
+Averages are float32 themselves, and take no notice of a weight that stands still within 3e-8 / r of them, relatively:
+with the longest half-life of a recipe, 3,000,000 images at a batch of 1,024, within 1.3e-4.
 """
 
 import copy
