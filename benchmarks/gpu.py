@@ -90,8 +90,8 @@ def run_together(jobs: Sequence[Job], out: Path) -> list[Job]:
     begun = time.perf_counter()
     processes = {}
     for job in jobs:
-        log = (out / f"{job.name}.log").open("wb")
-        processes[job.name] = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
+        with (out / f"{job.name}.log").open("wb") as log:
+            processes[job.name] = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
     waiting = list(jobs)
     while waiting:
         for job in list(waiting):

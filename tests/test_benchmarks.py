@@ -157,11 +157,13 @@ def test_a_toy_is_measured_without_a_gpu(recipe: str, graphs: bool, tmp_path: Pa
     assert not found["graphs"], "as there are none"
 
 
-def test_a_job_that_takes_too_long_is_told_once_and_may_save(tmp_path: Path):
-    """A second signal would end a training at once."""
-    script = "trap 'echo told; told=1' TERM; until [ $told ]; do sleep 0.1; done; sleep 1; exit 7"
-    (job,) = gpu.run_together([gpu.Job("slow", ["sh", "-c", script], 1.0)], tmp_path)
-    assert (job.status, job.said) == (7, ["told"])
+def test_a_job_that_takes_too_long_is_told_once_and_may_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A second signal would end a training at once. The time is up when the job is ready for it."""
+    log = tmp_path / "slow.log"
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: 60.0 if log.exists() and "ready" in log.read_text() else 0.0)
+    script = "trap 'echo told; told=1' TERM; echo ready; until [ $told ]; do sleep 0.1; done; sleep 1; exit 7"
+    (job,) = gpu.run_together([gpu.Job("slow", ["sh", "-c", script], 50.0)], tmp_path)
+    assert (job.status, job.said) == (7, ["ready", "told"])
     assert json.loads((tmp_path / "gpu.json").read_text())[0]["status"] == 7
 
 

@@ -68,7 +68,7 @@ def test_a_step_is_not_lost_beside_a_long_half_life():
             for p in module.parameters():
                 torch.nn.init.constant_(p, value)
         ema.update(average, network, number)
-        assert [float(p) for p in average.parameters()] == [pytest.approx(renewal, rel=1e-6)] * 2
+        assert [p.item() for p in average.parameters()] == [pytest.approx(renewal, rel=1e-6)] * 2
 
 
 def test_they_are_refused_without_a_gpu():
