@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,9 @@ from torch.profiler import ProfilerActivity, profile
 import onefold
 from onefold.compute import compile_blocks
 from onefold.networks.trunk import Attention, Block, rotary_table, rotate
+from onefold.training import optimizer
 from onefold.training.config import Config
-from onefold.training.optimizer import Muon, orthogonalised
+from onefold.training.optimizer import CUBIC, LINEAR, QUINTIC, Muon, orthogonalised
 from onefold.training.prepare import decide
 from onefold.training.step import training_step
 from timing import machine, table, taking_turns, write
@@ -169,43 +171,31 @@ def block_times(config: Config, rounds: int) -> dict[str, dict[str, float]]:
 # --- Muon -------------------------------------------------------------------------------------------------------------
 
 
-def fused(matrices: Tensor) -> Tensor:
-    """Sums within the products."""
+def on_x(matrices: Tensor) -> Tensor:
+    """Every iteration on X, as it is usually written."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = (matrices if wide else matrices.mT).contiguous()
+    x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         a = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        x = LINEAR * x + (CUBIC * a + QUINTIC * a @ a) @ x
     return x if wide else x.mT
 
 
-def by_gram(matrices: Tensor, parts: Sequence[int] = (5,)) -> Tensor:
-    """All iterations on A = XXᵀ, whose polynomials commute: A ← PAP, Q ← PQ, and QX in the end.
+def so_many_on_a(count: int) -> Callable[[Tensor], Tensor]:
+    """Another number of iterations on one A."""
 
-    4m²n + 34m³ operations rather than 20m²n + 10m³. With `parts`, A is taken anew from QX after so many iterations.
-    """
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else matrices.mT
-    if 2 * x.shape[-1] < 3 * x.shape[-2]:
-        return orthogonalised(matrices)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for count in parts:
-        a, q = x @ x.mT, None
-        for k in range(count):
-            p = -4.7750 * a + 2.0315 * a @ a
-            p.diagonal(dim1=-2, dim2=-1).add_(3.4445)
-            q = p if q is None else p @ q
-            a = p @ a @ p if k + 1 < count else a
-        x = q @ x
-    return x if wide else x.mT
+    def iterated(matrices: Tensor) -> Tensor:
+        with patch.object(optimizer, "TOGETHER", count):
+            return orthogonalised(matrices)
+
+    return iterated
 
 
 MUON: dict[str, Callable[[Tensor], Tensor]] = {
     "as it is": orthogonalised,
-    "sums within the products": fused,
-    "on the Gram matrix": by_gram,
-    "… taken anew after two": lambda matrices: by_gram(matrices, (2, 3)),
+    "one by one, on X": on_x,
+    **{f"{count} on one A": so_many_on_a(count) for count in (1, 2, 5)},
 }
 
 
@@ -223,7 +213,7 @@ def muon_times(config: Config, rounds: int) -> dict[str, dict[str, float]]:
     )
 
     def error(f: Callable[[Tensor], Tensor]) -> float:
-        pairs = [(f(stack[:1]).double(), orthogonalised(stack[:1].double())) for stack in stacks]
+        pairs = [(f(stack[:1]).double(), on_x(stack[:1].double())) for stack in stacks]
         return max(float((found - exact).norm() / exact.norm()) for found, exact in pairs)
 
     return {name: {"ratio": ratio_to(times["as it is"], times[name]), "error": error(f)} for name, f in MUON.items()}
