@@ -1,4 +1,7 @@
-"""On a GPU that is not there: nothing mixes devices, and no step makes the host wait."""
+"""On a GPU that is not there: nothing mixes devices, and no step makes the host wait.
+
+Nothing is compiled here: for a GPU, that takes one. Nor do threads read ahead, to which the pretence does not reach.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
