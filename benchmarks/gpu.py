@@ -1,10 +1,14 @@
 """All that only a GPU can show, in one go: tests, shares of its peak, speed and memory, sampling, a training.
 
     python benchmarks/gpu.py --data DATA --out gpu --minutes 20
+    python benchmarks/gpu.py --out gpu-dry --dry    # beforehand, on any machine: does it run?
 
 DATA is a folder with `cifar10-train.zip` and `cifar10-test.zip`; without it nothing is trained. Jobs are processes of
 their own: one that fails or takes too long costs nothing but itself. Each writes `OUT/NAME.log`, and `OUT/gpu.json` has
-for each its exit status, its seconds and the end of what it said.
+for each its exit status, its seconds and the end of what it said; the exit code is 1 if one failed.
+
+`--dry` runs every job with networks of a toy's size on the digits, without a GPU too, where nothing is recorded. Its
+numbers mean nothing.
 
     tests       those that run on a GPU only
     speed       of each recipe's steps, compiled, alone on the GPU: images/s, the share of the bf16 peak, peak memory;
@@ -18,7 +22,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,10 @@ GRACE = 30.0
 """Seconds that a process has to end when it is told to."""
 LEAST = 120.0
 """Seconds that a training is worth beginning for."""
+TOY = {"network.width": 32, "network.depth": 1, "network.heads": 2, "training.batch": 16, "training.compile": "no"}
+"""Settings of a dry run …"""
+TOY_IMAGES = 640
+"""… and its images."""
 TRAINED = 0.75
 """Part of the time that is left which the training is given; the rest is for starting, compiling and measuring."""
 
@@ -60,7 +68,8 @@ class Job:
     name: str
     command: Sequence[str]
     seconds: float
-    """After which it is ended."""
+    """After which it is told to end."""
+    told: bool = False
     status: int | None = None
     took: float = 0.0
     said: list[str] = field(default_factory=list)
@@ -71,19 +80,27 @@ def python(script: str, *arguments: object) -> list[str]:
     return [sys.executable, "-u", str(HERE / script), *map(str, arguments)]
 
 
-def run_together(jobs: Sequence[Job], out: Path) -> None:
+def options(settings: Mapping[str, object]) -> list[str]:
+    """Settings as options of a command."""
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+def run_together(jobs: Sequence[Job], out: Path) -> list[Job]:
     """Run jobs at the same time, to their ends or limits, and add them to the summary."""
     begun = time.perf_counter()
     processes = {}
     for job in jobs:
-        log = (out / f"{job.name}.log").open("wb")
-        processes[job.name] = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
+        with (out / f"{job.name}.log").open("wb") as log:
+            processes[job.name] = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
     waiting = list(jobs)
     while waiting:
         for job in list(waiting):
             job.took = time.perf_counter() - begun
-            if job.took > job.seconds:  # then it may save what it has
-                processes[job.name].terminate() if job.took < job.seconds + GRACE else processes[job.name].kill()
+            if job.took > job.seconds and not job.told:  # once: then it may save what it has
+                processes[job.name].terminate()
+                job.told = True
+            elif job.took > job.seconds + GRACE:
+                processes[job.name].kill()
             job.status = processes[job.name].poll()
             if job.status is not None:
                 waiting.remove(job)
@@ -94,20 +111,24 @@ def run_together(jobs: Sequence[Job], out: Path) -> None:
     kept = out / "gpu.json"
     before = json.loads(kept.read_text()) if kept.exists() else []
     kept.write_text(json.dumps([*before, *map(asdict, jobs)], indent=1) + "\n")
+    return list(jobs)
 
 
-def speed(recipe: str, out: Path, *, graphs: bool) -> None:
+def speed(recipe: str, out: Path, *, graphs: bool, dry: bool) -> None:
     """Measure a recipe's step, and write it to `out`."""
     settings = {"batch": BATCHES[recipe], "compile": "yes", "precision": "bfloat16"}
     config = onefold.recipe(recipe, training=settings)
     if recipe.startswith("imagenet"):
-        config = config.with_changes({"training.micro_batch": MICRO})
+        config = config.with_changes({"training.micro_batch": TOY["training.batch"] // 2 if dry else MICRO})
     else:
         config = with_one_step(config).with_changes({"onerun.begin": 0})
+    if dry:
+        config = config.with_changes(TOY)
     device = resolve_device("auto")
-    config = decide(config, device)
+    config, graphs = decide(config, device), graphs and device.type == "cuda"
     state = TrainingState.fresh(config, device)
-    state.compile(phases_of(config)[0])
+    if not dry:
+        state.compile(phases_of(config)[0])
     step = Graphs(device).step if graphs else training_step
     network, batch = config.network, config.training.batch
     x = torch.rand((batch, network.channels, *network.image_size), device=device) * 2 - 1
@@ -139,45 +160,71 @@ def speed(recipe: str, out: Path, *, graphs: bool) -> None:
     print(f"{recipe}: {shown}, {memory / 2**30:.1f} GiB, first steps {first:.0f} s")
 
 
+def first_jobs(ends: tuple[object, object] | None, out: Path, *, dry: bool) -> list[Job]:
+    """The tests that need a GPU, and meanwhile the features of the data."""
+    tests = [str(HERE.parent / "tests" / name) for name in ("test_no_waiting.py", "test_graphs.py")[dry:]]
+    jobs = [Job("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 300)]
+    if ends is not None:
+        few = ("--width", 8, "--epochs", 1) if dry else ("--mirror",)
+        command = python("train_features.py", *ends, out / "features.safetensors", "--residuals", 1, *few)
+        jobs.append(Job("features", command, 300))
+    return jobs
+
+
+def speed_job(recipe: str, out: Path, *, graphs: bool, dry: bool) -> Job:
+    """`speed` in a process of its own."""
+    name = f"speed-{recipe}" + "-graphs" * graphs
+    (out / f"{name}.json").unlink(missing_ok=True)
+    flags = "--graphs" if graphs else "--no-graphs", "--dry" if dry else "--no-dry"
+    return Job(name, python("gpu.py", "--out", out / f"{name}.json", "--speed-of", recipe, *flags), 180)
+
+
+def sampling_job(recipe: str, out: Path, *, dry: bool) -> Job:
+    how = ("--batch", 2, "--rounds", 1) if dry else ("--batch", 64, "--rounds", 3, "--device", "cuda", "--compile")
+    ends = "--precision", "bfloat16", "--json-file", out / f"sampling-{recipe}.json"
+    return Job(f"sampling-{recipe}", python("sampling.py", "--recipe", recipe, *how, *ends), 180)
+
+
+def training_job(ends: tuple[object, object], images: int, out: Path, seconds: float, *, dry: bool) -> Job:
+    sources = "--data", ends[0], "--test-data", ends[1], "--out", out / "run"
+    command = [sys.executable, "-m", "onefold", "train", "cifar10", "--one-step", "--quiet", *map(str, sources)]
+    command += ["--images", str(images), *(options(TOY) if dry else ())]
+    command += ["--training.graphs", "yes"] if torch.cuda.is_available() else []
+    return Job("training", command, seconds)
+
+
 def main(
     data: Path | None = None,
     out: Path = Path("gpu"),
     minutes: float = 20.0,
+    dry: bool = False,
     speed_of: str = "",
     graphs: bool = False,
 ) -> None:
     """Run everything. `speed_of` and `graphs` are for the processes of the part `speed`."""
     if speed_of:
-        return speed(speed_of, out, graphs=graphs)
+        return speed(speed_of, out, graphs=graphs, dry=dry)
     end = time.perf_counter() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
     (out / "gpu.json").unlink(missing_ok=True)
-    tests = [str(HERE.parent / "tests" / name) for name in ("test_no_waiting.py", "test_graphs.py")]
-    first = [Job("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 300)]
-    if data is not None:
-        ends = data / "cifar10-train.zip", data / "cifar10-test.zip", out / "features.safetensors", "--mirror"
-        first.append(Job("features", python("train_features.py", *ends, "--residuals", 1), 300))
-    run_together(first, out)
+    ends = ("digits", "digits:test") if dry else data and (data / "cifar10-train.zip", data / "cifar10-test.zip")
+    done = run_together(first_jobs(ends, out, dry=dry), out)
     for recipe, graphs in [*((name, False) for name in BATCHES), ("fashion", True), ("cifar10", True)]:
-        name = f"speed-{recipe}" + "-graphs" * graphs
-        (out / f"{name}.json").unlink(missing_ok=True)
-        options = "--out", out / f"{name}.json", "--speed-of", recipe, "--graphs" if graphs else "--no-graphs"
-        run_together([Job(name, python("gpu.py", *options), 180)], out)
-    options = "--device", "cuda", "--precision", "bfloat16", "--compile", "--rounds", 3
-    for name in ("cifar10", "imagenet256-b"):
-        ends = "--recipe", name, "--batch", 64, *options, "--json-file", out / f"sampling-{name}.json"
-        run_together([Job(f"sampling-{name}", python("sampling.py", *ends), 180)], out)
+        done += run_together([speed_job(recipe, out, graphs=graphs, dry=dry)], out)
+    for recipe in ("digits",) if dry else ("cifar10", "imagenet256-b"):
+        done += run_together([sampling_job(recipe, out, dry=dry)], out)
     left, speeds = end - time.perf_counter(), out / "speed-cifar10-graphs.json"
-    if data is None or left < LEAST or not speeds.exists():
-        print(f"nothing is trained: {'no data' if data is None else f'{left:.0f} s left, or no speed measured'}")
-        return None
-    images = int(TRAINED * left * json.loads(speeds.read_text())["images_per_second"])
-    sources = "--data", data / "cifar10-train.zip", "--test-data", data / "cifar10-test.zip"
-    command = [sys.executable, "-m", "onefold", "train", "cifar10", "--one-step", "--quiet", *map(str, sources)]
-    command += ["--images", str(images), "--training.graphs", "yes", "--out", str(out / "run")]
-    run_together([Job("training", command, left)], out)
-    ends = out / "run", "--features", out / "features.safetensors", "--out", out / "cifar10-one-run"
-    run_together([Job("measurement", python("real_images.py", *ends), 600)], out)
+    if ends is None or left < LEAST or not speeds.exists():
+        print(f"nothing is trained: {'no data' if ends is None else f'{left:.0f} s left, or no speed measured'}")
+    else:
+        rate = json.loads(speeds.read_text())["images_per_second"]
+        images = TOY_IMAGES if dry else int(TRAINED * left * rate)
+        done += run_together([training_job(ends, images, out, left, dry=dry)], out)
+        few = ("--images", 100, "--steps", 1) if dry else ()
+        files = out / "run", "--features", out / "features.safetensors", "--out", out / "cifar10-one-run"
+        done += run_together([Job("measurement", python("real_images.py", *files, *few), 600)], out)
+    if failed := [job.name for job in done if job.status]:
+        raise SystemExit(f"failed, or told to end: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

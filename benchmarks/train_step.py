@@ -228,7 +228,7 @@ def parts(config: Config, device: torch.device, folder: Path) -> dict[str, tuple
 
     def move_averages() -> None:
         for average in state.averages:
-            ema.update(average, network, 0.999)
+            ema.update(average, network, 0.001)
 
     def write_log() -> float:
         window = Window()

@@ -7,6 +7,7 @@ torch cannot do even so is done here in its place:
     device guards        that device has the one of "meta", which does nothing
     Generator("cuda")    is one on the CPU that says to be on the GPU; drawing with one of another device is refused
     module.to("cuda")    changes where the weights are said to be
+    pin_memory           marks a tensor, whose copies do not wait if they are asked not to
     autocast, is_cuda    as where there is a GPU
 """
 
@@ -14,7 +15,7 @@ import ctypes
 import sys
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -66,6 +67,8 @@ class OtherDevice(FakeTensorMode):
             return _as_array(args[0], force=True).item()
         found = super().__torch_dispatch__(func, types, args, kwargs)
         copies = func.overloadpacket in (aten._to_copy, aten.copy_, aten.copy)
+        if copies and kwargs.get("non_blocking") and getattr(tensors[0], "is_marked", False):
+            return found
         if copies and not self.waits and len({x.device for x in [*tensors, found] if x.numel() and x.ndim}) > 1:
             raise Copied(f"{func}: between {tensors[0].device} and {found.device}")
         return found
@@ -126,6 +129,14 @@ def _moved(param: Tensor, to: Tensor) -> None:
     param.fake_device = to.fake_device
 
 
+def _marked(x: Tensor) -> Tensor:
+    """A copy of a tensor on the host in memory that a GPU reads by itself."""
+    assert x.device.type == "cpu"
+    found = x.clone()
+    found.is_marked = True  # type: ignore[attr-defined]
+    return found
+
+
 def _as_array(x: FakeTensor, *, force: bool = False) -> np.ndarray[Any, Any]:
     if x.device.type != "cpu" and not force:
         raise TypeError(f"can't convert {x.device} device type tensor to numpy. Use Tensor.cpu() first")
@@ -172,6 +183,8 @@ def other_device(*, waits: bool = False) -> Generator[OtherDevice]:
             (FakeTensor, "numpy", _as_array),
             (torch, "Generator", _Rng),
             (torch.utils, "swap_tensors", _moved),
+            (torch.Tensor, "pin_memory", _marked),
+            (torch.cuda, "device", lambda device: nullcontext()),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.cuda, "is_bf16_supported", lambda *a, **k: True),
             (torch.cuda, "max_memory_allocated", lambda device=None: 0),

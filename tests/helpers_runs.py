@@ -72,7 +72,7 @@ def on_towards(state: TrainingState, seen: int, config: Config, steps: int = 1) 
     for k in reversed(range(steps)):
         for average, half_life in zip(averages, training.ema_half_lives, strict=True):
             survival = training.survival(half_life, seen - k * training.batch, training.batch)
-            ema.update(average, state.network, survival)
+            ema.update(average, state.network, 1 - survival)
     return {f"average-{k}.{name}": value for k, net in enumerate(averages) for name, value in net.state_dict().items()}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import data
+import gpu
 import real_images
 import sampling
 import scaling
@@ -141,6 +142,29 @@ def test_sampling_is_measured(precision: str):
     found = sampling.measured(tiny(), CPU, batch=3, steps=(2, 1), rounds=2, precision=precision)
     assert list(found["steps"]) == ["2", "1"]
     assert all(one["latency"] > 0 and len(one["seconds_of_batch"]) == 2 for one in found["steps"].values())
+
+
+# --- on a GPU, in a dry run -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("recipe", "graphs"), [("fashion", True), ("imagenet256-s", False)])
+def test_a_toy_is_measured_without_a_gpu(recipe: str, graphs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "resolve_device", lambda name: CPU)
+    gpu.speed(recipe, tmp_path / "speed.json", graphs=graphs, dry=True)
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["images_per_second"] > 0
+    assert (found["batch"], found["micro_batch"]) == (16, None if recipe == "fashion" else 8)
+    assert not found["graphs"], "as there are none"
+
+
+def test_a_job_that_takes_too_long_is_told_once_and_may_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A second signal would end a training at once. The time is up when the job is ready for it."""
+    log = tmp_path / "slow.log"
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: 60.0 if log.exists() and "ready" in log.read_text() else 0.0)
+    script = "trap 'echo told; told=1' TERM; echo ready; until [ $told ]; do sleep 0.1; done; sleep 1; exit 7"
+    (job,) = gpu.run_together([gpu.Job("slow", ["sh", "-c", script], 50.0)], tmp_path)
+    assert (job.status, job.said) == (7, ["ready", "told"])
+    assert json.loads((tmp_path / "gpu.json").read_text())[0]["status"] == 7
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

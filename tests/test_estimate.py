@@ -19,6 +19,7 @@ from onefold import cli
 from onefold import estimate as estimates
 from onefold.commands import tables
 from onefold.compute import can_compile
+from onefold.errors import UserError
 from onefold.estimate import estimate
 from onefold.networks import Network
 from onefold.recipes import RECIPES, recipe
@@ -339,11 +340,13 @@ def peaks(monkeypatch: pytest.MonkeyPatch, *values: int) -> None:
     monkeypatch.setattr(estimates, "peak_memory", lambda device: left.pop(0))
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, *values: int, micro_batch: int = 6) -> estimates.Measurement:
+def measured(
+    monkeypatch: pytest.MonkeyPatch, *values: int, micro_batch: int = 6, **changes: Any
+) -> estimates.Measurement:
     peaks(monkeypatch, *values)
     monkeypatch.setattr(estimates, "available_memory", lambda device: 10_000)
     monkeypatch.setattr(estimates, "_batches_held", lambda config, batch: 0)
-    return estimates.measure(tiny(training__micro_batch=micro_batch), 0.01)
+    return estimates.measure(tiny(training__micro_batch=micro_batch, **changes), 0.01)
 
 
 def test_the_largest_micro_batch_fills_nine_tenths_of_the_memory():
@@ -368,6 +371,22 @@ def test_memory_grows_from_half_the_images_to_all(monkeypatch: pytest.MonkeyPatc
     assert found.peak_memory == 3_000
     assert found.bytes_per_image == 200
     assert found.largest_micro_batch == 6 + (9_000 - 3_000) // 200
+
+
+def test_a_recording_keeps_the_activations_of_a_step_besides(monkeypatch: pytest.MonkeyPatch):
+    """6 images of 200 each are there twice: at 3,000 + 1,200, and each further image takes 400."""
+    monkeypatch.setattr(estimates, "check_graphs", lambda training, device: None)  # there are none on a CPU
+    found = measured(monkeypatch, 500, 2_000, 2_600, 3_000, training__graphs="yes")
+    assert found.graphs
+    assert (found.peak_memory, found.bytes_per_image) == (4_200, 400)
+    assert found.largest_micro_batch == 6 + (9_000 - 4_200) // 400
+
+
+def test_a_recording_is_refused_where_there_is_none():
+    config = tiny(training__graphs="yes")
+    assert estimate(config, seconds=0).measured is None, "counting needs no GPU"
+    with pytest.raises(UserError, match=r"^training.graphs: needs a CUDA GPU, and one process; leave it at no$"):
+        estimate(config, seconds=0.01)
 
 
 def test_an_odd_micro_batch(monkeypatch: pytest.MonkeyPatch):
@@ -445,7 +464,7 @@ def test_the_command_counts_one_run(capsys: pytest.CaptureFixture[str]):
 
 
 def test_the_table_says_what_more_devices_would_take():
-    measured = estimates.Measurement("cpu", "float32", False, 6, 6, 1.0, 3_000, 200 * 2**20, 36)
+    measured = estimates.Measurement("cpu", "float32", False, True, 6, 6, 1.0, 3_000, 200 * 2**20, 36)
     config = tiny(training__images=64 * 3_600)
     cost = replace(estimate(config, seconds=0), measured=measured)
     console = Console(file=io.StringIO(), width=200)
@@ -454,3 +473,7 @@ def test_the_table_says_what_more_devices_would_take():
     assert "2.7 days for 230,400 images" in shown
     assert "8.0 hours on 8, 60.0 minutes on 64, if communication cost nothing" in shown
     assert "the whole batch (there is room for 36 images), 200.0 MiB each" in shown
+    assert "recorded steps are faster than these" in shown
+    cost = replace(cost, measured=replace(measured, graphs=False))
+    tables.show_estimate(console := Console(file=io.StringIO(), width=200), "tiny", config, cost)
+    assert "recorded" not in console.file.getvalue()

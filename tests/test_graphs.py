@@ -1,6 +1,8 @@
 """Steps recorded as CUDA graphs: what they need of optimizers and averages; on a GPU, that they are the same steps."""
 
 import copy
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from onefold.errors import UserError
 from onefold.networks import build
 from onefold.training import ema
 from onefold.training.config import Config
-from onefold.training.graphs import Graphs
+from onefold.training.graphs import USUAL, Graphs, Kind, _scalars
 from onefold.training.loop import train
 from onefold.training.optimizer import build_optimizers, guarded_step, keep_rates_on, set_rates
 from onefold.training.prepare import decide
@@ -45,14 +47,28 @@ def test_rates_on_the_device_give_the_same_steps(optimizer: str):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_a_survival_on_the_device_gives_the_same_average():
+def test_a_renewal_on_the_device_gives_the_same_average():
     network, start = build(tiny().network), build(tiny().network)
     averages = [copy.deepcopy(start), copy.deepcopy(start)]
-    for average, survival in zip(averages, (0.75, torch.tensor(0.75)), strict=True):
-        ema.update(average, network, survival)
+    for average, renewal in zip(averages, (0.25, torch.tensor(0.25)), strict=True):
+        ema.update(average, network, renewal)
     for a, b, p, q in zip(*(each.parameters() for each in (*averages, start, network)), strict=True):
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(b, 0.75 * p + 0.25 * q)
+
+
+def test_a_step_is_not_lost_beside_a_long_half_life():
+    """Of 3,000,000 images, of which a step of 16 renews 3.7e-6: from 0 towards 1, as exactly as float32 can."""
+    config = tiny(training__ema_half_lives=(3_000_000,), training__ema_ramp=0.0)
+    (renewal,) = Turn.at(TrainingState.fresh(config, CPU), config).renewals
+    assert renewal == pytest.approx(-math.expm1(math.log(0.5) * 16 / 3_000_000), rel=1e-9)
+    for number in (renewal, *_scalars([renewal], CPU)):
+        average, network = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+        for module, value in ((average, 0.0), (network, 1.0)):
+            for p in module.parameters():
+                torch.nn.init.constant_(p, value)
+        ema.update(average, network, number)
+        assert [p.item() for p in average.parameters()] == [pytest.approx(renewal, rel=1e-6)] * 2
 
 
 def test_they_are_refused_without_a_gpu():
@@ -79,32 +95,56 @@ def test_kinds_of_steps_can_be_told_apart():
     assert [turn.whole for turn in found[:2]] == [True, True]
 
 
+STEPS = 12
 CASES = {
     "adamw": tiny(),
     "muon": tiny(training__optimizer="muon"),
     "micro-batches": tiny(training__micro_batch=5),
-    "one run": tiny(phases=("one_run",), network__jump_rank=2, onerun__begin=0, training__images=400),
+    "one run": tiny(phases=("one_run",), network__jump_rank=2, onerun__begin=0),
     "score": one_step(onestep__method="score", onestep__critic_warmup=0),
     "ratio": one_step(onestep__method="ratio", onestep__critic_warmup=0),
     "several critic updates": one_step(onestep__critic_warmup=32, onestep__critic_updates=2),
     "dmd": one_step(onestep__method="dmd", onestep__critic_warmup=0),
 }
+CASES = {name: config.with_changes({"training.images": 400}) for name, config in CASES.items()}
+
+
+def begun(config: Config, device: torch.device) -> TrainingState:
+    return TrainingState.fresh(config, device, teacher_for(config) if config.phases == ("one_step",) else None)
+
+
+def kinds(config: Config) -> Counter[Kind]:
+    """Of the steps of a test, each with its number."""
+    state, found = begun(config, CPU), Counter[Kind]()
+    for k in range(STEPS):
+        state.counters.images = k * config.training.batch
+        turn = Turn.at(state, config)
+        found[turn.parts, turn.whole] += 1
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_last_steps_of_every_case_are_recorded(name: str):
+    """What a machine without a GPU can say of the test below: that it compares recorded steps."""
+    lasting = [count for count in kinds(CASES[name]).values() if count > USUAL]
+    assert len(lasting) == (2 if name == "several critic updates" else 1)
+    assert sum(lasting) >= STEPS - 2, "but for two steps of warm-up"
 
 
 @cuda
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_steps_are_the_same(name: str):
     config: Config = CASES[name].with_changes({"training.precision": "float32", "training.compile": "no"})
-    device = torch.device("cuda")
-    teacher = teacher_for(config) if config.phases == ("one_step",) else None
+    device, graphs = torch.device("cuda"), Graphs(torch.device("cuda"))
     x, y = (part.to(device) for part in batch())
     ends: list[list[torch.Tensor]] = []
-    for step in (training_step, Graphs(device).step):
-        state = TrainingState.fresh(config, device, teacher)
-        for _ in range(8):
+    for step in (training_step, graphs.step):
+        state = begun(config, device)
+        for _ in range(STEPS):
             values = step(state, x, y, config)
         weights = [p for module in state.modules.values() for p in module.parameters()]
         ends.append([*weights, *values.values(), state.skips.total])
-        assert state.counters.images == 8 * config.training.batch
+        assert state.counters.images == STEPS * config.training.batch
+    assert graphs._recorded.keys() == {kind for kind, count in kinds(config).items() if count > USUAL}
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -66,6 +66,46 @@ def test_stacked_matrices_are_those_one_by_one(shape: tuple[int, int]):
         torch.testing.assert_close(orthogonalised(one[None])[0], together, atol=1e-5, rtol=1e-5)
 
 
+def one_by_one(x: Tensor, iterations: int = 5) -> Tensor:
+    """The iteration as it is usually written, each on X, of a wide matrix."""
+    x = x / x.norm()
+    for _ in range(iterations):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def with_values(shape: tuple[int, int], smallest: float) -> Tensor:
+    """A matrix whose singular values fall geometrically from 1."""
+    u, s, v = torch.linalg.svd(matrix(shape).double(), full_matrices=False)
+    return u @ torch.logspace(0, math.log10(smallest), len(s), dtype=s.dtype).diag() @ v
+
+
+WIDE = pytest.mark.parametrize("shape", [(48, 48), (48, 64), (48, 72), (32, 160)])
+
+
+@WIDE
+@pytest.mark.parametrize("iterations", [1, 3, 4, 5])
+def test_iterations_taken_together_are_those_one_by_one(shape: tuple[int, int], iterations: int):
+    x = with_values(shape, 1e-3)
+    expected = one_by_one(x, iterations)
+    torch.testing.assert_close(orthogonalised(x[None], iterations)[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(orthogonalised(x.mT[None], iterations)[0], expected.mT, atol=1e-6, rtol=0)
+
+
+@WIDE
+@pytest.mark.parametrize("smallest", [0.3, 1e-2, 1e-3])
+def test_in_bf16_they_lose_no_more(shape: tuple[int, int], smallest: float):
+    """Than one by one, but for a hundredth: five on one A would lose all of what is small."""
+    x = with_values(shape, smallest)
+    expected, half = one_by_one(x), x.bfloat16()
+    lost, lost_before = (
+        (found.double() - expected).norm() / expected.norm()
+        for found in (orthogonalised(half[None])[0], one_by_one(half))
+    )
+    assert lost < lost_before + 0.01
+
+
 def descend(make, shapes: list[tuple[int, int]], steps: int = 5) -> list[Tensor]:
     """Weights after some steps whose gradients are given numbers."""
     params = [nn.Parameter(matrix(shape, k)) for k, shape in enumerate(shapes)]

@@ -1,4 +1,7 @@
-"""On a GPU that is not there: nothing mixes devices, and no step makes the host wait."""
+"""On a GPU that is not there: nothing mixes devices, and no step makes the host wait.
+
+Nothing is compiled here: for a GPU, that takes one. Nor do threads read ahead, to which the pretence does not reach.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +15,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from helpers_one_step import one_step
 from helpers_other_device import DEVICE, Copied, Mixed, other_device
 from helpers_runs import tiny
+from onefold.data import Loader, open_dataset
 from onefold.metrics import Classifier, classifier_training, train_classifier
 from onefold.metrics.classifier import ClassifierConfig
 from onefold.networks import OneFold, build
+from onefold.pixels import to_float
 from onefold.training.config import Config
 from onefold.training.datasets import open_data
 from onefold.training.generator_monitor import GeneratorMonitor
@@ -40,6 +45,8 @@ SEEN: dict[str, tuple[Callable[[], object], type[Exception]]] = {
     "a source of random numbers": (lambda: torch.rand(3, generator=torch.Generator(), device=DEVICE), Mixed),
     "to the host": (lambda: on_device().cpu(), Copied),
     "to the device": (lambda: torch.ones(3).to(DEVICE), Copied),
+    "of pinned memory, at once": (lambda: torch.ones(3).pin_memory().to(DEVICE), Copied),
+    "of other memory, later": (lambda: torch.ones(3).to(DEVICE, non_blocking=True), Copied),
     "into the device": (lambda: on_device().copy_(torch.ones(3, 3)), Copied),
     "a number": (lambda: on_device().sum().item(), DataDependentOutputException),
     "numbers": (lambda: on_device().tolist(), DataDependentOutputException),
@@ -143,6 +150,18 @@ def test_attention_is_in_bf16_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 # --- beside the steps ---
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_batches_come_to_the_device_without_waiting(in_memory: bool):
+    with other_device(waits=True) as mode:
+        loader = Loader(open_dataset("digits"), batch=16, seed=0, in_memory=in_memory, device=DEVICE)
+        mode.waits = False
+        for _ in range(2):
+            x, y = next(loader)
+            assert (x.device, x.dtype, y.device, y.dtype) == (DEVICE, torch.uint8, DEVICE, torch.int64)
+            assert (x.shape, y.shape) == ((16, 1, 8, 8), (16,))
+            assert to_float(x).device == DEVICE
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ micro-batch:
     largest          = n + (9/10 · available memory − peak of the steps) / growth
 
 Of the steps' times the median counts: on a busy machine some take several times as long as the others.
+
+All of it is of usual steps. Recorded as CUDA graphs (`training.graphs`) they are faster, and a recording keeps a step's
+activations beside those of other work: pictures, and the first steps of another kind. Each image then counts twice.
 """
 
 import itertools
@@ -28,6 +31,7 @@ from onefold.data.loader import IN_MEMORY
 from onefold.errors import UserError
 from onefold.networks.base import Network, build, parameter_shares
 from onefold.training.config import Config
+from onefold.training.graphs import check_graphs
 from onefold.training.log import peak_memory
 from onefold.training.optimizer import moments_of
 from onefold.training.phases import Phase, length, phases_of, training_flops
@@ -49,6 +53,8 @@ class Measurement:
     device: str
     precision: str
     compiled: bool
+    graphs: bool
+    """Whether the run records its steps. The speed is that of usual ones; what a recording keeps is counted below."""
     batch: int
     """Images per optimizer step …"""
     micro_batch: int
@@ -157,9 +163,10 @@ def measure(config: Config, seconds: float) -> Measurement:
     `training.compile` "auto", nothing is compiled here.
 
     Raises:
-        UserError: a device that is not available, or compilation or TF32 requested where it does not work.
+        UserError: a device that is not available, or compilation, graphs or TF32 requested where they do not work.
     """
     device = resolve_device(config.training.device)
+    check_graphs(config.training, device)
     batch, compiled = config.training.batch, config.training.compile == "yes"
     if compiled:
         require_compiler("training.compile", device)
@@ -184,9 +191,12 @@ def measure(config: Config, seconds: float) -> Measurement:
     peak, memory = peak_memory(device), available_memory(device)
     if memory is not None:
         memory -= _batches_held(config, batch)
+    graphs = config.training.graphs == "yes"
+    if graphs and growth is not None:  # what the recording keeps of the images measured, and of each further one
+        peak, growth = peak + round(micro * growth), 2 * growth
     largest = None if growth is None or memory is None else largest_micro_batch(micro, peak, growth, memory)
     spread = max(map(_spread, times))
-    return Measurement(str(device), precision, compiled, batch, micro, speed, peak, growth, largest, spread)
+    return Measurement(str(device), precision, compiled, graphs, batch, micro, speed, peak, growth, largest, spread)
 
 
 def _sections(phase: Phase) -> list[tuple[int, int]]:

@@ -217,4 +217,6 @@ def show_estimate(console: Console, name: str, config: "Config", cost: "Estimate
         table.add_row("more such devices", f"{fleet}, if communication cost nothing")
         if not measured.compiled:
             table.add_row("", "a compiled run is faster: --training.compile yes measures it")
+        if measured.graphs:
+            table.add_row("", "recorded steps are faster than these; their memory is counted above, not measured")
     console.print(table)

@@ -1,4 +1,9 @@
-"""Exponential moving averages of the network's weights: θ̄ ← θ̄ + (1 − s) · (θ − θ̄), with s = `Schedule.survival`."""
+"""Exponential moving averages of the network's weights: θ̄ ← θ̄ + r · (θ − θ̄), with r = 1 − `Schedule.survival`.
+
+With a long half-life r is tiny, and 1 − s of a float32 s is wrong by up to 3e-8: so it is r that goes to the device.
+Averages are float32 themselves, and take no notice of a weight that stands still within 3e-8 / r of them, relatively:
+with the longest half-life of a recipe, 3,000,000 images at a batch of 1,024, within 1.3e-4.
+"""
 
 import copy
 
@@ -22,11 +27,11 @@ def trainable_copy(network: Network) -> Network:
 
 
 @torch.no_grad()
-def update(average: nn.Module, network: nn.Module, survival: float | Tensor) -> None:
-    """Move the average towards the network in place; `survival`, or a scalar on the device, is what of it stays."""
+def update(average: nn.Module, network: nn.Module, renewal: float | Tensor) -> None:
+    """Move the average towards the network in place, by a fraction `renewal` (a number or a scalar) of the way."""
     own: list[Tensor] = list(average.parameters())
     new: list[Tensor] = list(network.parameters())
-    if isinstance(survival, Tensor):  # for which torch has no such function
-        torch._foreach_add_(own, torch._foreach_mul(torch._foreach_sub(new, own), 1 - survival))
+    if isinstance(renewal, Tensor):  # for which torch has no such function
+        torch._foreach_add_(own, torch._foreach_mul(torch._foreach_sub(new, own), renewal))
     else:
-        torch._foreach_lerp_(own, new, 1 - survival)
+        torch._foreach_lerp_(own, new, renewal)

@@ -23,6 +23,7 @@ from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import placed
 from onefold.training.engine import ranks
+from onefold.training.graphs import check_graphs
 from onefold.training.phases import length, names_of_phases, phases_of, training_flops
 from onefold.training.run import Run
 from onefold.training.state import seeded
@@ -88,8 +89,7 @@ def decide(config: Config, device: torch.device, say: Callable[[str], None] = la
         compiled = "yes" if work >= LONG_RUN and compute.can_compile(device) else "no"
     elif compiled == "yes":
         compute.require_compiler("training.compile", device)
-    if training.graphs == "yes" and (device.type != "cuda" or ranks().count > 1):
-        raise UserError("training.graphs: needs a CUDA GPU, and one process; leave it at no")
+    check_graphs(training, device)
     precision, why = training.precision, "as wanted"
     if precision == "auto":
         times = compute.speed_up(device)

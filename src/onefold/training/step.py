@@ -45,7 +45,7 @@ def training_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) ->
     turn = Turn.at(state, config)
     set_rates_of(state, turn)
     rng = state.rng(config.training.seed, x.device)
-    values = take_turn(state, turn, x, y, config.training, rng, turn.survivals)
+    values = take_turn(state, turn, x, y, config.training, rng, turn.renewals)
     state.counters.images += turn.batch
     return values
 
@@ -60,8 +60,8 @@ class Turn:
     """Whether they train all that has begun to be trained."""
     rates: dict[str, float]
     """Of each trained module: the factor of its learning rates."""
-    survivals: tuple[float, ...]
-    """Of each average, part by part: the fraction of it that stays."""
+    renewals: tuple[float, ...]
+    """Of each average, part by part: the fraction of it that the step renews."""
     batch: int
     """Images of the step, of all ranks."""
 
@@ -73,12 +73,12 @@ class Turn:
         begun = [part for part in phase.parts if part.start <= images]
         parts = tuple(part for part in begun if part.has_turn(images, batch))
         rates: dict[str, float] = {}
-        survivals: list[float] = []
+        renewals: list[float] = []
         for part, trained in [(each, trained) for each in parts for trained in each.trains]:
             rates[trained.name] = trained.schedule.rate_factor(images - trained.start, batch)
             seen = batch * part.updates(images, batch, trained.start)
-            survivals += [trained.schedule.survival(half_life, seen, batch) for half_life in trained.half_lives]
-        return cls(parts, _trained(parts) == _trained(begun), rates, tuple(survivals), batch)
+            renewals += [1 - trained.schedule.survival(half_life, seen, batch) for half_life in trained.half_lives]
+        return cls(parts, _trained(parts) == _trained(begun), rates, tuple(renewals), batch)
 
 
 def set_rates_of(state: TrainingState, turn: Turn) -> None:
@@ -94,10 +94,10 @@ def take_turn(
     y: Tensor,
     training: TrainingConfig,
     rng: torch.Generator,
-    survivals: Sequence[float | Tensor],
+    renewals: Sequence[float | Tensor],
 ) -> dict[str, Tensor]:
     """What a step does on the device, and all of it: no number passes from there to the host, or back."""
-    left = iter(survivals)
+    left = iter(renewals)
     values: dict[str, Tensor] = {}
     skipped = torch.zeros((), dtype=torch.bool, device=x.device)
     for part in turn.parts:
