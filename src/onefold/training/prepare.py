@@ -22,7 +22,6 @@ from onefold.sampling import check_guidance
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import placed
-from onefold.training.engine import ranks
 from onefold.training.graphs import check_graphs
 from onefold.training.phases import length, names_of_phases, phases_of, training_flops
 from onefold.training.run import Run
