@@ -50,7 +50,7 @@ def test_ranks_take_the_steps_of_one_process(tmp_path: Path):
     found = program("agree", tmp_path)
     ranks = {"ranks", "sharded"}
     both = ranks | {"accumulated"}
-    wanted = {"plain": both, "ratio": both} | dict.fromkeys(("adamw", "stages", "joint", "score"), ranks)
+    wanted = {"plain": both, "ratio": both} | dict.fromkeys(("adamw", "stages", "joint", "score", "low rank"), ranks)
     assert {name: set(differences) for name, differences in found.items()} == wanted
     for name, differences in found.items():
         assert all(difference < 1e-5 for difference in differences.values()), (name, differences)

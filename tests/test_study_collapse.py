@@ -138,10 +138,8 @@ def test_numbers_of_the_tables_are_those_of_the_records(done: Done):
     assert "| arm | loss | output | target | through | PSNR (dB) |" in markdown
     assert "| naive | velocity | velocity | gradient | yes |" in markdown
     assert "| EMA target (onefold) | clean | clean | ema | no |" in markdown
-    assert (
-        "onefold study collapse --recipe digits --data digits --budget 128 --draws 1 --seeds 2 --arms naive ema"
-        in markdown
-    )
+    assert "onefold study collapse --recipe digits --data digits --change network.width=32 " in markdown
+    assert " --images 40 --budget 128 --draws 1 --seeds 2 --arms naive ema" in markdown
 
 
 def test_the_last_health_of_every_run_is_in_the_table(done: Done):

@@ -13,6 +13,7 @@ study begins, since a measurement repeated for each trial could choose different
 """
 
 import json
+import shlex
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -72,8 +73,9 @@ MEASURED = 5000
 
 
 def told(changes: Mapping[str, Any] | None) -> str | None:
-    """Settings as words of a command."""
-    return " ".join(f"{name}={json.dumps(value)}" for name, value in (changes or {}).items()) or None
+    """Settings as words of a command, those of a group by their whole names."""
+    words = [f"{name}={json.dumps(value)}" for name, value in _flat(changes or {})]
+    return " ".join(map(shlex.quote, words)) or None
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
             raise UserError(f"{out}: was started with {what} {_quoted(was)}, not {_quoted(given)}; {cure}")
 
     refuse("study", before["study"], now["study"])
-    for name in {**before["arguments"], **now["arguments"]}:
+    for name in {**before["arguments"], **now["arguments"]}.keys() - {"change", "images"}:  # which are seen below
         refuse(f"--{name}", before["arguments"].get(name), now["arguments"].get(name))
     if now["seeds"] < before["seeds"]:
         refuse("--seeds", before["seeds"], now["seeds"])
