@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import onefold
+from conftest import randomised
 from helpers_one_step import (
     begun,
     both_gradients,
@@ -22,9 +23,10 @@ from helpers_one_step import (
 from helpers_runs import differing, newest, tiny
 from onefold import cli
 from onefold.errors import UserError
-from onefold.networks import Network
+from onefold.networks import Network, OneFold, build, jump
 from onefold.networks.jump import RANK, Jump
 from onefold.summary import command
+from onefold.training import loop
 from onefold.training.config import Config
 from onefold.training.conversion import one_step_config
 from onefold.training.phases import phases_of
@@ -46,7 +48,7 @@ KINDS = {
 
 
 def low_rank(**changes: Any) -> Config:
-    return one_step(rank=4, **changes)
+    return one_step(rank=4, **{"onestep__critic_rate": 3e-4, **changes})
 
 
 def state_of(config: Config) -> TrainingState:
@@ -219,6 +221,73 @@ def test_the_command_takes_a_rank_and_a_report_repeats_it(teacher: Run, tmp_path
     assert told is not None
     assert ("--rank" in told) == ("--rank" in words)
     assert words in told
+
+
+@pytest.mark.parametrize(
+    ("words", "rank", "images", "warmup"),
+    [
+        ("", RANK, 48, 16),
+        ("--rank 0", 0, 32, 16),
+        ("--method=ratio", 0, 32, 16),
+        ("--rank 2 --method ratio", 2, 48, 16),
+    ],
+)
+def test_the_command_s_lengths_are_the_library_s(
+    teacher: Run, words: str, rank: int, images: int, warmup: int, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Config] = []
+    monkeypatch.setattr(loop, "train", lambda config, *rest, **named: seen.append(config))
+    command = ["onestep", str(teacher.folder), *words.split(), "--quiet", "--training.decay", "0.5"]
+    assert cli.run([*command, "--training.learning-rate", "2e-3"]) == 0
+    (config,) = seen
+    assert (config.network.jump_rank, config.training.images, config.onestep.critic_warmup) == (rank, images, warmup)
+    assert (config.training.decay, config.training.learning_rate) == (0.5, 2e-3), "as given, whatever the defaults"
+
+
+@pytest.mark.parametrize(("was", "rank"), [(4, RANK), (4, 0), (4, 4), (0, 4)])
+def test_what_a_teacher_knew_of_generating_is_begun_anew(was: int, rank: int):
+    """Also the exit to pixels of one run, which would make pictures of another generator's tokens."""
+    theirs = tiny(network__jump_rank=was, network__jump_exit=was > 0)
+    source = randomised(build(theirs.network), 1)
+    config = one_step_config(theirs, rank=rank)
+    network = phases_of(config)[0].begin_from(source)
+    assert network.config == config.network
+    assert not config.network.jump_exit
+    torch.manual_seed(0)
+    before = roles(source)
+    torch.manual_seed(0)
+    *after, made = roles(network)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=False))
+    assert torch.equal(made, after[1]) or not was, "it denoises"
+
+
+@pytest.mark.parametrize(
+    ("rank", "method", "changes", "name"),
+    [
+        (4, "score", {"onestep__critic_rate": 1.0}, "critic_rate"),
+        (4, "dmd", {"onestep__upkeep": 2.0}, "upkeep"),
+        (4, "ratio", {"onestep__upkeep_share": 0.5}, "upkeep_share"),
+        (4, "ratio", {"onestep__student_rate": 1.0}, "student_rate"),
+        (0, "score", {"onestep__student_rate": 1.0}, "student_rate"),
+    ],
+)
+def test_what_has_no_effect_is_refused(rank: int, method: str, changes: dict[str, Any], name: str):
+    config = one_step(rank=rank, **{"onestep__critic_rate": 3e-4, **METHODS[method], **changes})
+    with pytest.raises(UserError, match=f"^onestep.{name}: has no effect here; "):
+        phases_of(config)
+
+
+def test_an_architecture_whose_jump_changes_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
+    config = low_rank(**METHODS["score"])
+    teacher = teacher_for(config.with_changes({"network.jump_rank": 0}))
+    (phase,) = phases_of(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(jump, "LowRank", lambda *arguments: None)
+        with pytest.raises(UserError, match=r"network.jump_rank: the jump of OneFold changes no matrix; give --rank 0"):
+            phase.begin_from(teacher)
+    monkeypatch.setattr(OneFold, "has_jump", classmethod(lambda kind: False))
+    with pytest.raises(UserError, match=r"network.jump_rank: OneFold defines no generate_with; give --rank 0"):
+        phases_of(config.with_changes({"training.seed": 5}))
 
 
 def test_a_rank_below_zero_is_one_line(teacher: Run, capsys: pytest.CaptureFixture[str]):

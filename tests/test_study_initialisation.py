@@ -28,7 +28,7 @@ from onefold.studies import Study, figures, initialisation, run_study, trials, w
 from onefold.studies.initialisation import ARMS
 from onefold.studies.onestep import ARMS as ONESTEP_ARMS
 from onefold.studies.onestep import onestep
-from onefold.studies.study import Arm, Trial, begin, check
+from onefold.studies.study import KEPT, Arm, Trial, begin, check
 from onefold.training import loop
 from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
@@ -195,7 +195,10 @@ def test_teachers_are_added_before_what_begins_from_them(
 
 def test_generators_differ_in_what_their_arms_name_alone():
     study = tiny(None)
-    base = one_step_config(study.config, rank=0)
+    given = {
+        name: value for name, value in study.changes.items() if name.partition(".")[0] not in ("network", "sampler")
+    }
+    base = one_step_config(study.config, rank=0).with_changes(given)
     for arm in study.arms:
         config = study.arm_config(arm, 3, Path("there"))
         changed = {*arm.changes, "training.seed", *(["start"] if arm.teacher else [])}
@@ -487,6 +490,16 @@ def test_a_command_s_changes_reach_every_arm_and_the_record(tmp_path: Path, caps
     assert _settings(tuple(shlex.split(told))) == given
     assert cli.run(["study", "collapse", "--change", "network.patch", "--out", str(tmp_path / "study")]) == 2
     assert "--change: 'network.patch' is not name=value" in capsys.readouterr().err
+    study = onestep(seeds=1, changes={"training.learning_rate": 0.5, "onestep": {"start": 0.1}, "network.jump_rank": 3})
+    for arm in study.arms:
+        config = study.arm_config(arm, 0, Path("there"))
+        assert config.training.learning_rate == 0.5
+        assert config.onestep.start == arm.changes.get("onestep.start", 0.1)
+        assert config.network.jump_rank == (3 if not arm.teacher else arm.changes.get("network.jump_rank", 0))
+    with pytest.raises(UserError, match=r"--change: training\.images is the study's budget; give --budget"):
+        onestep(changes={"training": {"images": 64}})
+    with pytest.raises(UserError, match="--images: 3 are too few to measure anything; give at least 4"):
+        onestep(images=3)
 
 
 def test_features_of_one_s_own_measure_every_arm(tmp_path: Path):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -32,7 +32,10 @@ def onestep(arguments: list[str]) -> None:
     teacher, given = (Path(arguments[0]), arguments[1:]) if named else (Path("RUN"), arguments)
     resumes = "--resume" in given or not named
     begun = "--unfinished" in given
-    default = one_step_config(recipe("digits")) if resumes else converted(teacher, unfinished=begun)
+    method, rank = _word(given, "--method"), _word(given, "--rank")  # on which the other defaults depend
+    way: dict[str, Any] = {"method": method} if method in get_args(Method) else {}
+    way |= {"rank": int(rank)} if rank is not None and rank.isdecimal() else {}
+    default = one_step_config(recipe("digits"), **way) if resumes else converted(teacher, unfinished=begun, **way)
 
     def onestep_run(
         method: Method = "score",
@@ -61,7 +64,7 @@ def onestep(arguments: list[str]) -> None:
             method: What teaches it: the difference of two scores (score: Diff-Instruct; dmd), or a density ratio, which
                 needs no score, takes longer, and can then choose among samples (`onefold sample --best-of`).
             rank: Rank of what the generator changes in the network's matrices, which stay as they are beside it. 0: all
-                weights learn. Default: 16; by a ratio, 0.
+                weights learn. Default: 16; by a ratio, and of networks from elsewhere, 0.
             data: Where the images that RUN was trained on are now; or, for a saved network, the images to learn from.
                 Default: where they were.
             test_data: Likewise its test images.
@@ -110,6 +113,14 @@ def onestep(arguments: list[str]) -> None:
             tables.show_run(console, finished)
 
     parse(onestep_run, given, f"onefold onestep {teacher}")
+
+
+def _word(arguments: list[str], option: str) -> str | None:
+    """What is given with an option, before anything is parsed."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == option or argument.startswith(f"{option}="):
+            return argument.partition("=")[2] or following
+    return None
 
 
 def _run_of(folder: Path, teacher: Path) -> Run:

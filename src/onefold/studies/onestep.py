@@ -177,7 +177,7 @@ def onestep_study(
         "training.health_every": every,
         "onestep.critic_warmup": budget // WARMUP,
     }
-    length["onestep.features"] = features
+    length |= {} if features is None else {"onestep.features": features}
     selected = tuple(
         replace(arm, changes={**arm.changes, **length}) if arm.teacher else arm
         for arm in known_arms
@@ -186,4 +186,6 @@ def onestep_study(
     arguments = {"recipe": name, "data": source, "change": told(changes), "features": features}
     arguments |= {} if images == MEASURED else {"images": images}
     arguments |= {"teacher-budget": teacher_budget, "budget": budget}
-    return Study(study, arguments, config.with_changes(settings), selected, seeds, images, COLUMNS, False, features)
+    further: dict[str, Any] = {"features": features, "changes": changes or {}}
+    config = config.with_changes(settings)
+    return Study(study, arguments, config, selected, seeds, images, COLUMNS, shows_settings=False, **further)

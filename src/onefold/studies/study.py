@@ -16,7 +16,7 @@ import json
 import shlex
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from onefold.errors import UserError
 from onefold.extractor import extractor_for
 from onefold.files import is_unused, write_whole
 from onefold.metrics import Record
+from onefold.spaces import LEAST_IMAGES
 from onefold.training.config import Config
 from onefold.training.conversion import one_step_config
 from onefold.training.datasets import open_data
@@ -68,6 +69,8 @@ class Arm:
     """Name of the arm whose runs this one turns into one-step generators."""
 
 
+KEPT = ("network", "sampler")
+"""Groups of settings that a one-step arm has from its teacher and from being one."""
 MEASURED = 5000
 """Generated and reference images per evaluation, unless it is said."""
 
@@ -144,6 +147,8 @@ class Study:
     """Whether that table has a column for each setting in which the arms differ, or only their titles."""
     features: str | None = None
     """File of the feature extractor of all evaluations. None: a small classifier of the data."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of all arms, among them those that follow for one-step arms unless they are given."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -155,6 +160,10 @@ class Study:
         for arm in self.arms:
             if arm.teacher and arm.teacher not in names:
                 raise UserError(f"--arms: {arm.name} starts from {arm.teacher}; name it too")
+        if self.images < LEAST_IMAGES:
+            raise UserError(f"--images: {self.images} are too few to measure anything; give at least {LEAST_IMAGES}")
+        if "training.images" in dict(_flat(self.changes)):
+            raise UserError("--change: training.images is the study's budget; give --budget")
         if self.seeds < 1:
             raise UserError(f"--seeds: {self.seeds} is not positive; give at least 1")
 
@@ -162,7 +171,8 @@ class Study:
         config = self.config
         if arm.teacher:
             rank = arm.changes.get("network.jump_rank", 0)  # all weights learn, but where this is the arm's subject
-            config = one_step_config(config, rank=rank).with_changes({"start": str(teacher or "")})
+            given = {name: value for name, value in _flat(self.changes) if name.partition(".")[0] not in KEPT}
+            config = one_step_config(config, rank=rank).with_changes({"start": str(teacher or ""), **given})
         return config.with_changes({**arm.changes, "training.seed": seed})
 
     def trials(self, out: Path) -> list[Trial]:
@@ -266,7 +276,8 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
             refuse("--arms", " ".join(before["arms"]), " ".join(now["arms"]))
         refuse(f"arm {name} as", arm["changes"], now["arms"][name]["changes"])
     refuse("images", before["images"], now["images"])
-    was, given = dict(_flat(before["config"])), dict(_flat(now["config"]))
+    read = settings.from_json(Config, json.dumps(before["config"]), str(out))  # with what has come since at its default
+    was, given = dict(_flat(json.loads(settings.to_json(read)))), dict(_flat(now["config"]))
     for name in {**was, **given}:
         refuse(name, was.get(name), given.get(name))
     refuse("onefold", before["onefold"], now["onefold"])

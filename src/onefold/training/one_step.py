@@ -71,6 +71,7 @@ class OneStepPhase(Phase):
         begins = options.generator, options.generator_trains
         if config.network.jump_rank:
             self._check_rank()
+        self._check_effect()
         if config.network.kind.learns_codec and begins != ("teacher", "all"):
             raise UserError(
                 "onestep.generator: with weights other than the teacher's, its decoder would be lost; start from a "
@@ -90,6 +91,18 @@ class OneStepPhase(Phase):
                     f"onestep.{name}: {getattr(options, name)} needs all weights to learn, not only changes of rank "
                     f"{self.config.network.jump_rank}; add --rank 0"
                 )
+
+    def _check_effect(self) -> None:
+        """Refuse options of what does not learn."""
+        options, usual = self.config.onestep, OneStep()
+        by_rank = self.config.network.jump_rank > 0
+        idle = {"upkeep": by_rank, "upkeep_share": by_rank, "critic_rate": by_rank and not options.has_ratio}
+        idle["student_rate"] = not by_rank or options.method == "ratio"
+        for name, without in idle.items():
+            if without and getattr(options, name) != getattr(usual, name):
+                rate = name == "student_rate"
+                cure = "it is that of a student of low rank" if rate else "add --rank 0, so that all weights learn"
+                raise UserError(f"onestep.{name}: has no effect here; {cure}")
 
     @classmethod
     def schedule_of(cls, config: Config) -> Schedule:
@@ -172,14 +185,14 @@ class OneStepPhase(Phase):
         if not theirs.class_names and theirs != own:  # a network from elsewhere knows its classes by number
             source, theirs = copy.copy(source), replace(theirs, class_names=own.class_names)
             source.config = theirs
-        if theirs != replace(own, jump_rank=theirs.jump_rank):
+        if theirs != replace(own, jump_rank=theirs.jump_rank, jump_exit=theirs.jump_exit):
             kinds = [f"{(*n.image_size, n.channels)}, {n.classes} classes" for n in (theirs, own)]
             about = f"is for {kinds[0]}, this run's for {kinds[1]}" if kinds[0] != kinds[1] else "is not this run's"
             raise UserError(f"{self.config.start}: its network {about}; restore its data, or train a new one")
         self._check_trunk(source)
         if self.config.onestep.has_ratio:
             fresh_ratio(self.config.onestep, source)
-        return source if theirs == own else changeable(source, own)
+        return changeable(source, own) if own.jump_rank or theirs.jump_rank else source
 
     def _check_trunk(self, source: Network) -> None:
         """Refuse options that ask for a part of a trunk where there is none."""
@@ -283,9 +296,16 @@ def _is_inside(name: str) -> bool:
 
 
 def changeable(source: Network, config: NetworkConfig) -> Network:
-    """A network with the same roles, whose generator can have the changes that `config` specifies."""
+    """A network with the weights of another but for its generator, which begins anew, with the rank of `config`.
+
+    Raises:
+        UserError: an architecture whose `jump` has no changes.
+    """
     network = build(config).to(source.device)
-    network.load_state_dict({**network.state_dict(), **source.state_dict()})
+    if config.jump_rank and getattr(network.get_submodule("jump"), "change", None) is None:
+        raise UserError(f"network.jump_rank: the jump of {type(network).__name__} changes no matrix; give --rank 0")
+    theirs = {name: value for name, value in source.state_dict().items() if not name.startswith("jump")}
+    network.load_state_dict({**network.state_dict(), **theirs})
     return network
 
 
