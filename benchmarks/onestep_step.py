@@ -5,7 +5,8 @@
 On one backbone and in one process: the arithmetic of an update with its critic updates, counted by torch, in units of
 F, a forward pass of the denoiser on the batch; its time, the median of several rounds in which the methods take turns,
 relative to the first method's; and the memory of the state (weights, gradients, moments, average) in bytes per
-parameter of the generator. Everything is as trained by default, the upkeep of the network's other roles included.
+parameter of the generator. All weights learn, with the upkeep of the network's other roles; but for `low-rank`, the
+default by scores.
 """
 
 import json

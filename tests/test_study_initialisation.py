@@ -195,9 +195,7 @@ def test_teachers_are_added_before_what_begins_from_them(
 
 def test_generators_differ_in_what_their_arms_name_alone():
     study = tiny(None)
-    given = {
-        name: value for name, value in study.changes.items() if name.partition(".")[0] not in ("network", "sampler")
-    }
+    given = {name: value for name, value in study.changes.items() if name.partition(".")[0] not in KEPT}
     base = one_step_config(study.config, rank=0).with_changes(given)
     for arm in study.arms:
         config = study.arm_config(arm, 3, Path("there"))
