@@ -117,7 +117,7 @@ def onestep(arguments: list[str]) -> None:
 
 def _word(arguments: list[str], option: str) -> str | None:
     """What is given with an option, before anything is parsed."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if argument == option or argument.startswith(f"{option}="):
             return argument.partition("=")[2] or following
     return None
