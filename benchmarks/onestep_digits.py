@@ -123,7 +123,7 @@ def main(
     brief: bool = False,
     json_file: Path | None = None,
 ) -> None:
-    """Convert by a method on so many images (default: three quarters of the run's), evaluate and summarise.
+    """Convert by a method on so many images (default: as `onefold onestep`), evaluate and summarise.
 
     `brief`: only the row of one step.
     """

@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers_runs import tiny
 from onefold import files
 from onefold.errors import UserError
-from onefold.files import is_unused, locked, unfinished, write_whole
+from onefold.files import is_unused, locked, unfinished, write_tensors, write_whole
 from onefold.training.loop import train
 
 
@@ -59,3 +60,9 @@ def test_what_a_killed_process_left_is_no_use_of_a_folder(tmp_path: Path):
     (tmp_path / "note.txt").write_text("mine")
     assert not is_unused(tmp_path)
     assert not is_unused(tmp_path / "note.txt")
+
+
+def test_whoever_may_read_a_run_may_read_its_tensors(tmp_path: Path):
+    (tmp_path / "text").write_text("text")
+    write_tensors({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "text").stat().st_mode

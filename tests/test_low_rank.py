@@ -290,9 +290,10 @@ def test_an_architecture_whose_jump_changes_nothing_is_refused(monkeypatch: pyte
         phases_of(config.with_changes({"training.seed": 5}))
 
 
-def test_a_rank_below_zero_is_one_line(teacher: Run, capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["onestep", str(teacher.folder), "--rank", "-1"]) == 2
-    assert "network.jump_rank: -1" in capsys.readouterr().err
+@pytest.mark.parametrize("rank", ["-1", "33"])
+def test_a_rank_that_cannot_be_is_one_line(teacher: Run, rank: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.run(["onestep", str(teacher.folder), "--rank", rank]) == 2
+    assert capsys.readouterr().err == f"onefold: --rank: {rank} is not within 0 (all weights learn) and the width, 32\n"
 
 
 def test_the_parts_are_those_of_any_conversion():

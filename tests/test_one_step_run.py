@@ -611,7 +611,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("missing", nothing, "missing: not a run (no config.json)"),
     ("run", nothing, "run: is already a one-step generator; give the run that it came from"),
     ("given --method distillation", nothing, "distillation"),
-    ("given --onestep.generator random", nothing, "onestep.generator: random needs all weights to learn"),
+    ("given --onestep.generator random", nothing, "onestep.generator: with weights other"),
     ("given --rank 0 --onestep.generator random", nothing, "onestep.generator: with weights other"),
     ("given --rank 0 --onestep.generator-trains norms", nothing, "onestep.generator: with weights other"),
     ("given --method ratio --onestep.critic-blocks 2", nothing, "onestep.critic_blocks: 2 is not within 1 to 1"),

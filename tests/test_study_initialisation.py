@@ -488,6 +488,8 @@ def test_a_command_s_changes_reach_every_arm_and_the_record(tmp_path: Path, caps
     assert _settings(tuple(shlex.split(told))) == given
     assert cli.run(["study", "collapse", "--change", "network.patch", "--out", str(tmp_path / "study")]) == 2
     assert "--change: 'network.patch' is not name=value" in capsys.readouterr().err
+    assert cli.run(["study", "collapse", "--change", "network.patch=4", "--change", "network.depth=2"]) == 2
+    assert "--change: is given twice; give it once, with all its values" in capsys.readouterr().err
     study = onestep(seeds=1, changes={"training.learning_rate": 0.5, "onestep": {"start": 0.1}, "network.jump_rank": 3})
     for arm in study.arms:
         config = study.arm_config(arm, 0, Path("there"))

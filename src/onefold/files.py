@@ -114,6 +114,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         separate[name] = value.clone(memory_format=torch.contiguous_format) if memory in seen else value.contiguous()
         seen.add(memory)
     save_file(separate, path)
+    usual = os.umask(0)  # it can only be read by setting it
+    os.umask(usual)
+    path.chmod(0o666 & ~usual)  # as every other file of a run; safetensors lets the owner alone read it
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,9 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from tyro.conf import arg
+from typing import TYPE_CHECKING, Any
 
 from onefold.commands.terminal import console, discard
 from onefold.errors import UserError
@@ -14,8 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bias", "collapse", "initialisation", "onestep"]
 
-Changes = Annotated[tuple[str, ...], arg(aliases=["-c"])]
-
 
 def collapse(
     data: str | None = None,
@@ -24,7 +20,7 @@ def collapse(
     arms: tuple[str, ...] | None = None,
     draws: int = 1,
     recipe: str = "digits",
-    change: Changes = (),
+    change: tuple[str, ...] = (),
     features: str | None = None,
     images: int = 5000,
     out: Path = Path("runs/study-collapse"),
@@ -63,7 +59,7 @@ def initialisation(
     seeds: int = 3,
     arms: tuple[str, ...] | None = None,
     recipe: str = "digits",
-    change: Changes = (),
+    change: tuple[str, ...] = (),
     features: str | None = None,
     images: int = 5000,
     out: Path = Path("runs/study-initialisation"),
@@ -102,7 +98,7 @@ def onestep(
     seeds: int = 3,
     arms: tuple[str, ...] | None = None,
     recipe: str = "digits",
-    change: Changes = (),
+    change: tuple[str, ...] = (),
     features: str | None = None,
     images: int = 5000,
     out: Path = Path("runs/study-onestep"),

@@ -75,7 +75,8 @@ class OneStep:
     critic_updates: int = 1
     """Critic updates per generator update, each on a batch of its own."""
     critic_warmup: int = 6_000
-    """Images that the critic is trained on before the generator starts; by default an eighth of all."""
+    """Images that the critic is trained on before the generator starts; by default an eighth of all, a sixteenth where
+    that is a low-rank change."""
     upkeep_share: float = 0.125
     """Fraction of the batch used to preserve what the network does besides generating."""
     upkeep: float = 1.0

@@ -10,7 +10,7 @@
                        the generator starts at t₀ = 0, that is from noise, at 0.1, …
     score, dmd, dmd-adversarial
                        by the difference of two scores, on the same backbone
-    low-rank           by scores, as a low-rank change of the teacher: what `onefold onestep` does by default
+    low-rank           by scores, as a low-rank change of the teacher, the default of `onefold onestep`
 
 For each seed, all arms start from the same teacher and see the same number of images. All weights learn, but for
 `low-rank`. `onestep_study` creates such studies.

@@ -184,6 +184,8 @@ def one_step_config(
     """
     if rank is None:
         rank = RANK if method != "ratio" and config.network.kind.has_jump() else 0
+    if not 0 <= rank <= config.network.width:
+        raise UserError(f"--rank: {rank} is not within 0 (all weights learn) and the width, {config.network.width}")
     batch = config.training.batch if batch is None else batch
     pace = LOW_RANK if rank else WHOLE
     images = batch * max(2, round(pace.length * config.training.images / batch)) if images is None else images

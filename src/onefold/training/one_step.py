@@ -69,14 +69,14 @@ class OneStepPhase(Phase):
         if options.method != "ratio":
             check_guidance(options.score.guidance, config.network.classes)
         begins = options.generator, options.generator_trains
-        if config.network.jump_rank:
-            self._check_rank()
-        self._check_effect()
         if config.network.kind.learns_codec and begins != ("teacher", "all"):
             raise UserError(
                 "onestep.generator: with weights other than the teacher's, its decoder would be lost; start from a "
-                "run in pixels (--architecture pixels)"
+                "run in pixels (onefold train … --architecture pixels), with --rank 0"
             )
+        if config.network.jump_rank:
+            self._check_rank()
+        self._check_effect()
 
     def _check_rank(self) -> None:
         """Refuse what a generator that is a low-rank change cannot have."""
