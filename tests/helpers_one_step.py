@@ -38,7 +38,8 @@ digits = functools.cache(batch)
 def one_step(rank: int = 0, **changes: Any) -> Config:
     """Ten steps of 16 digits, in the first two of which the critic learns alone; all weights learn at rank 0."""
     named = {name.replace("__", "."): value for name, value in changes.items()}
-    return one_step_config(tiny(), rank=rank).with_changes(SMALL | named)
+    small = {name: value for name, value in SMALL.items() if name != "onestep.critic_rate" or not rank}
+    return one_step_config(tiny(), rank=rank).with_changes(small | named)
 
 
 def one_step_from(folder: Path, rank: int = 0, **changes: Any) -> Config:

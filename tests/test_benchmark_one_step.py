@@ -11,7 +11,7 @@ CRITIC_STEPS = {"dmd, 5 student updates": 5, "dmd, 5, adversarial": 5}
 
 
 def prepared(method: str) -> tuple[TrainingState, onestep_step.Config]:
-    config = one_step(network__depth=2)
+    config = one_step(network__depth=2, onestep__critic_rate=3e-4)
     return onestep_step.prepared(config, teacher_for(config), onestep_step.METHODS[method])
 
 

@@ -48,7 +48,7 @@ KINDS = {
 
 
 def low_rank(**changes: Any) -> Config:
-    return one_step(rank=4, **{"onestep__critic_rate": 3e-4, **changes})
+    return one_step(rank=4, **changes)
 
 
 def state_of(config: Config) -> TrainingState:
@@ -272,7 +272,7 @@ def test_what_a_teacher_knew_of_generating_is_begun_anew(was: int, rank: int):
     ],
 )
 def test_what_has_no_effect_is_refused(rank: int, method: str, changes: dict[str, Any], name: str):
-    config = one_step(rank=rank, **{"onestep__critic_rate": 3e-4, **METHODS[method], **changes})
+    config = one_step(rank=rank, **{**METHODS[method], **changes})
     with pytest.raises(UserError, match=f"^onestep.{name}: has no effect here; "):
         phases_of(config)
 
