@@ -147,7 +147,8 @@ def block_times(config: Config, rounds: int) -> dict[str, dict[str, float]]:
             out = block(own.requires_grad_(), modulation, places)
         block.zero_grad()
         out.backward(upstream.to(out.dtype))
-        return torch.cat([own.grad.float().flatten(), *(p.grad.flatten() for p in block.parameters() if p.ndim == 2)])  # type: ignore[union-attr]
+        found = [own, *(p for p in block.parameters() if p.ndim == 2)]
+        return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.float().flatten() for p in found])
 
     exact = gradients(plain, cast=False)
     blocks: dict[str, Block] = {}
