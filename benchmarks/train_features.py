@@ -133,7 +133,7 @@ def main(
     residuals: int = 1,
     pooled: bool = True,
     compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False,
-    epochs: int = 10,
+    epochs: int = 15,
     batch: int = 500,
     mirror: bool = False,
     seed: int = 0,
