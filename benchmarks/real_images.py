@@ -3,12 +3,15 @@
     python benchmarks/real_images.py runs/cifar10 --features features-cifar10.safetensors --out docs/results/cifar10
 
 Each row is the record of `onefold evaluate` with 10,000 images: against as many training images and all test images,
-unguided, with the last average, seed 0. `OUT.json` has the rows with protocol and subject. `OUT-1-step.png` and
-`OUT-50-steps.png` hold samples of the seeds 0 to 999, with classes in turn: 40 in a line, without gaps, lossless.
+unguided, with the last average, seed 0. `OUT.json` has the rows with protocol and subject; more steps can be measured
+later, since other rows of the same network and features stay. Each row has a sheet of samples of the seeds 0 to 999,
+with classes in turn, 40 in a line, without gaps, lossless: `OUT-1-step.png`, `OUT-4-steps-refined.png`, and of the
+denoiser `OUT-50-steps.png`.
 """
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,18 @@ def samplers(run: Run, steps: tuple[int, ...], *, denoiser: bool) -> dict[str, S
     own = run.network.sampler
     rows = {f"{k} step" if k == 1 else f"{k} steps": own.with_options(steps=k) for k in steps if own.jumps}
     return {**rows, "denoiser, 50 steps": Sampler(50)} if denoiser else rows
+
+
+def ending(row: str) -> str:
+    """A row's name as the ending of its sheet's file."""
+    words = row.removeprefix("denoiser, ") if row.startswith("denoiser") or row == "1 step" else f"{row} refined"
+    return words.replace(", guidance ", "-guided-").replace(" ", "-")
+
+
+def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two records are of the same network in the same features."""
+    keys = (("subject", "model_sha256"), ("protocol", "extractor_sha256"))
+    return all(a[part][key] == b[part][key] for part, key in keys)
 
 
 def sheet(run: Run, sampler: Sampler, device: torch.device, precision: Precision) -> np.ndarray:
@@ -65,8 +80,8 @@ def main(
         features: File of the feature extractor. Default: a small classifier, as in `onefold evaluate`.
         steps: Rows of a one-step generator.
         images: Samples of each row.
-        denoiser: Also a row, and a sheet, of the denoiser in 50 steps.
-        guidance: Also a row, and a sheet, of the denoiser with this guidance.
+        denoiser: Also a row of the denoiser in 50 steps.
+        guidance: Also a row of the denoiser with this guidance.
         device: auto, cpu, cuda, …
         precision: Of matrix products of sampling.
     """
@@ -75,23 +90,22 @@ def main(
     ways = samplers(found, steps, denoiser=denoiser)
     if guidance is not None:
         ways[f"denoiser, 50 steps, guidance {guidance:g}"] = Sampler(50, guidance=guidance)
-    rows: dict[str, Any] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
+    json_file = out.with_name(f"{out.name}.json")
+    rows: dict[str, Any] = json.loads(json_file.read_text()) if json_file.exists() else {}
     for name, sampler in ways.items():
         start = time.perf_counter()
         record = evaluate(
             found, sampler=sampler, images=images, extractor=extractor, batch=500, device=on, precision=precision
         )
-        rows[name] = record
-        out.with_name(f"{out.name}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        rows = {key: row for key, row in rows.items() if alike(row, record)} | {name: record}
+        json_file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         numbers = record.numbers()
         shown = ("frechet_distance", "test.frechet_distance", "class_accuracy", "precision", "recall")
         told = ", ".join(f"{key} {numbers[key]:.3f}" for key in shown if key in numbers)
         print(f"{name}: {told}; {time.perf_counter() - start:.0f} s", flush=True)
-        if name in ("1 step", "denoiser, 50 steps") or sampler.guidance != 1:
-            words = name.removeprefix("denoiser, ").replace(", guidance ", "-guided-").replace(" ", "-")
-            about = {"seeds": f"0 to {SHEET - 1}", "classes": "in turn", "model": record["subject"]["model_sha256"]}
-            save_png(out.with_name(f"{out.name}-{words}.png"), sheet(found, sampler, on, precision), about)
+        about = {"seeds": f"0 to {SHEET - 1}", "classes": "in turn", "model": record["subject"]["model_sha256"]}
+        save_png(out.with_name(f"{out.name}-{ending(name)}.png"), sheet(found, sampler, on, precision), about)
 
 
 if __name__ == "__main__":

@@ -215,6 +215,16 @@ def test_one_size_grows_at_a_time(axis: str):
 # --- sheets of samples ------------------------------------------------------------------------------------------------
 
 
+def test_a_row_of_real_images_names_its_sheet_and_stays_with_others_of_its_network():
+    rows = ("1 step", "4 steps", "50 steps", "denoiser, 50 steps", "denoiser, 50 steps, guidance 1.5")
+    endings = ["1-step", "4-steps-refined", "50-steps-refined", "50-steps", "50-steps-guided-1.5"]
+    assert [real_images.ending(row) for row in rows] == endings
+    row = {"subject": {"model_sha256": "a"}, "protocol": {"extractor_sha256": "b"}}
+    assert real_images.alike(row, {**row, "frechet_distance": 1.0})
+    assert not real_images.alike(row, {**row, "subject": {"model_sha256": "c"}})
+    assert not real_images.alike(row, {**row, "protocol": {"extractor_sha256": "c"}})
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sheet_gives_back_its_images(channels: int, tmp_path: Path):
     images = np.random.default_rng(0).integers(0, 256, (real_images.SHEET, 4, 6, channels), np.uint8)
