@@ -37,6 +37,7 @@ from tyro.conf import arg
 
 import onefold
 from onefold import metrics, networks
+from onefold.data import open_dataset
 from onefold.evaluation import evaluate
 from onefold.metrics import Record
 from onefold.networks import NetworkConfig, OneFold, RoleFlops, Trunk
@@ -191,10 +192,17 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "aligned-latents": {**ALIGNED, "phases": ("aligned_to_cleaner_latents",)},
     "half-channels": {"network.latent_channels": 0.5},
     "double-channels": {"network.latent_channels": 2},
-    "coarser-patch": {"network.patch": 2, "network.latent_channels": 4},
     "half-depth": {"network.depth": 0.5},
+    "coarser-patch": {"network.patch": "coarser"},
 }
-"""Settings that differ from the plain recipe's; of the network's sizes, by which factor."""
+"""Settings that differ from the plain recipe's; of the network's channels and depth, by which factor."""
+
+
+def coarser(network: NetworkConfig) -> dict[str, int]:
+    """The next larger patch that fits the images, and channels for about as many latent values of an image."""
+    side, old = math.gcd(*network.image_size), network.patch
+    patch = next(p for p in range(old + 1, side + 1) if side % p == 0)
+    return {"network.patch": patch, "network.latent_channels": round(network.latent_channels * (patch / old) ** 2)}
 
 
 def configured(arm: str, seed: int, images: int, shared: Mapping[str, Any]) -> Config:
@@ -202,13 +210,12 @@ def configured(arm: str, seed: int, images: int, shared: Mapping[str, Any]) -> C
     plain = onefold.recipe("digits").with_changes(
         {"objective.reconstruction": "l1", "objective.decoder_noise": 0.5, **shared}
     )
-    sizes = {"patch", "latent_channels", "depth"}
-    changes = {
-        name: round(value * getattr(plain.network, name.removeprefix("network.")))
-        if name.removeprefix("network.") in sizes
-        else value
-        for name, value in ARMS[arm].items()
-    }
+    sizes, changes = plain.network, dict(ARMS[arm])
+    for name in ("latent_channels", "depth"):
+        if f"network.{name}" in changes:
+            changes[f"network.{name}"] = round(changes[f"network.{name}"] * getattr(sizes, name))
+    if "network.patch" in changes:
+        changes |= coarser(sizes)
     length = {
         "training.images": images,
         "training.warmup": images // 20,
@@ -287,7 +294,10 @@ def main(
     """
     shared: dict[str, Any] = {name: json.loads(value) for name, value in (each.split("=", 1) for each in change)}
     if data != "digits":
-        shared = {"data.source": data, "data.test": None, **shared}
+        source = open_dataset(data)
+        *size, channels = source.image_shape
+        fitted = {"network.image_size": tuple(size), "network.channels": channels, "network.classes": source.classes}
+        shared = {"data.source": data, "data.test": None, **fitted, **shared}
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise SystemExit(f"--arms: {unknown[0]!r} is not one of {', '.join(ARMS)}")

@@ -67,6 +67,9 @@ def test_sizes_are_factors_and_shared_settings_hold_for_all():
     assert benchmark.configured("half-channels", 0, 640, shared).network.latent_channels == 4
     coarse = benchmark.configured("coarser-patch", 0, 640, shared).network
     assert (coarse.patch, coarse.latent_channels, coarse.width, coarse.tokens) == (4, 32, 64, 4)
+    shared = {"network.patch": 4, "network.latent_channels": 8, "network.image_size": (28, 28)}
+    coarse = benchmark.configured("coarser-patch", 0, 640, shared).network
+    assert (coarse.patch, coarse.latent_channels) == (7, 24), "392 latent values become 384"
 
 
 # --- registers --------------------------------------------------------------------------------------------------------
