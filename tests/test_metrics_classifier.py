@@ -180,20 +180,6 @@ def test_a_deeper_one_comes_back_and_older_files_are_of_one_residual(tmp_path):
     assert torch.equal(Classifier.load(tmp_path / "older.safetensors").features(images), plain.features(images))
 
 
-def test_pooling_halves_the_side_after_a_whole_convolution_and_comes_back(tmp_path):
-    pooled = Classifier(ClassifierConfig((3, 8, 8), 2, "", 1, (4, 8), pooled=True)).freeze()
-    stage, x = pooled.body[3], torch.randn(2, 4, 8, 8)
-    assert isinstance(stage, torch.nn.Sequential)
-    whole = torch.nn.functional.conv2d(x, stage[0].weight, padding=1)
-    assert whole.shape == (2, 8, 8, 8)
-    largest = whole.unflatten(2, (4, 2)).unflatten(4, (4, 2)).amax((3, 5))
-    torch.testing.assert_close(stage(x), stage[2](largest).relu())
-    images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
-    pooled.save(tmp_path / "pooled.safetensors")
-    again = Classifier.load(tmp_path / "pooled.safetensors")
-    assert torch.equal(again.features(images), pooled.features(images))
-
-
 def read_tensors_of(classifier: Classifier) -> tuple[dict[str, Tensor], dict[str, object]]:
     weights = {name: value.contiguous() for name, value in classifier.state_dict().items()}
     return weights, asdict(classifier.config)

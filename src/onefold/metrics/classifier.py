@@ -1,15 +1,13 @@
 """A small convolutional classifier, whose last hidden layer is the default feature space.
 
-    image → stem → stages of (convolution that halves the side, residual convolutions) → mean over positions = features
+    image → stem → stages of (convolution of stride 2, residual convolutions) → mean over positions = features
           → linear → logits
 
 Trained on the data set itself it needs no download, fits any number of channels and any size, and knows
-what matters in these images. The stem strides by up to 4, each stage halves the side and by default doubles
-the channels, the last is about 4×4; so the cost grows slowly with the image. A side is halved by the stride of
-the convolution or, where `pooled`, by taking the largest of 2×2 values after it: four times the work, and better.
-Batch normalisation uses the statistics of the training data, whatever mode the module is in when features are
-taken: images never mix, and brightness and contrast, which normalisation within an image would hide, remain
-visible.
+what matters in these images. The stem strides by up to 4, each stage halves the side and doubles the
+channels, the last is about 4×4; so the cost grows slowly with the image. Batch normalisation uses the
+statistics of the training data, whatever mode the module is in when features are taken: images never mix,
+and brightness and contrast, which normalisation within an image would hide, remain visible.
 
 Shapes: images (n, C, H, W) uint8; features (n, width) float32 ≥ 0; logits (n, K).
 """
@@ -48,8 +46,6 @@ class ClassifierConfig:
     """Channels after the stem and after each stage; the last is the width of the features."""
     residuals: int = 1
     """Residual convolutions of each stage; the stem is followed by one fewer."""
-    pooled: bool = False
-    """Whether stages halve the side by pooling instead of by their stride."""
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], classes: int, pretext: str = "") -> "ClassifierConfig":
@@ -75,8 +71,7 @@ class Classifier(nn.Module):
             *[Residual(config.widths[0]) for _ in range(config.residuals - 1)],
         ]
         for before, after in zip(config.widths, config.widths[1:], strict=False):
-            halving = _convolution(before, after, stride=1 if config.pooled else 2, pooled=config.pooled)
-            layers += [halving, *[Residual(after) for _ in range(config.residuals)]]
+            layers += [_convolution(before, after, stride=2), *[Residual(after) for _ in range(config.residuals)]]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(config.widths[-1], config.classes or PRETEXTS[config.pretext])
 
@@ -174,13 +169,12 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = _convolution(width, width)
+        self.inner = _convolution(width, width, stride=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.inner(x)
 
 
-def _convolution(before: int, after: int, *, stride: int = 1, pooled: bool = False) -> nn.Sequential:
+def _convolution(before: int, after: int, stride: int) -> nn.Sequential:
     convolution = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-    pool = [nn.MaxPool2d(2)] if pooled else []
-    return nn.Sequential(convolution, *pool, nn.BatchNorm2d(after), nn.ReLU())
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
