@@ -4,18 +4,18 @@ r"""Images that training needs to reach a distance, with one setting changed at 
         -c network.patch=4 network.latent_channels=8 --out runs/speed --json-file speed.json
     python benchmarks/images_to_distance.py --budget 19200 --arms plain min-snr     # on the digits
 
-The plain recipe is trained at half, once and twice the budget, and every arm once, all with schedules of that length.
-A line is fitted to log distance against log images of the plain runs. An arm is `worth` r if the plain recipe, on this
-line, reaches its distance with r times as many images as the arm saw; per operation, r is divided by the arm's
-arithmetic per image in units of the plain recipe's. What the plain recipe itself is worth, not quite 1, and how that
-differs from seed to seed, shows what chance does.
+The plain recipe is trained at half, once and twice the budget, every arm once, all with schedules of that length. An
+arm is `worth` r if the plain recipe reaches its distance with r times as many images as the arm saw. That is read, for
+each seed, between the plain runs, where log distance is taken to be linear in log images; ½ and 2 mean that or beyond.
+`worth per operation` is r divided by the arm's arithmetic per image, in units of the plain recipe's. With several
+seeds, the plain runs' own spread tells what chance does.
 
 `plain` is the recipe `digits` with the losses of `fashion` and `cifar10`: L1, and noised latents for the decoder. What
 the package does not have is made here, from outside it: register tokens, and a representation loss, by which tokens in
 the middle of the denoiser come to predict what the average's own trunk makes of the clean image, or of a cleaner
-latent, one block from its end.
+latent, one block from its end. (For the target, the average encodes the image anyway; here it does so twice.)
 
-A finished run is neither trained nor measured again; an interrupted one is continued.
+A finished run is neither trained nor, in the same features, measured again; an interrupted one is continued.
 
 References: registers: Darcet et al., 2024 (arXiv 2309.16588); representation loss: Yu et al., 2025 (arXiv 2410.06940),
 and with the network's own features Jiang et al., 2025 (arXiv 2505.02831).
@@ -24,8 +24,9 @@ and with the network's own features Jiang et al., 2025 (arXiv 2505.02831).
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import geometric_mean, mean
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -37,11 +38,12 @@ from tyro.conf import arg
 
 import onefold
 from onefold import metrics, networks
+from onefold.compute import resolve_precision
 from onefold.data import open_dataset
 from onefold.evaluation import evaluate
+from onefold.extractor import extractor_for
 from onefold.metrics import Record
 from onefold.networks import NetworkConfig, OneFold, RoleFlops, Trunk
-from onefold.networks.jump import Jump
 from onefold.networks.trunk import Change, trunk_flops
 from onefold.objectives.losses import Losses
 from onefold.objectives.self_distillation import DenoisingDraws, augmented
@@ -59,7 +61,7 @@ ALIGNMENT = 0.5
 
 
 class RegisteredTrunk(Trunk):
-    """A trunk with learned tokens of no place before the others, which can read them; they leave before the exit."""
+    """A trunk with learned tokens without a position before the others, which can read them; they leave at its end."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
@@ -85,8 +87,9 @@ class WithRegisters(OneFold):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
+        plain = self.trunk.state_dict()
         self.trunk = RegisteredTrunk(config.width, config.depth, config.heads, *config.grid)
-        self.jump = Jump(self.trunk, config.jump_rank)
+        self.trunk.load_state_dict(plain, strict=False)  # to begin as the other arms do
 
     @classmethod
     def role_flops(cls, config: NetworkConfig) -> RoleFlops:
@@ -114,7 +117,8 @@ class WithProjector(OneFold):
         decoding = self._condition("decode").expand(len(z), -1, -1)
         condition = torch.cat([decoding, self._condition("denoise", t, y)])
         states = self.trunk.hidden(self.latents_in(torch.cat([z, z_t])), condition)
-        h, self.middle = self.trunk.norm(states[-1]), states[len(states) // 2 - 1][len(z) :]
+        h = self.trunk.norm(states[-1])
+        self.middle = states[len(states) // 2 - 1][len(z) :] if torch.is_grad_enabled() else None
         return self._image(h[: len(z)]), self._clean(self.latents_out(h[len(z) :]), z_t, t)
 
     def denoising_hidden(self, z_t: Tensor, t: Tensor, y: Tensor | None) -> list[Float[Tensor, "B N W"]]:
@@ -173,7 +177,7 @@ ALIGNED = {"network.architecture": "one_network_with_projector"}
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
-    "min-snr": {"objective.weighting": "min_snr"},
+    "min-snr": {"objective.weighting": "min_snr", "objective.denoising_weight": 0.47},
     "noisier-t": {"objective.time.shift": 0.5},
     "cleaner-t": {"objective.time.shift": 2.0},
     "logit-normal-t": {"objective.time.kind": "logit_normal"},
@@ -195,13 +199,19 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "half-depth": {"network.depth": 0.5},
     "coarser-patch": {"network.patch": "coarser"},
 }
-"""Settings that differ from the plain recipe's; of the network's channels and depth, by which factor."""
+"""Settings that differ from the plain recipe's; of the network's channels and depth, by which factor.
+
+Rates and weights are otherwise the recipe's: AdamW and L2 might do better with their own. Min-SNR weights of uniform
+times have a mean of 2.12, which the denoising weight makes up for.
+"""
 
 
 def coarser(network: NetworkConfig) -> dict[str, int]:
     """The next larger patch that fits the images, and channels for about as many latent values of an image."""
     side, old = math.gcd(*network.image_size), network.patch
-    patch = next(p for p in range(old + 1, side + 1) if side % p == 0)
+    patch = next((p for p in range(old + 1, side + 1) if side % p == 0), None)
+    if patch is None:
+        raise SystemExit(f"--arms: coarser-patch needs a larger patch than {old} that fits {side} pixels; leave it out")
     return {"network.patch": patch, "network.latent_channels": round(network.latent_channels * (patch / old) ** 2)}
 
 
@@ -224,48 +234,57 @@ def configured(arm: str, seed: int, images: int, shared: Mapping[str, Any]) -> C
         "training.sample_every": images,
         "training.checkpoint_every": images // 2,
         "training.seed": seed,
+        "training.compile": "no",  # which "auto" would decide by a run's length
     }
     return plain.with_changes(length | changes)
 
 
-def worth(distance: float, plain: Mapping[int, Sequence[float]]) -> float:
+def worth(distance: float, plain: Mapping[int, float]) -> float:
     """Images with which the plain recipe reaches a distance, by its distances at several numbers of images.
 
-    On the least-squares line through log distance against log images.
+    Between two of them, log distance is linear in log images; beyond all, the answer is the last.
     """
-    points = [(math.log(images), math.log(found)) for images, seen in plain.items() for found in seen]
-    n, d = (mean(axis) for axis in zip(*points, strict=True))
-    slope = sum((x - n) * (y - d) for x, y in points) / sum((x - n) ** 2 for x, _ in points)
-    return math.exp(n + (math.log(distance) - d) / slope)
+    points = sorted((math.log(images), math.log(found)) for images, found in plain.items())
+    at = math.log(distance)
+    for (n0, d0), (n1, d1) in pairwise(points):
+        if d1 >= d0:
+            fewer, more = (round(math.exp(n)) for n in (n0, n1))
+            raise SystemExit(f"plain: {more:,} images come no nearer than {fewer:,}; give a larger --budget")
+        if at >= d1:
+            return math.exp(max(n0, n0 + (n1 - n0) * (at - d0) / (d1 - d0)))
+    return math.exp(points[-1][0])
 
 
 def measured(config: Config, folder: Path, images: int, features: Path | None) -> Record:
-    """The record of a run, which is trained if need be."""
-    path = folder / "evaluation" / "benchmark.json"
-    if path.exists():
-        return Record.read(path)
-    begun = (folder / "config.json").exists()
-    run = onefold.train(None, folder, resume=True) if begun else onefold.train(config, folder)
-    extractor = None if features is None else metrics.from_file(features)
-    record = evaluate(run, images=images, extractor=extractor)
-    record.write(path)
-    return record
+    """The record of a run, which is trained and measured if need be."""
+    run = onefold.train(config, folder, resume=(folder / "config.json").exists())
+    extractor = extractor_for(run.open_data()[0]) if features is None else metrics.from_file(features)
+    path = folder / "evaluation" / f"{extractor.sha256[:8]}-{images}.json"
+    if not path.exists():
+        evaluate(run, images=images, extractor=extractor).write(path)
+    return Record.read(path)
 
 
-def row_of(
-    arm: str, records: Sequence[Record], budget: int, plain: Mapping[int, Sequence[float]], shared: Mapping[str, Any]
-) -> dict[str, Any]:
+def row_of(records: Sequence[Record], gains: Sequence[float], arithmetic: float) -> dict[str, Any]:
     """An arm's numbers by name, each with a value for every seed, and the records' protocols and subjects."""
     found = [record.numbers() for record in records]
-    arithmetic = training_flops(configured(arm, 0, budget, shared)) / training_flops(
-        configured("plain", 0, budget, shared)
-    )
-    gains = [worth(numbers["frechet_distance"], plain) / budget for numbers in found]
-    row: dict[str, Any] = {"worth": gains, "arithmetic": [arithmetic]}
+    row: dict[str, Any] = {"worth": list(gains), "arithmetic": [arithmetic]}
     row["worth per operation"] = [gain / arithmetic for gain in gains]
     row |= {key: [numbers[key] for numbers in found] for key in found[0]}
     row["records"] = [{name: record[name] for name in ("protocol", "subject")} for record in records]
     return row
+
+
+def settings_of(change: Sequence[str]) -> dict[str, Any]:
+    """Settings by name, of words name=value with a value in JSON."""
+    found: dict[str, Any] = {}
+    for each in change:
+        name, _, value = each.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            raise SystemExit(f"-c: {each!r} is not name=value with a value in JSON, such as network.patch=4") from None
+    return found
 
 
 def main(
@@ -284,7 +303,7 @@ def main(
     Args:
         data: Images to train on.
         features: File of the feature extractor. Default: a small classifier, as in `onefold evaluate`.
-        budget: Images that each arm is trained on; the plain recipe also half and twice as many.
+        budget: Images that each arm is trained on, at most 13,333, or the recipe's half-lives cut the longer averages.
         seeds: Each with the training seeds 0 … seeds − 1.
         images: Generated and real images of each evaluation.
         arms: Which to train; plain always is.
@@ -292,7 +311,7 @@ def main(
         out: Folder of the runs.
         json_file: Where the record goes.
     """
-    shared: dict[str, Any] = {name: json.loads(value) for name, value in (each.split("=", 1) for each in change)}
+    shared = settings_of(change)
     if data != "digits":
         source = open_dataset(data)
         *size, channels = source.image_shape
@@ -301,10 +320,12 @@ def main(
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise SystemExit(f"--arms: {unknown[0]!r} is not one of {', '.join(ARMS)}")
+    shared.setdefault("training.precision", resolve_precision("auto", torch.device("cpu")))  # once, for all arms alike
     budgets = (budget, budget // 2, 2 * budget)
-    plain: dict[int, list[float]] = {count: [] for count in budgets}
+    plain: list[dict[int, float]] = []
     records: dict[str, list[Record]] = {arm: [] for arm in ("plain", *arms)}
     for seed in range(seeds):
+        plain.append({})
         trials = [("plain", count) for count in budgets] + [(arm, budget) for arm in records if arm != "plain"]
         for arm, count in trials:
             config = configured(arm, seed, count, shared)
@@ -312,17 +333,23 @@ def main(
             distance = record.numbers()["frechet_distance"]
             print(f"{arm}, {count:,} images, seed {seed}: {distance:.2f}", flush=True)
             if arm == "plain":
-                plain[count].append(distance)
+                plain[-1][count] = distance
             if count == budget:
                 records[arm].append(record)
-    rows = {arm: row_of(arm, found, budget, plain, shared) for arm, found in records.items()}
-    keys = ("worth", "arithmetic", "worth per operation", "frechet_distance", "class_accuracy", "reconstruction.psnr")
-    print(f"\n| {seeds} seeds | {' | '.join(keys)} |\n|---|{'---:|' * len(keys)}")
+    rows: dict[str, dict[str, Any]] = {}
+    for arm, found in records.items():
+        distances = [record.numbers()["frechet_distance"] for record in found]
+        gains = [worth(at, reached) / budget for at, reached in zip(distances, plain, strict=True)]
+        flops = [training_flops(configured(name, 0, budget, shared)) for name in (arm, "plain")]
+        rows[arm] = row_of(found, gains, flops[0] / flops[1])
+    keys = ("worth", "worth per operation", "arithmetic", "frechet_distance", "class_accuracy", "reconstruction.psnr")
+    print(f"\n| {seeds} seed{'s' * (seeds > 1)} | {' | '.join(keys)} |\n|---|{'---:|' * len(keys)}")
     for arm, row in rows.items():
-        print(f"| {arm} | {' | '.join(f'{mean(row[key]):.3g}' for key in keys)} |")
+        means = [*map(geometric_mean, (row[key] for key in keys[:2])), *(mean(row[key]) for key in keys[2:])]
+        print(f"| {arm} | {' | '.join(f'{value:.3g}' for value in means)} |")
     if json_file is not None:
         about = {"onefold": onefold.__version__, "data": data, "changes": list(change), "budget": budget}
-        about |= {"plain": {str(count): seen for count, seen in plain.items()}, "arms": rows}
+        about |= {"plain": {str(count): [reached[count] for reached in plain] for count in budgets}, "arms": rows}
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 

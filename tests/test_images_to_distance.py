@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import images_to_distance as benchmark
 from helpers_runs import batch, fresh, tensors, tiny
+from onefold import settings
+from onefold.errors import UserError
 from onefold.networks import NETWORKS
 from onefold.networks.trunk import Trunk
 from onefold.objectives.losses import Losses
@@ -22,6 +24,13 @@ from onefold.training.step import training_step
 PHASES_OF_ITS_OWN = {name: PHASES.pop(name) for name in ("aligned_to_images", "aligned_to_cleaner_latents")}
 NETWORKS_OF_ITS_OWN = {name: NETWORKS.pop(name) for name in list(NETWORKS) if name.startswith("one_network_with")}
 OF_ITS_OWN = ("registers", "aligned-images", "aligned-latents")
+
+
+def scrambled(module: torch.nn.Module, seed: int = 1) -> None:
+    """Random weights everywhere: an untrained trunk is the identity, whose blocks are all alike."""
+    torch.manual_seed(seed)
+    for p in module.parameters():
+        p.data.normal_(std=0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -45,21 +54,56 @@ def small(arm: str, **changes: object) -> Config:
 # --- worth ------------------------------------------------------------------------------------------------------------
 
 
-def test_worth_is_read_from_the_line_of_the_plain_runs():
-    plain = {count: [30 / math.sqrt(count)] for count in (100, 200, 400)}
-    assert benchmark.worth(30 / math.sqrt(300), plain) == pytest.approx(300)
-    assert benchmark.worth(30 / math.sqrt(1600), plain) == pytest.approx(1600), "beyond them, too"
-    noisy = {100: [4.0, 5.0], 400: [2.0, 2.5]}
-    assert benchmark.worth(math.sqrt(5.0), noisy) == pytest.approx(400), "the line passes through geometric means"
+def test_worth_is_read_between_the_plain_runs():
+    plain = {count: 30 / math.sqrt(count) for count in (200, 100, 400)}
+    for images in (100, 130, 200, 300, 400):
+        assert benchmark.worth(30 / math.sqrt(images), plain) == pytest.approx(images)
+    assert benchmark.worth(30 / math.sqrt(1600), plain) == pytest.approx(400), "that or more"
+    assert benchmark.worth(30 / math.sqrt(10), plain) == pytest.approx(100), "that or less"
+    bent = {100: 8.0, 200: 4.0, 400: 1.0}
+    assert benchmark.worth(4.0, bent) == pytest.approx(200), "the plain recipe is worth as many images as it saw"
+    assert benchmark.worth(2.0, bent) == pytest.approx(200 * math.sqrt(2))
+
+
+def test_plain_runs_that_come_no_nearer_say_so():
+    with pytest.raises(SystemExit, match="200 images come no nearer than 100; give a larger --budget"):
+        benchmark.worth(3.0, {100: 4.0, 200: 4.0, 400: 2.0})
+
+
+def flat(config: Config) -> dict[str, object]:
+    found: dict[str, object] = {}
+
+    def collect(values: dict[str, object], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+
+    collect(json.loads(settings.to_json(config)), "")
+    return found
 
 
 @pytest.mark.parametrize("arm", benchmark.ARMS)
-def test_every_arm_changes_what_it_says_and_no_length(arm: str):
-    plain, config = (benchmark.configured(name, 3, 640, {}) for name in ("plain", arm))
-    assert config.training.images == 640
-    assert config.training.seed == 3
-    assert (config == plain) == (arm == "plain")
-    assert config.network.tokens * config.network.latent_channels > 0
+def test_an_arm_differs_from_plain_by_what_it_names_alone(arm: str):
+    plain, config = (flat(benchmark.configured(name, 3, 640, {})) for name in ("plain", arm))
+    differing = {name for name in plain if plain[name] != config[name]}
+    implied = {"network.latent_channels"} if arm == "coarser-patch" else set()
+    assert differing == set(benchmark.ARMS[arm]) | implied
+
+
+def test_lengths_follow_the_budget():
+    training = benchmark.configured("plain", 3, 6_400, {}).training
+    assert (training.images, training.warmup, training.log_every) == (6_400, 320, 320)
+    assert (training.health_every, training.sample_every, training.checkpoint_every) == (1_600, 6_400, 3_200)
+    assert training.seed == 3
+
+
+def test_min_snr_weighs_as_much_as_uniform_weights_do():
+    """E min(t²/(1−t)², 5) over uniform t, by quadrature."""
+    t = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
+    mean = (t / (1 - t)).square().clamp(max=5).mean().item()
+    assert mean * benchmark.ARMS["min-snr"]["objective.denoising_weight"] == pytest.approx(1, abs=0.01)
 
 
 def test_sizes_are_factors_and_shared_settings_hold_for_all():
@@ -70,6 +114,16 @@ def test_sizes_are_factors_and_shared_settings_hold_for_all():
     shared = {"network.patch": 4, "network.latent_channels": 8, "network.image_size": (28, 28)}
     coarse = benchmark.configured("coarser-patch", 0, 640, shared).network
     assert (coarse.patch, coarse.latent_channels) == (7, 24), "392 latent values become 384"
+    oblong = {"network.patch": 4, "network.latent_channels": 8, "network.image_size": (12, 16)}
+    with pytest.raises(SystemExit, match="needs a larger patch than 4 that fits 4 pixels"):
+        benchmark.configured("coarser-patch", 0, 640, oblong)
+
+
+def test_settings_are_json():
+    found = benchmark.settings_of(['training.optimizer="adamw"', "network.patch=4"])
+    assert found == {"training.optimizer": "adamw", "network.patch": 4}
+    with pytest.raises(SystemExit, match="-c: 'x=no' is not name=value"):
+        benchmark.settings_of(["x=no"])
 
 
 # --- registers --------------------------------------------------------------------------------------------------------
@@ -90,7 +144,13 @@ def test_registers_are_read_by_the_other_tokens_and_leave_before_the_exit():
     assert trunk.registers.grad.norm(dim=1).min() > 0, "each is attended to"
 
 
-def test_registers_have_no_place():
+def test_the_arm_with_registers_begins_as_the_others_do():
+    plain, network = (fresh(small(arm)).network.state_dict() for arm in ("plain", "registers"))
+    assert network.keys() - plain.keys() == {"trunk.registers"}
+    assert all(torch.equal(value, network[name]) for name, value in plain.items())
+
+
+def test_registers_have_no_position():
     trunk, plain = benchmark.RegisteredTrunk(32, 2, 2, 3, 4), Trunk(32, 2, 2, 3, 4)
     assert torch.equal(trunk.table[:, benchmark.REGISTERS :], plain.table), "places stay as they are"
     assert torch.equal(trunk.table[0, : benchmark.REGISTERS], torch.ones_like(trunk.table[0, : benchmark.REGISTERS]))
@@ -100,9 +160,21 @@ def test_registers_have_no_place():
 # --- representation loss ----------------------------------------------------------------------------------------------
 
 
-def test_the_network_with_a_projector_denoises_as_one_network_to_the_bit():
-    network, plain = (fresh(small(arm)).network for arm in ("aligned-images", "plain"))
+def projecting(arm: str) -> tuple[benchmark.AlignedPhase, benchmark.WithProjector, benchmark.WithProjector]:
+    """The arm's phase, and its network and average, scrambled and unlike each other."""
+    config = small(arm)
+    phase, state = phases_of(config)[0], fresh(config)
+    network, average = state.network, state.modules["average-0"]
+    assert isinstance(phase, benchmark.AlignedPhase)
     assert isinstance(network, benchmark.WithProjector)
+    assert isinstance(average, benchmark.WithProjector)
+    scrambled(network, 1)
+    scrambled(average, 2)
+    return phase, network, average
+
+
+def test_the_network_with_a_projector_denoises_as_one_network_to_the_bit():
+    network, plain = projecting("aligned-images")[1], fresh(small("plain")).network
     own = {name: value for name, value in network.state_dict().items() if not name.startswith("projector")}
     plain.load_state_dict(own)
     z, z_t, t, y = torch.randn(3, 16, 4), torch.randn(5, 16, 4), torch.rand(5), torch.arange(5)
@@ -110,52 +182,64 @@ def test_the_network_with_a_projector_denoises_as_one_network_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert network.middle is not None
     torch.testing.assert_close(network.middle, network.denoising_hidden(z_t, t, y)[1])  # the second of four blocks
+    with torch.no_grad():
+        network.decode_and_denoise(z, z_t, t, y)
+    assert network.middle is None, "kept for training alone"
+
+
+def losses_of(arm: str, start: int = 0, stop: int = 16) -> tuple[Losses, Losses, benchmark.WithProjector]:
+    """Those of a part of a batch with and without the representation loss, and the network."""
+    phase, network, average = projecting(arm)
+    x, y = batch()
+    draws = phase.parts[0].draw(16, torch.Generator().manual_seed(0)).part(start, stop)
+    part = x[start:stop], y[start:stop], draws
+    plain = super(benchmark.AlignedPhase, phase).loss(network, average, *part)
+    return phase.loss(network, average, *part), plain, network
 
 
 @pytest.mark.parametrize("arm", ["aligned-images", "aligned-latents"])
-def test_the_representation_loss_teaches_the_blocks_below_and_no_average(arm: str):
-    config = small(arm)
-    state = fresh(config)
-    for module in (state.network, state.modules["average-0"]):
-        torch.manual_seed(1)
-        for p in module.parameters():
-            p.data.normal_(std=0.2)
-    part, (x, y) = phases_of(config)[0].parts[0], batch()
-    draws = part.draw(16, torch.Generator().manual_seed(0))
-    losses = part.loss(state.network, state.modules["average-0"], x, y, draws)
-    assert isinstance(losses, Losses)
-    plain = super(benchmark.AlignedPhase, phases_of(config)[0]).loss(
-        state.network, state.modules["average-0"], x, y, draws
-    )
+def test_the_representation_loss_teaches_the_blocks_below(arm: str):
+    losses, plain, network = losses_of(arm)
     alone = losses.total - plain.total
     assert alone.item() == pytest.approx(benchmark.ALIGNMENT * losses.parts["alignment"].item(), rel=1e-4)
     alone.backward()
-    network = state.network
-    assert isinstance(network, benchmark.WithProjector)
     below = [p.grad for p in network.trunk.blocks[1].parameters() if p.ndim == 2]
     assert all(grad is not None and grad.norm() > 1e-4 for grad in below)
     assert all(p.grad is not None and p.grad.norm() > 1e-4 for p in network.projector.parameters())
     above = [p.grad for p in network.trunk.blocks[3].parameters()]
     assert all(grad is None or grad.norm() < 1e-5 for grad in above), "the difference of two equal losses has rounding"
-    assert all(p.grad is None for p in state.modules["average-0"].parameters())
 
 
-def test_what_is_predicted_is_the_image_or_the_latent_with_half_the_noise():
-    """At t = 1 there is no noise to halve."""
-    config = small("aligned-latents")
-    phase, network = phases_of(config)[0], fresh(config).network
-    assert isinstance(phase, benchmark.AlignedPhase)
-    assert isinstance(network, benchmark.WithProjector)
+@pytest.mark.parametrize("arm", ["aligned-images", "aligned-latents"])
+def test_parts_of_a_batch_add_up_to_it(arm: str):
+    whole, *parts = (losses_of(arm, *span)[0] for span in ((0, 16), (0, 4), (4, 16)))
+    assert sum(part.total.item() for part in parts) == pytest.approx(whole.total.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["aligned-images", "aligned-latents"])
+def test_the_representation_loss_is_one_less_the_cosine(arm: str):
+    """Written out, of the last block but one of the average and the second of four of the network."""
+    phase, network, average = projecting(arm)
     x, y = batch(4)
     draws = phase.parts[0].draw(4, torch.Generator().manual_seed(0))
-    draws = draws._replace(t=torch.ones_like(draws.t))
-    labels = torch.where(draws.unlabelled, 10, y[:, None]).flatten()
-    z = network.encode(x).repeat_interleave(2, 0)
-    expected = network.denoising_hidden(z, torch.ones(8), labels)[-2]
-    torch.testing.assert_close(phase._wanted(network, x, y, draws), expected)
-    half = phase._wanted(network, x, y, draws._replace(t=torch.zeros_like(draws.t)))
-    middle = (z + draws.eps.flatten(0, 1)) / 2
-    torch.testing.assert_close(half, network.denoising_hidden(middle, torch.full((8,), 0.5), labels)[-2])
+    found = phase.loss(network, average, x, y, draws).parts["alignment"].item()
+    distances: list[float] = []
+    for k in range(4):
+        for j in range(2):
+            t, eps = draws.t[k, j], draws.eps[k, j]
+            label = torch.tensor([10 if draws.unlabelled[k, j] else int(y[k])])
+            z_t = t * network.encode(x[k : k + 1]) + (1 - t) * eps
+            seen = network.projector(network.denoising_hidden(z_t, t[None], label)[1])[0]
+            if arm == "aligned-images":
+                wanted = average.features(x[k : k + 1])[2][0]
+            else:
+                later = (1 + t) / 2
+                cleaner = later * average.encode(x[k : k + 1]) + (1 - later) * eps
+                wanted = average.denoising_hidden(cleaner, later[None], label)[2][0]
+            distances += [
+                1 - torch.dot(a, b).item() / (a.norm() * b.norm()).item() for a, b in zip(seen, wanted, strict=True)
+            ]
+    assert found == pytest.approx(sum(distances) / len(distances), rel=1e-3)
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -183,13 +267,14 @@ def test_a_step_trains_its_own_parts(arm: str):
     assert all(not torch.equal(before[name], after[name]) for name in own)
 
 
-def test_a_finished_run_is_measured_once_and_the_record_has_every_row(tmp_path: Path):
+def test_a_finished_run_is_measured_once_and_an_interrupted_one_goes_on(tmp_path: Path):
     out, json_file = tmp_path / "runs", tmp_path / "record.json"
     tiny_settings = ("network.width=32", "network.depth=2", "network.heads=2", 'training.device="cpu"')
-    change = (*tiny_settings, "training.batch=16", "sampler.steps=2", 'training.compile="no"')
+    change = (*tiny_settings, "training.batch=16", "sampler.steps=2")
 
-    def go() -> None:
-        benchmark.main(budget=64, images=100, arms=("registers",), change=change, out=out, json_file=json_file)
+    def go(images: int = 100, *more: str) -> None:
+        options = {"budget": 64, "images": images, "arms": ("registers",), "out": out, "json_file": json_file}
+        benchmark.main(change=(*change, *more), **options)
 
     go()
     record = json.loads(json_file.read_text())
@@ -198,8 +283,12 @@ def test_a_finished_run_is_measured_once_and_the_record_has_every_row(tmp_path: 
     row = record["arms"]["registers"]
     assert row["arithmetic"][0] > 1
     assert row["worth per operation"][0] == pytest.approx(row["worth"][0] / row["arithmetic"][0])
-    written = {path: path.stat().st_mtime_ns for path in out.rglob("benchmark.json")}
-    assert len(written) == 4
+    assert record["arms"]["plain"]["worth"] == [pytest.approx(1)]
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*/evaluation/*.json")}
     go()
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("benchmark.json")} == written
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/evaluation/*.json")} == written
     assert json.loads(json_file.read_text()) == record
+    go(90)
+    assert json.loads(json_file.read_text())["arms"]["plain"]["records"][0]["protocol"]["generated_images"] == 90
+    with pytest.raises(UserError, match=r"objective\.draws"):
+        go(100, "objective.draws=2")
