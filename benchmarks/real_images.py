@@ -4,14 +4,12 @@
 
 Each row is the record of `onefold evaluate` with 10,000 images: against as many training images and all test images,
 unguided, with the last average, seed 0. `OUT.json` has the rows with protocol and subject; more steps can be measured
-later, since other rows of the same network and features stay. Each row has a sheet of samples of the seeds 0 to 999,
-with classes in turn, 40 in a line, without gaps, lossless: `OUT-1-step.png`, `OUT-4-steps-refined.png`, and of the
-denoiser `OUT-50-steps.png`.
+later, into the same file. Each row has a sheet of samples of the seeds 0 to 999, with classes in turn, 40 in a line,
+without gaps, lossless: `OUT-1-step.png`, `OUT-4-steps-refined.png`, and of the denoiser `OUT-50-steps.png`.
 """
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import onefold
 from onefold import metrics
 from onefold.compute import resolve_device, sampling_context
 from onefold.evaluation import evaluate
+from onefold.extractor import extractor_for
 from onefold.pictures.grids import grid, save_png
 from onefold.sampling import Sampler
 from onefold.settings import Precision
@@ -45,10 +44,16 @@ def ending(row: str) -> str:
     return words.replace(", guidance ", "-guided-").replace(" ", "-")
 
 
-def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two records are of the same network in the same features."""
-    keys = (("subject", "model_sha256"), ("protocol", "extractor_sha256"))
-    return all(a[part][key] == b[part][key] for part, key in keys)
+def rows_before(json_file: Path, model: str, extractor: str, images: int) -> dict[str, Any]:
+    """The rows of an earlier call, which must be of the same network, features and number of images."""
+    rows: dict[str, Any] = json.loads(json_file.read_text()) if json_file.exists() else {}
+    for name, row in rows.items():
+        found = row["subject"]["model_sha256"], row["protocol"]["extractor_sha256"], row["protocol"]["generated_images"]
+        if found != (model, extractor, images):
+            raise SystemExit(
+                f"{json_file}: its row {name!r} is of another network, features or --images; choose another --out"
+            )
+    return rows
 
 
 def sheet(run: Run, sampler: Sampler, device: torch.device, precision: Precision) -> np.ndarray:
@@ -86,19 +91,20 @@ def main(
         precision: Of matrix products of sampling.
     """
     found, on = onefold.load_run(run), resolve_device(device)
-    extractor = None if features is None else metrics.from_file(features, device=str(on))
+    data = found.open_data()[0]
+    extractor = extractor_for(data, print, on) if features is None else metrics.from_file(features, device=str(on))
     ways = samplers(found, steps, denoiser=denoiser)
     if guidance is not None:
         ways[f"denoiser, 50 steps, guidance {guidance:g}"] = Sampler(50, guidance=guidance)
     out.parent.mkdir(parents=True, exist_ok=True)
     json_file = out.with_name(f"{out.name}.json")
-    rows: dict[str, Any] = json.loads(json_file.read_text()) if json_file.exists() else {}
+    rows = rows_before(json_file, found.model_sha256, extractor.sha256, min(images, len(data)))
     for name, sampler in ways.items():
         start = time.perf_counter()
         record = evaluate(
             found, sampler=sampler, images=images, extractor=extractor, batch=500, device=on, precision=precision
         )
-        rows = {key: row for key, row in rows.items() if alike(row, record)} | {name: record}
+        rows[name] = record
         json_file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         numbers = record.numbers()
         shown = ("frechet_distance", "test.frechet_distance", "class_accuracy", "precision", "recall")

@@ -215,14 +215,21 @@ def test_one_size_grows_at_a_time(axis: str):
 # --- sheets of samples ------------------------------------------------------------------------------------------------
 
 
-def test_a_row_of_real_images_names_its_sheet_and_stays_with_others_of_its_network():
+def test_a_row_of_real_images_names_its_sheet():
     rows = ("1 step", "4 steps", "50 steps", "denoiser, 50 steps", "denoiser, 50 steps, guidance 1.5")
     endings = ["1-step", "4-steps-refined", "50-steps-refined", "50-steps", "50-steps-guided-1.5"]
     assert [real_images.ending(row) for row in rows] == endings
-    row = {"subject": {"model_sha256": "a"}, "protocol": {"extractor_sha256": "b"}}
-    assert real_images.alike(row, {**row, "frechet_distance": 1.0})
-    assert not real_images.alike(row, {**row, "subject": {"model_sha256": "c"}})
-    assert not real_images.alike(row, {**row, "protocol": {"extractor_sha256": "c"}})
+
+
+@pytest.mark.parametrize("other", [("c", "b", 10), ("a", "c", 10), ("a", "b", 20)])
+def test_rows_of_real_images_are_added_to_those_of_the_same_network(other: tuple[str, str, int], tmp_path: Path):
+    json_file = tmp_path / "rows.json"
+    assert real_images.rows_before(json_file, "a", "b", 10) == {}
+    rows = {"1 step": {"subject": {"model_sha256": "a"}, "protocol": {"extractor_sha256": "b", "generated_images": 10}}}
+    json_file.write_text(json.dumps(rows))
+    assert real_images.rows_before(json_file, "a", "b", 10) == rows
+    with pytest.raises(SystemExit, match=r"rows.json: its row '1 step' is of another network, features or --images"):
+        real_images.rows_before(json_file, *other)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
