@@ -248,9 +248,9 @@ WRONG: list[tuple[str, str]] = [
     ("evaluate run/samples", "run/samples: not a run (no config.json); give run"),
     (
         "evaluate digits",
-        "digits: not a run (no config.json); images or a network of that name are in the package; make",
+        "digits: not a run (no config.json); the package has images and a network of that name, but no run; make one",
     ),
-    ("sweep digits:test --steps 1 2", "digits:test: not a run (no config.json); images or a network of that name"),
+    ("sweep digits:test --steps 1 2", "digits:test: not a run (no config.json); the package has images of that name"),
     ("evaluate run --images 0", "images: 0"),
     ("evaluate run --images x", "--images"),
     ("evaluate run --images 20 --seed -1", "seed"),

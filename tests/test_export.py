@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,12 @@ def test_a_network_without_a_run_has_a_card_too(tmp_path: Path):
     assert 'network = onefold.networks.Network.from_pretrained("a")' in text
     assert "Generates images in one step: 8×8, 1 channel.\n" in text
     assert "## Training" not in text
+    assert "| latents | 16 tokens × 4 channels |" in text
+    text = hub.card(network(architecture="pixels", classes=0, patch=1), None, "a")
+    assert "| latents | 64 tokens × 1 channel |" in text
+    slow = network()
+    slow.sampler = replace(slow.sampler, steps=1)
+    assert "Generates images in 1 step: " in hub.card(slow, None, "a")
 
 
 def test_a_network_is_pushed_as_it_is_saved(monkeypatch: pytest.MonkeyPatch):

@@ -315,7 +315,7 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
     run_study(tiny(), tmp_path, say=said.append)
     assert any("naive, seed 0" in line and "failed: the latents have collapsed" in line for line in said)
     markdown = (tmp_path / "table.md").read_text()
-    assert "| naive (0 of 1 seeds) | velocity | velocity | gradient | yes | – |" in markdown
+    assert "| naive (0 of 1 seed) | velocity | velocity | gradient | yes | – |" in markdown
     assert "- naive, seed 0: the latents have collapsed" in markdown
     naive, ema = json.loads((tmp_path / "table.json").read_text())["arms"]
     assert naive["seeds"][0]["failed"] == "the latents have collapsed"
@@ -358,7 +358,9 @@ def test_a_full_disk_is_one_line_and_loses_no_finished_arm(tmp_path: Path, monke
         (["--jobs", "0"], "--jobs: 0 is not positive"),
         (["--budget", "much"], "--budget"),
         (["--data", "nowhere.zip"], "nowhere.zip"),
-        (["--recipe", "cifar11"], "recipe: 'cifar11' is not known"),
+        (["--recipe", "cifar11"], "onefold: recipe: 'cifar11' is not known"),
+        (["--change", "nonsense=1"], "--change: nonsense: no such setting; there are recipe, network.…, phases"),
+        (["--change", "network.patch=abc"], "--change: network.patch: 'abc' is not of type int"),
     ],
 )
 def test_wrong_arguments_are_one_line(

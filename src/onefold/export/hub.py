@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onefold.data.messages import count_text
 from onefold.errors import writing
 from onefold.metrics.record import Record
 from onefold.networks import Network, OneFold
@@ -52,7 +53,7 @@ def card(network: Network, run: Run | None, name: str) -> str:
     records = {} if run is None else read_records(run)
     kind = "onefold.OneFold" if isinstance(network, OneFold) else "onefold.networks.Network"
     one = network.sampler.jumps and network.sampler.steps == 1
-    how = "in one step" if one else f"in {network.sampler.steps} steps"
+    how = "in one step" if one else f"in {count_text(network.sampler.steps, 'step')}"
     about = "; ".join(filter(None, (network_facts(network)["images"], class_text(network))))
     parts = [
         f"---\n{_front_matter(records, name, one)}---\n\n# {name}\n",
