@@ -310,7 +310,7 @@ def test_the_command_exports_a_run(run: Run, capsys: pytest.CaptureFixture[str])
     for words, line in (
         (("--to", "hub"), "run-hub: is not an empty folder; choose another --out"),
         (("--to", "onnx", "--push", "a/b"), "--push: goes with --to hub or diffusers"),
-        (("--to", "tensorflow"), "export: invalid choice"),
+        (("--to", "tensorflow"), "export: --to: 'tensorflow' is not one of 'hub', 'onnx', "),
         (("--to", "hub", "--out", "pushed", "--push", "a/b"), "a/b: not uploaded (OfflineModeIsEnabled"),
     ):
         assert cli.run(["export", str(run.folder), *words]) == 2

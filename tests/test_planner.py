@@ -114,6 +114,7 @@ def test_few_images_are_moved_and_warned_of(monkeypatch: pytest.MonkeyPatch):
     assert few.config.objective.shift > 0 == many.config.objective.shift
     assert any("memorised" in reason for reason in few.reasons)
     assert not any("memorised" in reason for reason in many.reasons)
+    assert not few.config.objective.flip, "nobody has said that left and right are alike"
 
 
 def test_images_may_be_seen_once():
@@ -121,7 +122,6 @@ def test_images_may_be_seen_once():
     reasons = planner._reasons(config, as_dataset(noise(100, 8, 8, 1)), 1.0, torch.device("cpu"))
     assert "100 images: each of the 100 training images 1 time" in reasons
     assert reasons[0].startswith("patch 2: images of 8×8 become 16 tokens of 1 channel each")
-    assert not few.config.objective.flip, "nobody has said that left and right are alike"
 
 
 def test_channels_and_classes_are_those_of_the_data(monkeypatch: pytest.MonkeyPatch):
