@@ -101,6 +101,8 @@ def check_roles(net: Network, folder: Path, y: torch.Tensor | None) -> None:
     labels = {} if y is None else {"labels": y.numpy()}
     assert np.allclose(outcome(folder, "encoder", {"images": x.numpy()}), z, atol=1e-4)
     assert np.allclose(outcome(folder, "decoder", {"latents": z.numpy()}), net.decode(z), atol=1e-4)
+    assert net.decode(9 * z).abs().max() > 1, "images are not clipped"
+    assert np.allclose(outcome(folder, "decoder", {"latents": 9 * z.numpy()}), net.decode(9 * z), atol=1e-3)
     clean = outcome(folder, "denoiser", {"z_t": z.numpy(), "t": t.numpy(), **labels})
     assert np.allclose(clean, net.denoise(z, t, y), atol=1e-4)
 
@@ -231,6 +233,7 @@ def test_a_card_tells_what_was_trained_and_measured(run: Run, tmp_path: Path):
     assert {each["type"]: each["value"] for each in metrics} == {"frechet_distance": 1.25, "reconstruction.psnr": 20.5}
     for line in (
         'network = onefold.OneFold.from_pretrained("someone/digits")  # or the path of this folder',
+        "# someone/digits",
         "Generates images in 2 steps: 8×8, 1 channel; 10 classes.",
         "| trained on | digits: 1,437 images to train on, 360 images to test with |",
         "### two-steps",
@@ -251,7 +254,7 @@ def test_a_network_without_a_run_has_a_card_too(tmp_path: Path):
     text = hub.card(network(architecture="pixels", classes=0), None, "a")
     assert "model-index" not in front_matter(text)
     assert "one-step-generation" in front_matter(text)["tags"]
-    assert 'network = onefold.networks.Network.from_pretrained("a")' in text
+    assert 'network = onefold.networks.Network.from_pretrained("OWNER/a")' in text
     assert "Generates images in one step: 8×8, 1 channel.\n" in text
     assert "## Training" not in text
     assert "| latents | 16 tokens × 4 channels |" in text
@@ -300,7 +303,7 @@ def test_what_the_hub_does_not_take_is_one_line(name: str, why: str):
 def test_the_command_exports_a_run(run: Run, capsys: pytest.CaptureFixture[str]):
     assert cli.run(["export", str(run.folder), "--to", "hub"]) == 0
     assert capsys.readouterr().out.startswith("run-hub: README.md, config.json, sampler.json, model.safetensors")
-    assert front_matter(Path("run-hub/README.md").read_text(encoding="utf-8"))["model-index"][0]["name"] == "run-hub"
+    assert front_matter(Path("run-hub/README.md").read_text(encoding="utf-8"))["model-index"][0]["name"] == "run"
     assert cli.run(["export", str(run.folder), "--to", "diffusers", "--out", "new"]) == 0
     assert (
         OneFold(run.network.config).state_dict().keys()
