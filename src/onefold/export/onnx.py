@@ -6,8 +6,8 @@
     generator.onnx    noise (B, N, D), standard normal; labels            → images, in one step
 
 Images that a file gives are in [−1, 1] up to the network's error, not clipped. The last file is written for a one-step
-generator only, and decodes too, so that a program which only generates needs one file.
-Label K is "no class"; a network without classes has no labels.
+generator only, and decodes too, so that a program which only generates needs one file. Label K is "no
+class"; a network without classes has no labels.
 """
 
 import importlib.util
