@@ -101,8 +101,6 @@ def check_roles(net: Network, folder: Path, y: torch.Tensor | None) -> None:
     labels = {} if y is None else {"labels": y.numpy()}
     assert np.allclose(outcome(folder, "encoder", {"images": x.numpy()}), z, atol=1e-4)
     assert np.allclose(outcome(folder, "decoder", {"latents": z.numpy()}), net.decode(z), atol=1e-4)
-    assert net.decode(9 * z).abs().max() > 1, "images are not clipped"
-    assert np.allclose(outcome(folder, "decoder", {"latents": 9 * z.numpy()}), net.decode(9 * z), atol=1e-3)
     clean = outcome(folder, "denoiser", {"z_t": z.numpy(), "t": t.numpy(), **labels})
     assert np.allclose(clean, net.denoise(z, t, y), atol=1e-4)
 
