@@ -253,7 +253,7 @@ def test_labels_may_be_held_by_anything(labels: object):
         (3, r"3 is a single label; .* \[3\] \* 2"),
         (np.int64(3), "single label"),
         (torch.tensor(3), "single label"),
-        ([3], "1 were given for 2"),
+        ([3], "1 were given for n = 2"),
         ([3, 6], "6 is not a class"),
         ([3, -1], "-1 is not a class"),
         ([3, 1.5], "1.5 is not a class"),

@@ -121,7 +121,9 @@ def test_names_of_any_letters_become_names_of_files(tmp_path: Path, monkeypatch:
 
 def test_names_that_are_the_numbers_are_not_repeated():
     assert fit_to_data(tiny(), open_dataset("digits")).network.class_names == ()
-    with pytest.raises(UserError, match=r"network\.class_names: 2 names for 10 classes; name each class, or none"):
+    with pytest.raises(
+        UserError, match=r"network\.class_names: 2 given where network\.classes is 10; name each class, or none"
+    ):
         NetworkConfig(class_names=("a", "b"))
 
 

@@ -248,9 +248,9 @@ WRONG: list[tuple[str, str]] = [
     ("evaluate run/samples", "run/samples: not a run (no config.json); give run"),
     (
         "evaluate digits",
-        "digits: not a run (no config.json); images or a network of that name are in the package; make",
+        "digits: not a run (no config.json); the package has images and a network of that name, but no run; make one",
     ),
-    ("sweep digits:test --steps 1 2", "digits:test: not a run (no config.json); images or a network of that name"),
+    ("sweep digits:test --steps 1 2", "digits:test: not a run (no config.json); the package has images of that name"),
     ("evaluate run --images 0", "images: 0"),
     ("evaluate run --images x", "--images"),
     ("evaluate run --images 20 --seed -1", "seed"),
@@ -351,11 +351,20 @@ def test_wrong_input_is_one_line_and_code_2(
     ("line", "message"),
     [
         ("train digits --bogus 3", "Unrecognized options: --bogus, 3;"),
-        ("train digits --training.batch x", "Error parsing --training.batch: invalid literal"),
-        ("train digits --steps x", "Error parsing --steps: 'x' is not INT"),
-        ("sample run --steps x", "Error parsing --steps: 'x' is not INT"),
+        ("train digits --training.batch x", "--training.batch: 'x' is not a whole number;"),
+        ("train digits --training.learning-rate x", "--training.learning-rate: 'x' is not a number;"),
+        ("train digits --training.precision x", "--training.precision: 'x' is not one of 'auto', 'float32', 'tf32', "),
+        ("train digits --training.batch", "--training.batch: needs a value;"),
+        ("train digits --training.betas 0.9", "--training.betas: needs 2 values;"),
+        ("train digits --steps x", "--steps: 'x' is not a whole number;"),
+        ("sample run --steps x", "--steps: 'x' is not a whole number;"),
+        ("study bias --widths 4 x", "--widths: '4', 'x' is not a list of whole numbers;"),
         ("train digits --training.batch 0", "training.batch: 0 is not positive; give at least 1;"),
-        ("sample", "Missing from onefold sample: PATH"),
+        ("sample", "needs PATH (a run's folder, a saved network's folder, "),
+        ("export run", "needs --to {hub,onnx,diffusers,web};"),
+        ("data convert a", "needs PATH (the zip to write; never the source itself) and --size INT (side of the square"),
+        ("sweep run --steps x", "--steps: 'x' is not what it takes;"),
+        ("sample run --solvr heun", "Unrecognized options: --solvr, heun (perhaps --solver STR?);"),
     ],
 )
 def test_the_parser_s_frames_are_taken_off(
@@ -365,7 +374,8 @@ def test_the_parser_s_frames_are_taken_off(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
         assert call(*line.split()) == 2
-    name = "train digits" if line.startswith("train") else "sample"
+    words = line.split()
+    name = " ".join(words[: 2 if words[0] in ("data", "study", "train") else 1])
     shown = capsys.readouterr().err
     assert shown.startswith(f"onefold: {name}: {message}")
     assert not re.search(r"[│╭╮╰╯─]|--{4,}|For full helptext|Argument helptext", shown)

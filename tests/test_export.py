@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,7 @@ def test_a_card_tells_what_was_trained_and_measured(run: Run, tmp_path: Path):
     assert {each["type"]: each["value"] for each in metrics} == {"frechet_distance": 1.25, "reconstruction.psnr": 20.5}
     for line in (
         'network = onefold.OneFold.from_pretrained("someone/digits")  # or the path of this folder',
+        "# someone/digits",
         "Generates images in 2 steps: 8×8, 1 channel; 10 classes.",
         "| trained on | digits: 1,437 images to train on, 360 images to test with |",
         "### two-steps",
@@ -250,9 +252,15 @@ def test_a_network_without_a_run_has_a_card_too(tmp_path: Path):
     text = hub.card(network(architecture="pixels", classes=0), None, "a")
     assert "model-index" not in front_matter(text)
     assert "one-step-generation" in front_matter(text)["tags"]
-    assert 'network = onefold.networks.Network.from_pretrained("a")' in text
+    assert 'network = onefold.networks.Network.from_pretrained("OWNER/a")' in text
     assert "Generates images in one step: 8×8, 1 channel.\n" in text
     assert "## Training" not in text
+    assert "| latents | 16 tokens × 4 channels |" in text
+    text = hub.card(network(architecture="pixels", classes=0, patch=1), None, "a")
+    assert "| latents | 64 tokens × 1 channel |" in text
+    slow = network()
+    slow.sampler = replace(slow.sampler, steps=1)
+    assert "Generates images in 1 step: " in hub.card(slow, None, "a")
 
 
 def test_a_network_is_pushed_as_it_is_saved(monkeypatch: pytest.MonkeyPatch):
@@ -293,7 +301,7 @@ def test_what_the_hub_does_not_take_is_one_line(name: str, why: str):
 def test_the_command_exports_a_run(run: Run, capsys: pytest.CaptureFixture[str]):
     assert cli.run(["export", str(run.folder), "--to", "hub"]) == 0
     assert capsys.readouterr().out.startswith("run-hub: README.md, config.json, sampler.json, model.safetensors")
-    assert front_matter(Path("run-hub/README.md").read_text(encoding="utf-8"))["model-index"][0]["name"] == "run-hub"
+    assert front_matter(Path("run-hub/README.md").read_text(encoding="utf-8"))["model-index"][0]["name"] == "run"
     assert cli.run(["export", str(run.folder), "--to", "diffusers", "--out", "new"]) == 0
     assert (
         OneFold(run.network.config).state_dict().keys()
@@ -303,7 +311,7 @@ def test_the_command_exports_a_run(run: Run, capsys: pytest.CaptureFixture[str])
     for words, line in (
         (("--to", "hub"), "run-hub: is not an empty folder; choose another --out"),
         (("--to", "onnx", "--push", "a/b"), "--push: goes with --to hub or diffusers"),
-        (("--to", "tensorflow"), "export: invalid choice"),
+        (("--to", "tensorflow"), "export: --to: 'tensorflow' is not one of 'hub', 'onnx', "),
         (("--to", "hub", "--out", "pushed", "--push", "a/b"), "a/b: not uploaded (OfflineModeIsEnabled"),
     ):
         assert cli.run(["export", str(run.folder), *words]) == 2

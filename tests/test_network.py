@@ -259,7 +259,7 @@ def test_sampling_keeps_no_graph_and_leaves_no_trace(monkeypatch: pytest.MonkeyP
     ("options", "text"),
     [
         ({"n": 0}, "n: 0 images"),
-        ({"n": 2, "labels": [1]}, "labels: 1 were given for 2 images"),
+        ({"n": 2, "labels": [1]}, "labels: 1 were given for n = 2"),
         ({"n": 1, "labels": [11]}, "labels: 11 is not a class"),
         ({"n": 1, "seed": -1}, "seed: -1 is out of range"),
         ({"n": 1, "steps": 0}, "steps: 0 is not positive"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,6 +115,13 @@ def test_few_images_are_moved_and_warned_of(monkeypatch: pytest.MonkeyPatch):
     assert any("memorised" in reason for reason in few.reasons)
     assert not any("memorised" in reason for reason in many.reasons)
     assert not few.config.objective.flip, "nobody has said that left and right are alike"
+
+
+def test_images_may_be_seen_once():
+    config = Config().with_changes({"training.images": 100, "network.latent_channels": 1})
+    reasons = planner._reasons(config, as_dataset(noise(100, 8, 8, 1)), 1.0, torch.device("cpu"))
+    assert "100 images: each of the 100 training images 1 time" in reasons
+    assert reasons[0].startswith("patch 2: images of 8×8 become 16 tokens of 1 channel each")
 
 
 def test_channels_and_classes_are_those_of_the_data(monkeypatch: pytest.MonkeyPatch):

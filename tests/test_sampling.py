@@ -613,7 +613,7 @@ def test_labels_default_to_the_seed_modulo_the_classes():
         ((0, None, 0, 10), "n: 0 images cannot be sampled; give at least 1"),
         ((1, None, -1, 10), "seed: -1 is out of range; give an integer from 0"),
         ((2, None, 2**63 - 2, 10), "seed: 9223372036854775806 is out of range"),
-        ((2, [1], 0, 10), "labels: 1 were given for 2 images; give one for each"),
+        ((2, [1], 0, 10), "labels: 1 were given for n = 2; give one for each image"),
         ((1, [11], 0, 10), "labels: 11 is not a class of this network, which knows 0 to 9, or 10 for no class"),
         ((1, [-1], 0, 10), "labels: -1 is not a class"),
         ((1, [1], 0, 0), "labels: 1 is not a class of this network, which knows only 0"),

@@ -277,8 +277,9 @@ def test_a_group_may_be_changed_as_a_whole():
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"training.bacth": 8}, "training.bacth: no such setting; TrainingConfig has images, optimizer"),
-        ({"trainin.batch": 8}, "trainin.batch: no such setting; Config has recipe, network"),
+        ({"training.bacth": 8}, "training.bacth: no such setting; training has images, optimizer"),
+        ({"objective.tim": 1}, "objective.tim: no such setting; objective has target, loss, through, draws, time.…, "),
+        ({"trainin.batch": 8}, "trainin.batch: no such setting; there are recipe, network.…, phases"),
         ({"training.batch.size": 8}, "training.batch.size: batch is a single value and has no part 'size'"),
         ({"training.batch": "8"}, "training.batch: '8' is not of type int"),
         ({"training.batch": True}, "training.batch: True is not of type int"),

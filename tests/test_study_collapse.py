@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from onefold import cli
@@ -20,9 +21,10 @@ from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.files import locked
 from onefold.metrics import Record
 from onefold.networks.base import NetworkConfig
-from onefold.pictures.style import STYLE
+from onefold.pictures.style import STYLE, log_axis
 from onefold.studies import Study, collapse, figures, run_study, table, trials
 from onefold.studies.collapse import ARMS, COLUMNS, FURTHER_ARMS
+from onefold.studies.figures import DPI, ONESTEP_PANELS, PANELS, WIDTH
 from onefold.studies.study import Trial, begin, check
 from onefold.training import loop
 from onefold.training.log import RunLog
@@ -196,9 +198,10 @@ def test_a_panel_may_divide_one_quantity_by_another():
 def test_the_pictures_show_means_and_spreads(done: Done):
     out = done.out
     with mpl.rc_context(STYLE):
-        figure = figures._curves(done.study, done.trials, figures.PANELS)
+        figure = figures._curves(done.study, done.trials, PANELS)
     by_title = {ax.get_title("left"): ax for ax in figure.axes}
     ax = by_title["reconstruction loss"]
+    assert ax.yaxis.get_major_formatter().format_ticks([0.5]) == ["0.5"]
     histories = [load_run(out / "runs" / f"ema-seed{k}").history for k in (0, 1)]
     line = next(line for line in ax.lines if line.get_label() == "EMA target (onefold)")
     assert line.get_xdata() == pytest.approx([entry["images"] / 1000 for entry in histories[0]])
@@ -209,6 +212,38 @@ def test_the_pictures_show_means_and_spreads(done: Done):
         labels = [line.get_label() for line in by_title[f"denoising loss, on {kind}"].lines]
         assert len(labels) == 1
         assert labels != [line.get_label() for line in by_title[f"denoising loss, on {other}"].lines]
+
+
+def test_a_panel_that_no_arm_has_values_for_is_left_out(done: Done):
+    with mpl.rc_context(STYLE):
+        figure = figures._curves(done.study, [trial for trial in done.trials if trial.arm.name == "ema"], PANELS)
+    titles = [ax.get_title("left") for ax in figure.axes]
+    assert "denoising loss, on clean latents" in titles
+    assert "denoising loss, on velocities" not in titles
+    assert all(ax.lines for ax in figure.axes)
+
+
+def test_titles_leave_room_for_the_numbers_beside_an_axis(done: Done):
+    """They begin at the axis, and the layout heeds them only in height."""
+    with mpl.rc_context(STYLE):
+        spectra = [ax.get_title("left") for ax in figures._spectra(done.study, done.trials).axes]
+        curves = [panel.title for panel in (*PANELS, *ONESTEP_PANELS)]
+        for titles, columns in ((spectra, 2), (curves, 3)):
+            for title in titles:
+                text = Figure(dpi=DPI).text(0, 0, title, fontsize=STYLE["axes.titlesize"])
+                assert text.get_window_extent().width / DPI < WIDTH / columns - 0.65, title
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.12, 1.17), (0.5, 2.4), (0.6, 5.5), (0.003, 1.1), (1e-4, 30.0)])
+def test_a_logarithmic_axis_has_several_plain_ticks(low: float, high: float):
+    ax = Figure().add_subplot()
+    ax.plot([0, 1], [low, high])
+    log_axis(ax)
+    least, most = ax.get_ylim()
+    shown = [tick for tick in ax.get_yticks() if least <= tick <= most]
+    assert 3 <= len(shown) <= 8
+    assert [float(label) for label in ax.yaxis.get_major_formatter().format_ticks(shown)] == pytest.approx(shown)
+    assert not len(ax.get_yticks(minor=True))
 
 
 def test_spectra_belong_to_the_recorded_effective_rank(done: Done):
@@ -315,7 +350,7 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
     run_study(tiny(), tmp_path, say=said.append)
     assert any("naive, seed 0" in line and "failed: the latents have collapsed" in line for line in said)
     markdown = (tmp_path / "table.md").read_text()
-    assert "| naive (0 of 1 seeds) | velocity | velocity | gradient | yes | – |" in markdown
+    assert "| naive (0 of 1 seed) | velocity | velocity | gradient | yes | – |" in markdown
     assert "- naive, seed 0: the latents have collapsed" in markdown
     naive, ema = json.loads((tmp_path / "table.json").read_text())["arms"]
     assert naive["seeds"][0]["failed"] == "the latents have collapsed"
@@ -358,7 +393,9 @@ def test_a_full_disk_is_one_line_and_loses_no_finished_arm(tmp_path: Path, monke
         (["--jobs", "0"], "--jobs: 0 is not positive"),
         (["--budget", "much"], "--budget"),
         (["--data", "nowhere.zip"], "nowhere.zip"),
-        (["--recipe", "cifar11"], "recipe: 'cifar11' is not known"),
+        (["--recipe", "cifar11"], "onefold: recipe: 'cifar11' is not known"),
+        (["--change", "nonsense=1"], "--change: nonsense: no such setting; there are recipe, network.…, phases"),
+        (["--change", "network.patch=abc"], "--change: network.patch: 'abc' is not of type int"),
     ],
 )
 def test_wrong_arguments_are_one_line(

@@ -161,7 +161,7 @@ def test_finished_arms_are_not_trained_again(done: Done, tmp_path: Path, monkeyp
     said: list[str] = []
     run_study(tiny(), tmp_path / "out", say=said.append)
     assert written(tmp_path / "out") == before
-    assert said == [f"{tmp_path / 'out'}: 4 arms × 1 seeds, 4 finished before"]
+    assert said == [f"{tmp_path / 'out'}: 4 arms × 1 seed, 4 finished before"]
     assert (tmp_path / "out" / "table.md").read_text() == (done.out / "table.md").read_text()
 
 
@@ -390,7 +390,7 @@ def test_a_failed_teacher_fails_what_begins_from_it_and_nothing_else(
     assert [trial.arm.name for trial in found if trial.record] == ["diffusion-one-level", "one-level"]
     assert sum(why in line for line in said) == 1
     markdown = (tmp_path / "out" / "table.md").read_text()
-    assert "| both random (0 of 1 seeds) |" in markdown
+    assert "| both random (0 of 1 seed) |" in markdown
     assert f"- both random, seed 0: {why}" in markdown
     made = list(copied)
     run_study(tiny(), tmp_path / "out", jobs=jobs)
@@ -438,6 +438,7 @@ def test_an_interrupted_generator_goes_on_from_its_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        ("--change nonsense=1", "--change: nonsense: no such setting; there are recipe, network.…, phases"),
         ("--arms teacher best", "--arms: 'best' is not known; choose from diffusion, diffusion-one-level, teacher,"),
         ("--seeds 0", "--seeds: 0 is not positive"),
         ("--budget 0", "--budget: 0 is not positive"),

@@ -1,6 +1,7 @@
 """What a run is, in words: the command makes the same configuration again."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def test_the_facts(run: Run):
     found = facts(run)
     assert found["trained on"] == "digits: 1,437 images to train on, 360 images to test with"
     assert found["step"] == "16 images, muon, float32, seed 0"
+    single = replace(run, config=run.config.with_changes({"training.batch": 1}))
+    assert facts(single)["step"] == "1 image, muon, float32, seed 0"
     assert found["length"].startswith("32 images seen, ")
     assert str(run.folder.parent) not in " ".join(found.values())
     assert (seconds_of(run) or 0) > 0

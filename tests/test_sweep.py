@@ -198,5 +198,7 @@ def test_the_command_prints_the_settings_and_writes_both(run: Run, capsys: pytes
 def test_by_default_a_fifth_is_set_apart(run: Run):
     lines: list[str] = []
     found = sweep(run, [Sampler(1), Sampler(2)], say=lines.append)
+    settings = [line for line in lines if line.startswith("setting")]
+    assert settings == ["setting 1 of 2: 1 step, guidance 1", "setting 2 of 2: 2 steps, guidance 1"]
     assert found["selection"]["images"] == 287
     assert found["selection"]["first_seed"] == found["record"]["protocol"]["generated_images"] == 1150

@@ -228,7 +228,7 @@ def test_what_is_no_image_is_refused(client: TestClient, data: bytes):
         ("images", {"step": 3}, "step: there is no such parameter"),
         ("images", {"labels": "dog"}, "labels: 'dog' is no class"),
         ("images", {"labels": "11"}, "labels: 11 is not a class"),
-        ("images", {"labels": ["1", "2"]}, "labels: 2 were given for 1 images"),
+        ("images", {"labels": ["1", "2"]}, "labels: 2 were given for n = 1; give one for each image"),
         ("images", {"labels": "x" * 300}, "labels: 'xxx"),
         ("images", {"labels": ["1"] * 65, "n": 64}, "labels: "),
         ("images", {"solver": "magic"}, "solver: 'magic' is not known; choose one of euler, heun"),

@@ -14,6 +14,7 @@ import torch
 
 from onefold.compute import can_compile, resolve_device
 from onefold.data import Dataset
+from onefold.data.messages import count_text
 from onefold.errors import UserError
 from onefold.estimate import measure
 from onefold.networks import NetworkConfig
@@ -206,10 +207,10 @@ def _reasons(config: Config, data: Dataset, speed: float, device: torch.device) 
     epochs = training.images / len(data)
     lines = [
         f"patch {network.patch}: images of {height}×{width} become {network.tokens} tokens "
-        f"of {network.latent_channels} channels each ({share:.2f} of the image's values)",
+        f"of {count_text(network.latent_channels, 'channel')} each ({share:.2f} of the image's values)",
         f"width {network.width}, depth {network.depth}: the largest network that sees "
         f"{min(NEEDED, training.images):,} images or more in the given time ({speed:,.0f} images/s, {device.type})",
-        f"{training.images:,} images: each of the {len(data):,} training images {epochs:,.0f} times",
+        f"{training.images:,} images: each of the {len(data):,} training images {count_text(round(epochs), 'time')}",
     ]
     if config.objective.shift:
         lines.append(

@@ -407,7 +407,7 @@ def resolve_labels(
         return [(seed + k) % classes for k in range(n)] if classes else None
     listed = _listed(labels, n)
     if len(listed) != n:
-        raise UserError(f"labels: {len(listed)} were given for {n} images; give one for each")
+        raise UserError(f"labels: {len(listed)} were given for n = {n}; give one for each image")
     numbers = [_number_of(label, class_names) if isinstance(label, str) else label for label in listed]
     for label in numbers:
         if not _is_whole(label) or not 0 <= label <= classes:

@@ -122,14 +122,16 @@ def with_new_defaults(options: T, defaults: T, new: T) -> T:
 
 def _overridden(config: Any, changes: dict[str, Any], prefix: str) -> Any:
     """Apply all changes to a group at once, since its settings may depend on one another."""
-    hints, known = get_type_hints(type(config)), [f.name for f in fields(config)]
+    hints = get_type_hints(type(config))
+    known = {f.name: ".…" if is_dataclass(getattr(config, f.name)) else "" for f in fields(config)}
     new: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
         name, _, rest = path.partition(".")
         full = prefix + path
         if name not in known:
-            raise UserError(f"{full}: no such setting; {type(config).__name__} has {', '.join(known)}")
+            owner, names = f"{prefix[:-1]} has" if prefix else "there are", (key + dots for key, dots in known.items())
+            raise UserError(f"{full}: no such setting; {owner} {', '.join(names)}")
         if not rest:
             new[name] = value if isinstance(value, _class_of(hints[name])) else _convert(hints[name], value, full)
         elif is_dataclass(getattr(config, name)):

@@ -59,7 +59,7 @@ def network_facts(network: Network) -> dict[str, str]:
         "images": f"{height}×{width}, {count_text(config.channels, 'channel')}",
         "classes": class_text(network) or "none",
         "network": f"{type(network).__name__}, {many:,} parameters",
-        "latents": f"{config.tokens} tokens × {config.latent_channels} channels",
+        "latents": f"{config.tokens} tokens × {count_text(config.latent_channels, 'channel')}",
         "sampling": step + (f", from t = {sampler.start:g}" if sampler.start else ""),
     }
 
@@ -82,7 +82,7 @@ def facts(run: Run) -> dict[str, str]:
     seconds = seconds_of(run)
     seen = f"{run.images:,} images seen" + (f" of {run.length:,}" if run.images < run.length else "")
     found["length"] = seen + ("" if seconds is None else f", {_duration(seconds)} of steps")
-    found["step"] = f"{training.batch} images, {training.optimizer}, {training.precision}, seed {training.seed}"
+    found["step"] = f"{count_text(training.batch)}, {training.optimizer}, {training.precision}, seed {training.seed}"
     commit = described.get("commit")
     found["code"] = f"onefold {described.get('onefold')}" + (f", commit {commit[:12]}" if commit else "")
     return found
@@ -176,5 +176,5 @@ def _data_text(run: Run) -> str:
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     if seconds < 120:
-        return f"{seconds:.0f} seconds"
+        return count_text(round(seconds), "second")
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{hours:.1f} hours"

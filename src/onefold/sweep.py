@@ -21,6 +21,7 @@ import torch
 from onefold import sampling
 from onefold.compute import sampling_context
 from onefold.data import read_batches
+from onefold.data.messages import count_text
 from onefold.errors import UserError
 from onefold.evaluation import Features, drawn, evaluate, generate, opened
 from onefold.metrics import frechet_distance, kernel_distance
@@ -102,8 +103,8 @@ def sweep(
     seeds = range(seed + reported, seed + reported + count)
     found: list[dict[str, Any]] = []
     for k, (average, sampler) in enumerate(settings):
-        what = f"{sampler.steps} steps, guidance {sampler.guidance:g}" + (f", average {average:,}" if average else "")
-        say(f"setting {k + 1} of {len(settings)}: {what}")
+        what = f"{count_text(sampler.steps, 'step')}, guidance {sampler.guidance:g}"
+        say(f"setting {k + 1} of {len(settings)}: {what}" + (f", average {average:,}" if average else ""))
         network = runs[average].network
         labels = real.labels.tolist() if network.config.classes else None
         made = Images(extractors)

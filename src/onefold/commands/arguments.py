@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import io
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,23 @@ from onefold.errors import UserError
 __all__ = ["parse"]
 
 T = TypeVar("T")
+
+PLAIN = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"Could not find valid parse for arguments: \[(.*)\]": r"\1 is not what it takes",
+    r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*?),?\)\.$": r"\2: \1 is not one of \3",
+    r"^Missing value for argument '(.*)'\. Expected 1 values\.$": r"\1: needs a value",
+    r"^Missing value for argument '(.*)'\. Expected (\d+) values\.$": r"\1: needs \2 values",
+}
+"""Complaints of the parser, and of Python, and how they are said here."""
+KINDS = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "[INT [INT ...]]": "a list of whole numbers",
+    "[FLOAT [FLOAT ...]]": "a list of numbers",
+}
+"""The parser's words for types."""
 
 
 def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
@@ -71,20 +89,45 @@ def _one_line(box: str) -> str:
 
     Frames are drawn in Unicode or, where the terminal knows no better, in ASCII.
     """
-    lines = [re.sub(r"^[│╭╰|+]\s?|\s*[│╮╯|+]$", "", line).strip() for line in box.splitlines()]
+    lines = [re.sub(r"^[│╭╰|+]\s?|\s*[│╮╯|+]$", "", line).rstrip() for line in box.splitlines()]
     sections: list[list[str]] = [[]]
     for line in lines[1:]:
-        if line and not line.strip("─-"):
+        if line and not line.strip(" ─-"):
             sections.append([])
         elif line:
             sections[-1].append(line)
-    sections = [section for section in sections if section]
+    sections = [textwrap.dedent("\n".join(section)).splitlines() for section in sections if section]
     if not sections:
         return "the options cannot be read"
-    text = re.sub(r"^Error parsing [\w.]+: ", "", " ".join(sections[0]))
+    text = _missing(sections[0]) or _plain(" ".join(map(str.strip, sections[0])))
+    if len(sections) > 1 and sections[1][:1] == ["Perhaps you meant:"]:
+        text += f" (perhaps {sections[1][1].strip().replace('{None}|', '')}?)"
+    return text
+
+
+def _missing(section: list[str]) -> str:
+    """What is missing, and in brackets what it is, but for choices; empty if the section tells something else.
+
+    Below their title, names are indented, and their explanations more so.
+    """
+    if not section[0].startswith("Missing from "):
+        return ""
+    found: list[list[str]] = []
+    for line in section[1:]:
+        if re.match(r" {4}\S", line):
+            found.append([])
+        if found:
+            found[-1].append(line.strip())
+    what = {name: " ".join(words).removesuffix("(required)").strip(" .") for name, *words in found}
+    known = {name: "" if "{" in name else f" ({text[:1].lower()}{text[1:]})" for name, text in what.items()}
+    return "needs " + " and ".join(name + text for name, text in known.items())
+
+
+def _plain(text: str) -> str:
+    """A complaint that names the option first and speaks of no types."""
+    text = re.sub(r"^Error parsing ((?=-)|[\w.]+: )", "", text)
+    for pattern, said in PLAIN.items():
+        text = re.sub(pattern, said, text)
     # An option that may be None is a union to the parser, which then reports on each of its members.
     union = r"no type matching \{None\}\|\{?(.*?)\}? could be instantiated from \[(.*?)\]\..*"
-    text = re.sub(union, r"\2 is not \1", text)
-    if len(sections) > 1 and sections[1][:1] == ["Perhaps you meant:"]:
-        text += f" (perhaps {sections[1][1]}?)"
-    return text
+    return re.sub(union, lambda found: f"{found[2]} is not {KINDS.get(found[1], found[1])}", text)

@@ -55,7 +55,7 @@ def export(
     if not is_unused(folder):
         raise UserError(f"{folder}: is not an empty folder; choose another --out")
     if to == "hub":
-        files = hub.write(network, folder, run=found, name=push or folder.resolve().name)
+        files = hub.write(network, folder, run=found, name=push or run_name(run))
     elif to == "web":
         files = web.write(network, folder, runtime=runtime or web.RUNTIME)
     else:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from onefold.commands.terminal import console, discard
 from onefold.errors import UserError
@@ -47,7 +47,7 @@ def collapse(
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    shared: dict[str, Any] = {"name": recipe, "features": features, "images": images, "changes": _settings(change)}
+    shared = _shared(recipe, change, features, images)
     study = studies.collapse(data, budget=budget, seeds=seeds, arms=arms, draws=draws, **shared)
     _run(study, out, jobs=jobs, quiet=quiet)
 
@@ -86,7 +86,7 @@ def initialisation(
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    shared: dict[str, Any] = {"name": recipe, "features": features, "images": images, "changes": _settings(change)}
+    shared = _shared(recipe, change, features, images)
     study = studies.initialisation(data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, **shared)
     _run(study, out, jobs=jobs, quiet=quiet)
 
@@ -125,7 +125,7 @@ def onestep(
     """
     from onefold import studies  # only here, since it loads matplotlib
 
-    shared: dict[str, Any] = {"name": recipe, "features": features, "images": images, "changes": _settings(change)}
+    shared = _shared(recipe, change, features, images)
     study = studies.onestep(data, teacher_budget=teacher_budget, budget=budget, seeds=seeds, arms=arms, **shared)
     _run(study, out, jobs=jobs, quiet=quiet)
 
@@ -155,6 +155,19 @@ def bias(
     say = discard if quiet else console.print
     run_bias(out, seeds=seeds, steps=steps, widths=widths or WIDTHS, samples=samples or SAMPLES, say=say)
     say(f"{out}: bias.md, bias.json, bias.csv, bias.png")
+
+
+class _Shared(TypedDict):
+    """Arguments of all studies whose arms are trained."""
+
+    name: str
+    changes: dict[str, Any]
+    features: str | None
+    images: int
+
+
+def _shared(recipe: str, change: tuple[str, ...], features: str | None, images: int) -> _Shared:
+    return {"name": recipe, "changes": _settings(change), "features": features, "images": images}
 
 
 def _settings(change: tuple[str, ...]) -> dict[str, Any]:

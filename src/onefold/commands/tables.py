@@ -182,6 +182,8 @@ def _intervals(record: Mapping[str, Any]) -> str:
 
 def show_estimate(console: Console, name: str, config: "Config", cost: "Estimate") -> None:
     """What a recipe costs."""
+    from onefold.data.messages import count_text  # only here, since it loads torch
+
     table = Table(box=None, pad_edge=False, show_header=False)
     network = config.network
     size = f"{network.image_size[0]}×{network.image_size[1]}×{network.channels}"
@@ -193,20 +195,19 @@ def show_estimate(console: Console, name: str, config: "Config", cost: "Estimate
     total = cost.flops_per_image * cost.images / 1e15
     per_image = f"{cost.flops_per_image / 1e9:,.2f} GFLOP per image"
     table.add_row("training", f"{per_image}, {cost.images:,} images, {total:,.2f} PFLOP in all")
-    sampler = f"{cost.steps} step" + "s" * (cost.steps != 1)
-    table.add_row("sampling", f"{cost.flops_per_sample / 1e9:,.2f} GFLOP per image ({sampler})")
+    table.add_row("sampling", f"{cost.flops_per_sample / 1e9:,.2f} GFLOP per image ({count_text(cost.steps, 'step')})")
     table.add_row("state", f"{cost.state_bytes / 2**30:,.2f} GiB: weights, gradients, optimizer, averages")
     measured = cost.measured
     if measured is not None and cost.seconds is not None:
         compiled = "compiled" if measured.compiled else "not compiled"
         speed = f"{measured.images_per_second:,.1f} images/s"
         table.add_row("measured", f"{speed} on {measured.device}, {measured.precision}, {compiled}")
-        sizes = f"{measured.batch:,} images, {measured.micro_batch:,} in a pass"
+        sizes = f"{count_text(measured.batch)}, {measured.micro_batch:,} in a pass"
         table.add_row("a step", f"{sizes}; peak memory {measured.peak_memory / 2**30:,.2f} GiB")
         fits = "not known: growth or free memory cannot be seen"
         if measured.largest_micro_batch is not None and measured.bytes_per_image is not None:
             each = f"{measured.bytes_per_image / 2**20:,.1f} MiB each"
-            largest = f"{measured.largest_micro_batch:,} images"
+            largest = count_text(measured.largest_micro_batch)
             if measured.largest_micro_batch >= measured.batch:
                 largest = f"the whole batch (there is room for {largest})"
             fits = f"{largest}, {each}"

@@ -19,6 +19,7 @@ from torch import Tensor
 from onefold.data.classes import distinct
 from onefold.data.decode import Pixels, Shape
 from onefold.data.listing import Listing, is_channels_first
+from onefold.data.messages import count_text
 from onefold.errors import UserError
 
 
@@ -139,5 +140,7 @@ def _class_names(source: str, thing: Any) -> tuple[str, ...]:
     if names is None:
         return tuple(map(str, range(classes)))
     if isinstance(names, str) or len(names) != classes:
-        raise UserError(f"{source}: class_names has {len(names)} names, but classes is {classes}; name each class")
+        raise UserError(
+            f"{source}: class_names has {count_text(len(names), 'name')}, but classes is {classes}; name each class"
+        )
     return distinct([str(name) for name in names])

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onefold.data.messages import count_text
 from onefold.errors import writing
 from onefold.metrics.record import Record
 from onefold.networks import Network, OneFold
+from onefold.networks.source import packaged
 from onefold.pictures.grids import sample_grid
 from onefold.summary import class_text, facts, network_facts, read_records
 from onefold.training.run import Run
@@ -35,7 +37,7 @@ def write(network: Network, folder: Path, *, run: Run | None = None, name: str) 
         network: What is published.
         folder: Where to.
         run: The run that it is of, if there is one.
-        name: Title of the card, and what is loaded in its example: "owner/name", or the folder's name.
+        name: Title of the card: "owner/name" of the repository, or a name alone, to which an owner is still to come.
 
     Raises:
         UserError: a file cannot be written.
@@ -52,7 +54,8 @@ def card(network: Network, run: Run | None, name: str) -> str:
     records = {} if run is None else read_records(run)
     kind = "onefold.OneFold" if isinstance(network, OneFold) else "onefold.networks.Network"
     one = network.sampler.jumps and network.sampler.steps == 1
-    how = "in one step" if one else f"in {network.sampler.steps} steps"
+    how = "in one step" if one else f"in {count_text(network.sampler.steps, 'step')}"
+    source = name if "/" in name or name in packaged() else f"OWNER/{name}"  # the hub has no names without an owner
     about = "; ".join(filter(None, (network_facts(network)["images"], class_text(network))))
     parts = [
         f"---\n{_front_matter(records, name, one)}---\n\n# {name}\n",
@@ -61,7 +64,7 @@ def card(network: Network, run: Run | None, name: str) -> str:
         "## Use\n",
         "```sh\npip install onefold\n```\n",
         "```python\nimport onefold\n\n"
-        f'network = {kind}.from_pretrained("{name}")  # or the path of this folder\n'
+        f'network = {kind}.from_pretrained("{source}")  # or the path of this folder\n'
         "images = network.sample(16, seed=0)  # uint8 (n, H, W, C); image k has the seed 0 + k\n```\n",
         "## The network\n",
         _table(network_facts(network)),

@@ -5,8 +5,9 @@
     denoiser.onnx     z_t (B, N, D), t (B,) in [0, 1], labels (B,) int64  → z_hat (B, N, D)
     generator.onnx    noise (B, N, D), standard normal; labels            → images, in one step
 
-The last is written for a one-step generator only, and decodes too, so that a program which only generates needs one
-file. Label K is "no class"; a network without classes has no labels.
+Images that a file gives are in [−1, 1] up to the network's error, not clipped. The last file is written for a one-step
+generator only, and decodes too, so that a program which only generates needs one file. Label K is "no
+class"; a network without classes has no labels.
 """
 
 import importlib.util

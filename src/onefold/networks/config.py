@@ -96,7 +96,9 @@ class NetworkConfig:
         self.kind.check(self)
         if self.class_names and len(self.class_names) != self.classes:
             names = len(self.class_names)
-            raise UserError(f"network.class_names: {names} names for {self.classes} classes; name each class, or none")
+            raise UserError(
+                f"network.class_names: {names} given where network.classes is {self.classes}; name each class, or none"
+            )
 
     @property
     def kind(self) -> "type[Network]":

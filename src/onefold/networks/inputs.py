@@ -96,10 +96,10 @@ def check_noised(network: nn.Module, z_t: Any, t: Any, y: Any, sizes: tuple[int,
     count = len(z_t)
     if not isinstance(t, Tensor) or t.shape != (count,):
         found = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
-        raise UserError(f"t: {found} where a time for each of {count} images belongs; use torch.full(({count},), t)")
+        raise UserError(f"t: {found} where a time for each image belongs; use torch.full(({count},), t)")
     if y is not None and (not isinstance(y, Tensor) or y.shape != (count,)):
         found = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise UserError(f"y: {found} where a label for each of {count} images belongs; use torch.tensor([…])")
+        raise UserError(f"y: {found} where a label for each image belongs, {count} in all; use torch.tensor([…])")
     if y is not None and y.dtype not in (torch.int64, torch.int32):
         raise UserError(f"y: {_name(y.dtype)}, not int64; labels are integers, y.long()")
     _check_device(network, "t", t)

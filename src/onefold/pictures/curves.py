@@ -187,18 +187,19 @@ def write(history: Sequence[Line], path: Path, panels: Sequence[Panel] = PANELS)
     panels = _panels(history, panels)
     if not panels:
         return
-    rows = -(-len(panels) // COLUMNS)
+    columns = min(COLUMNS, len(panels))
+    rows, width = -(-len(panels) // columns), 4.0 * columns
     clock = Clock.of(history)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.0 * COLUMNS, 2.3 * rows), dpi=110)
+        figure = Figure(figsize=(width, 2.3 * rows), dpi=110)
         top = 0.12 if clock is None else 0.27
-        figure.subplots_adjust(0.045, 0.2 / rows, 0.99, 1 - top / rows, wspace=0.16, hspace=0.3)
+        figure.subplots_adjust(0.54 / width, 0.2 / rows, 1 - 0.12 / width, 1 - top / rows, wspace=0.16, hspace=0.3)
         for k, panel in enumerate(panels):
-            ax = figure.add_subplot(rows, COLUMNS, k + 1)
+            ax = figure.add_subplot(rows, columns, k + 1)
             _draw(ax, panel, history)
-            if k < COLUMNS and clock is not None:
+            if k < columns and clock is not None:
                 clock.draw(ax)
-            if k + COLUMNS >= len(panels):
+            if k + columns >= len(panels):
                 ax.set_xlabel("thousand images seen")
         figure.savefig(path)
 

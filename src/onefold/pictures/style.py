@@ -62,11 +62,14 @@ def inline_svg(draw: "Callable[[Axes], None]", name: str) -> str:
 
 
 def log_axis(ax: "Axes") -> None:
-    """A logarithmic y-axis with plain numbers: at 1, 2, 5, 10, … or, for a range above 300, at powers of ten."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    """A logarithmic y-axis with plain numbers: at 1, 2, 5, 10, …; for a range above 300, at powers of ten, and for one
+    below 10, which may hold a single one of those, at equal steps.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
+    logarithmic = LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,))
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 10 * low else logarithmic)
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_locator(NullLocator())

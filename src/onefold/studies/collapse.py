@@ -18,8 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from onefold.errors import UserError
-from onefold.recipes import recipe
-from onefold.studies.study import MEASURED, Arm, Column, Study, told
+from onefold.studies.study import MEASURED, Arm, Column, Study, configured, told
 
 __all__ = ["ARMS", "COLUMNS", "FURTHER_ARMS", "collapse"]
 
@@ -137,7 +136,7 @@ def collapse(
     unknown = [wanted for wanted in arms or () if wanted not in known]
     if unknown:
         raise UserError(f"--arms: {unknown[0]!r} is not known; choose from {', '.join(known)}")
-    config = recipe(name, **(changes or {}))
+    config = configured(name, changes or {})
     source, batch = data or config.data.source, config.training.batch
     if source != config.data.source:
         config = config.with_changes({"data.source": source, "data.test": None})

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from onefold.pictures.style import COLOURS, LINES, STYLE
+from onefold.pictures.style import COLOURS, LINES, STYLE, log_axis
 from onefold.studies.study import Arm, Study, Trial
 from onefold.training.run import Run
 
@@ -68,7 +68,7 @@ PANELS = (
 ONESTEP_PANELS = (
     Panel("Fréchet distance of one-step samples", "frechet", log=True),
     Panel("class accuracy of one-step samples", "class_accuracy"),
-    Panel("diversity: std of latents over that of data", "diversity"),
+    Panel("diversity: latents' std ÷ that of data", "diversity"),
     Panel("loss of the ratio network", "ratio"),
 )
 """For arms that start from another; see `training.one_step_monitor`."""
@@ -102,31 +102,36 @@ def write(study: Study, trials: Sequence[Trial], out: Path) -> None:
 def _curves(study: Study, trials: Sequence[Trial], panels: Sequence[Panel]) -> Figure:
     """Quantities over images seen, one panel each."""
     history = {trial.folder: Run(trial.folder, trial.config).history for trial in trials}
-    known = [panel for panel in panels if any(panel.value(line) is not None for h in history.values() for line in h)]
+    series = {panel: [(arm, _seen(panel, own, history)) for arm, own in _by_arm(study, trials)] for panel in panels}
+    known = [panel for panel in panels if any(len(images) for _, (images, _) in series[panel])]
     figure, axes = _figure(len(known))
     for ax, panel in zip(axes, known, strict=True):
         ax.set_title(panel.title)
-        for arm, own in _by_arm(study, trials):
-            if own[0].config.objective.loss not in panel.losses:
-                continue
-            images, values = _common_points([_series(history[trial.folder], panel) for trial in own])
-            _draw(ax, images / 1000, values, **_style(study, arm))
+        for arm, (images, values) in series[panel]:
+            if len(images):
+                _draw(ax, images / 1000, values, **_style(study, arm))
         if panel.log:
-            ax.set_yscale("log")
+            log_axis(ax)
         ax.set_xlabel("thousand images seen")
     _legend(figure, axes)
     return figure
 
 
-def _series(history: Sequence[Line], panel: Panel) -> dict[float, float]:
-    return {line["images"]: value for line in history if (value := panel.value(line)) is not None}
+def _seen(
+    panel: Panel, trials: Sequence[Trial], history: Mapping[Path, Sequence[Line]]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "seeds n"]]:
+    """The images that all trials of an arm have values at, and these values; none for another kind of loss."""
+    lines = [history[trial.folder] if trial.config.objective.loss in panel.losses else [] for trial in trials]
+    return _common_points(
+        [{line["images"]: value for line in one if (value := panel.value(line)) is not None} for one in lines]
+    )
 
 
 def _spectra(study: Study, trials: Sequence[Trial]) -> Figure:
     """Singular values of the latents of test images, descending."""
     figure, axes = _figure(2)
-    for ax, kind, title in zip(axes, ("token", "whole"), ("of tokens", "of whole latents"), strict=True):
-        ax.set_title(f"standard deviation along principal directions, {title}")
+    for ax, kind, title in zip(axes, ("token", "whole"), ("tokens", "whole latents"), strict=True):
+        ax.set_title(f"std along principal directions of {title}")
         largest = 0.0
         for arm, own in _by_arm(study, trials):
             spectra = [json.loads(trial.spectrum_path.read_text(encoding="utf-8"))[kind] for trial in own]
@@ -135,6 +140,7 @@ def _spectra(study: Study, trials: Sequence[Trial]) -> Figure:
             largest = max(largest, float(values.max(initial=0)))
         ax.set_yscale("log")
         ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-4 * largest) if largest else None)
+        log_axis(ax)
         ax.set_xlabel("direction")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, axes)

@@ -24,8 +24,7 @@ from typing import Any
 
 from onefold.errors import UserError
 from onefold.networks.jump import RANK
-from onefold.recipes import recipe
-from onefold.studies.study import MEASURED, Arm, Column, Study, told
+from onefold.studies.study import MEASURED, Arm, Column, Study, configured, told
 
 __all__ = ["ARMS", "onestep", "onestep_study"]
 
@@ -159,7 +158,7 @@ def onestep_study(
             raise UserError(f"--arms: {wanted} is given twice")
     wanted = {needed for arm in named for needed in (arm, known[arm].teacher)}
     without = {"network.architecture": "pixels"} if pixels else {}
-    config = recipe(name, **{**without, **(changes or {})})
+    config = configured(name, {**without, **(changes or {})})
     source, batch = data or config.data.source, config.training.batch
     if source != config.data.source:
         config = config.with_changes({"data.source": source, "data.test": None})

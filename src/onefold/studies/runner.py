@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from onefold.data.messages import count_text
 from onefold.errors import Interrupted, TrainingAborted, UserError
 from onefold.files import locked
 from onefold.studies import figures, table
@@ -47,7 +48,8 @@ def run_study(
             study = begin(study, out)
             trials = study.trials(out)
             kept = sum(trial.is_settled for trial in trials)
-            say(f"{out}: {len(study.arms)} arms × {study.seeds} seeds" + (f", {kept} finished before" if kept else ""))
+            size = f"{count_text(len(study.arms), 'arm')} × {count_text(study.seeds, 'seed')}"
+            say(f"{out}: {size}" + (f", {kept} finished before" if kept else ""))
             clock = _Clock(study, trials, say)
             try:
                 run_trials(trials, study.images, jobs=jobs, lock=lock, on_end=clock.report, quiet=quiet)
@@ -80,4 +82,4 @@ class _Clock:
         what = f"failed: {trial.failure}" if record is None else table.line(self.study, record)
         done = sum(trial.is_settled for trial in self.trials)
         left = (time.perf_counter() - self.start) / (done - self.before) * (len(self.trials) - done)
-        self.say(f"{where}; {what}" + (f" ({left / 60:.0f} minutes left)" if left >= 60 else ""))
+        self.say(f"{where}; {what}" + (f" ({count_text(round(left / 60), 'minute')} left)" if left >= 60 else ""))

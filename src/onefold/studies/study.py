@@ -27,13 +27,15 @@ from onefold.errors import UserError
 from onefold.extractor import extractor_for
 from onefold.files import is_unused, write_whole
 from onefold.metrics import Record
+from onefold.recipes import recipe
 from onefold.spaces import LEAST_IMAGES
 from onefold.training.config import Config
 from onefold.training.conversion import one_step_config
 from onefold.training.datasets import open_data
 from onefold.training.prepare import decide, fit_to_data
 
-__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "explain_disk_errors", "told"]
+__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "configured", "explain_disk_errors"]
+__all__ += ["told"]
 
 NAME = "study.json"
 KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "resolved")
@@ -73,6 +75,19 @@ KEPT = ("network", "sampler")
 """Groups of settings that a one-step arm has from its teacher and from being one."""
 MEASURED = 5000
 """Generated and reference images per evaluation, unless it is said."""
+
+
+def configured(name: str, changes: Mapping[str, Any]) -> Config:
+    """A recipe with the further settings of all arms.
+
+    Raises:
+        UserError: no such recipe, or settings that it does not take.
+    """
+    recipe(name)  # whose name is no matter of --change
+    try:
+        return recipe(name, **changes)
+    except UserError as error:
+        raise UserError(f"--change: {error}") from error
 
 
 def told(changes: Mapping[str, Any] | None) -> str | None:

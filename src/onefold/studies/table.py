@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onefold import __version__
+from onefold.data.messages import count_text
 from onefold.files import write_whole
 from onefold.metrics import Record, protocol_differences
 from onefold.studies.study import Arm, Study, Trial
@@ -134,10 +135,10 @@ def _as_markdown(study: Study, trials: Sequence[Trial]) -> str:
     rows = [header, ["---"] * (1 + len(switches)) + ["---:"] * len(shown)]
     for arm in study.arms:
         finished = [numbers for trial in _arm_trials(arm, trials) if (numbers := trial_numbers(trial))]
-        title = arm.title if len(finished) == study.seeds else f"{arm.title} ({len(finished)} of {study.seeds} seeds)"
+        some = "" if len(finished) == study.seeds else f" ({len(finished)} of {count_text(study.seeds, 'seed')})"
         summary = {name: (mean, std) for name, mean, std in _statistics(finished)}
         cells = [_cell(*summary[c.key], c.digits) if c.key in summary else "–" for c in shown]
-        rows.append([title, *(_word(settings[arm.name][name]) for name in switches), *cells])
+        rows.append([arm.title + some, *(_word(settings[arm.name][name]) for name in switches), *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return "\n\n".join([f"# Study: {study.name}", *_notes(study, trials), table, *_failures(trials)]) + "\n"
 
@@ -156,7 +157,7 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
     records = [record for trial in trials if (record := trial.record) is not None]
     config, spread = study.config, "mean ± standard deviation over seeds" if study.seeds > 1 else "a first trial"
     yield (
-        f"{study.seeds} seed{'s' * (study.seeds > 1)}: {spread}. Every arm is the recipe {config.recipe} except for "
+        f"{count_text(study.seeds, 'seed')}: {spread}. Every arm is the recipe {config.recipe} except for "
         f"what its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
         f"{config.training.batch}."
     )
@@ -166,9 +167,10 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
     if records:
         p = records[-1]["protocol"]
         few = ", fewer than the Fréchet distance needs" if p["few_images"] else ""
+        steps = count_text(p["steps"], f"{p['sampler']} step")
         yield (
             f"Samples: {p['generated_images']:,} against as many training images{few}; features of "
-            f"{p['extractor']}; {p['steps']} {p['sampler']} steps, guidance {p['guidance']:g}. Reconstructions and "
+            f"{p['extractor']}; {steps}, guidance {p['guidance']:g}. Reconstructions and "
             f"latents: test images. onefold {p['version']}, `{study.command}`."
         )
         differing = {name for record in records for name in protocol_differences(records[0], record)}

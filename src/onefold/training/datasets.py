@@ -151,7 +151,8 @@ class DataRecord:
         lines: list[str] = []
         for use, then, new in (("training", self.train, now.train), ("test", self.test, now.test)):
             if then.images != new.images:
-                lines.append(f"{new.source}: now has {new.images:,} {use} images; the run began with {then.images:,}")
+                now_has = count_text(new.images, f"{use} image")
+                lines.append(f"{new.source}: now has {now_has}; the run began with {then.images:,}")
             elif None not in (then.fingerprint, new.fingerprint) and then.fingerprint != new.fingerprint:
                 lines.append(f"{new.source}: its {use} images or their labels are others than when the run began")
         return lines
@@ -231,7 +232,9 @@ def given_again(folder: Path, config: Config, data: object, test_data: object) -
     wanted = (*network.image_size, network.channels), network.classes
     found = train.image_shape, train.classes if network.classes else 0
     if found != wanted:
-        kinds = [f"{shape_text(shape)} with {classes} classes" for shape, classes in (found, wanted)]
+        kinds = [
+            f"{shape_text(shape)} with {count_text(classes, 'class', 'classes')}" for shape, classes in (found, wanted)
+        ]
         raise UserError(f"{train.source}: {kinds[0]}, but {folder} was trained on {kinds[1]}; give the same images")
     return split(train, test, config.data)
 

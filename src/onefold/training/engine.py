@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from onefold.data.messages import count_text
 from onefold.errors import Elsewhere, Interrupted, TrainingAborted, UserError, reason
 from onefold.training.config import TrainingConfig
 
@@ -86,7 +87,7 @@ class Ranks:
             batches = f"{below} or {above}" if below else f"{above}"
             fitting = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
             raise UserError(
-                f"training.batch: {batch} images cannot be divided among {self.count} ranks; "
+                f"training.batch: {count_text(batch)} cannot be divided among {self.count} ranks; "
                 f"give {batches}, or launch one of {fitting} ranks"
             )
 

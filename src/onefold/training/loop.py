@@ -19,6 +19,7 @@ import torch
 from onefold import settings
 from onefold.compute import eager, products, resolve_device
 from onefold.data import Loader, read_all
+from onefold.data.messages import count_text
 from onefold.errors import Interrupted, TrainingAborted, UserError, writing
 from onefold.files import locked
 from onefold.networks import Network
@@ -145,7 +146,7 @@ def train(
             for line in told:
                 progress.tell(line)
             if group.count > 1:
-                each = f"{run.config.training.batch // group.count} images of a batch each"
+                each = f"{count_text(run.config.training.batch // group.count)} of a batch each"
                 progress.tell(f"{group.count} ranks, {each}{', a shard of each weight' if group.shards else ''}")
             elif engine == "fsdp":
                 progress.tell("engine fsdp: a single process holds every weight itself; torchrun starts several")

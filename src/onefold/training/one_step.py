@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onefold.data import Dataset
+from onefold.data.messages import count_text
 from onefold.errors import UserError
 from onefold.networks import Network, NetworkConfig, RatioNet, build
 from onefold.networks.jump import Jump, change_flops
@@ -186,7 +187,9 @@ class OneStepPhase(Phase):
             source, theirs = copy.copy(source), replace(theirs, class_names=own.class_names)
             source.config = theirs
         if theirs != replace(own, jump_rank=theirs.jump_rank, jump_exit=theirs.jump_exit):
-            kinds = [f"{(*n.image_size, n.channels)}, {n.classes} classes" for n in (theirs, own)]
+            kinds = [
+                f"{(*n.image_size, n.channels)}, {count_text(n.classes, 'class', 'classes')}" for n in (theirs, own)
+            ]
             about = f"is for {kinds[0]}, this run's for {kinds[1]}" if kinds[0] != kinds[1] else "is not this run's"
             raise UserError(f"{self.config.start}: its network {about}; restore its data, or train a new one")
         self._check_trunk(source)

@@ -14,6 +14,7 @@ import torch
 
 from onefold import compute, settings
 from onefold.data import Dataset
+from onefold.data.messages import count_text
 from onefold.errors import UserError
 from onefold.files import sha256_of
 from onefold.networks import Network
@@ -153,8 +154,9 @@ def check_fit(run: Run) -> None:
                 f"{config.data.source}: its classes have other names than when the run began; restore the data or "
                 "start a new run"
             )
+        classes = count_text(data.classes, "class", "classes")
         raise UserError(
-            f"{config.data.source}: now holds {shape} with {data.classes} classes, but the run began with "
+            f"{config.data.source}: now holds {shape} with {classes}, but the run began with "
             f"{(*network.image_size, network.channels)} and {network.classes}; restore the data or start a new run"
         )
 

@@ -166,8 +166,9 @@ def _meant(folder: Path) -> str:
     for other in (Path("runs") / folder, folder.parent):
         if is_run(other / "config.json"):
             return f"give {quoted(other)}"
-    if str(folder) in (*packaged(), *DIGITS):
-        return "images or a network of that name are in the package; make a run, `onefold train digits`, and give it"
+    if held := ["images"] * (str(folder) in DIGITS) + ["a network"] * (str(folder) in packaged()):
+        has = f"the package has {' and '.join(held)} of that name, but no run"
+        return f"{has}; make one with `onefold train digits` and give its folder"
     return "give the folder that `onefold train --out` made"
 
 
