@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 
+import command
 import onefold
 from onefold.compute import resolve_device
 from onefold.data import Loader, open_dataset
@@ -158,4 +158,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
-import tyro
-
+import command
 import onefold
 from onefold.evaluation import evaluate
 from onefold.metrics import Record
@@ -73,4 +72,4 @@ def main(seeds: int = 3, out: Path = Path("runs/digits-seeds"), json_file: Path 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

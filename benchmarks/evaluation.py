@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
+import command
 import onefold
 from onefold import metrics
 from onefold.metrics.classifier import Classifier, ClassifierConfig
@@ -129,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

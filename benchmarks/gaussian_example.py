@@ -10,9 +10,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
+import command
 from onefold.pictures.style import BLUE, ORANGE, RED, STYLE
 from onefold.studies.figures import DPI, WIDTH
 
@@ -52,4 +52,4 @@ def main(out: Path = Path("docs/assets/gaussian-example.png")) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

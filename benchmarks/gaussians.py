@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
+import command
 from onefold.objectives.density_ratio import DIVERGENCES, DensityRatio, draw_noise, ratio_loss
 from onefold.paths import TimeDistribution
 from onefold.studies.mixture import Mixture
@@ -273,4 +273,4 @@ def main(json_file: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
+import command
 import onefold
 from onefold.compute import resolve_device
 from onefold.training.graphs import Graphs
@@ -228,4 +228,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
+import command
 import onefold
 from onefold.commands.terminal import discard
 from onefold.compute import resolve_device
@@ -124,4 +124,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

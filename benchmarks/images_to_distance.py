@@ -31,15 +31,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from tyro.conf import arg
 
+import command
 import onefold
 from onefold import metrics, networks
 from onefold.compute import resolve_precision
 from onefold.data import open_dataset
+from onefold.errors import UserError
 from onefold.evaluation import evaluate
 from onefold.extractor import extractor_for
 from onefold.metrics import Record
@@ -257,7 +258,12 @@ def worth(distance: float, plain: Mapping[int, float]) -> float:
 
 def measured(config: Config, folder: Path, images: int, features: Path | None) -> Record:
     """The record of a run, which is trained and measured if need be."""
-    run = onefold.train(config, folder, resume=(folder / "config.json").exists())
+    begun = (folder / "config.json").exists()
+    try:
+        run = onefold.train(config, folder, resume=begun)
+    except UserError as error:
+        other = str(error).partition("; config=None")[0] if begun else ""
+        raise UserError(f"{other}; choose another --out") if other and other != str(error) else error from None
     extractor = extractor_for(run.open_data()[0]) if features is None else metrics.from_file(features)
     path = folder / "evaluation" / f"{extractor.sha256[:8]}-{images}.json"
     if not path.exists():
@@ -317,6 +323,8 @@ def main(
         *size, channels = source.image_shape
         fitted = {"network.image_size": tuple(size), "network.channels": channels, "network.classes": source.classes}
         shared = {"data.source": data, "data.test": None, **fitted, **shared}
+    if budget < 2:
+        raise SystemExit(f"--budget: {budget} is too small to be halved; give at least 2")
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise SystemExit(f"--arms: {unknown[0]!r} is not one of {', '.join(ARMS)}")
@@ -355,4 +363,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 
+import command
 from onefold.data import indices
 from onefold.data.source import list_source
 from timing import machine, table, write
@@ -100,4 +100,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -13,8 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+import command
 from onefold.networks.base import build
 from onefold.studies import collapse, run_study
 from onefold.studies.table import trial_numbers
@@ -67,4 +66,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from tyro.conf import Positional, arg
 
+import command
 import onefold
 from onefold.metrics import psnr
 from onefold.sampling import Sampler
@@ -93,4 +93,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -29,12 +29,12 @@ from statistics import median
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-import tyro
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tyro.conf import arg
 
+import command
 import onefold
 import timing
 from one_run import rows_of
@@ -410,4 +410,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

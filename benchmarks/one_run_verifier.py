@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import tyro
 from jaxtyping import Float
 from torch import Tensor
 from tyro.conf import Positional
 
+import command
 import onefold
 from onefold.data import read_all
 from onefold.files import read_tensors
@@ -148,4 +148,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-import tyro
 from tyro.conf import Positional
 
+import command
 import onefold
 from onefold.evaluation import evaluate
 from onefold.networks import Network, RatioNet
@@ -148,4 +148,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -17,9 +17,9 @@ from statistics import median
 from typing import Any
 
 import torch
-import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
+import command
 import onefold
 from onefold.compute import resolve_device
 from onefold.networks import Network, build
@@ -125,4 +125,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from tyro.conf import Positional
 
+import command
 import onefold
 from onefold import metrics
 from onefold.compute import resolve_device, sampling_context
@@ -100,6 +100,9 @@ def main(
     json_file = out.with_name(f"{out.name}.json")
     rows = rows_before(json_file, found.model_sha256, extractor.sha256, min(images, len(data)))
     for name, sampler in ways.items():
+        if name in rows:
+            print(f"{name}: kept, as it is in {json_file}")
+            continue
         start = time.perf_counter()
         record = evaluate(
             found, sampler=sampler, images=images, extractor=extractor, batch=500, device=on, precision=precision
@@ -115,4 +118,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

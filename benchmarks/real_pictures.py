@@ -29,11 +29,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
+import command
 import onefold
 from onefold import metrics
 from onefold.compute import resolve_device, sampling_context
@@ -289,4 +289,4 @@ def measured(samples: Images, train: Images, test: Images, *, mirrors: bool) -> 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -19,8 +19,8 @@ from statistics import median
 from typing import Annotated, Any
 
 import torch
-import tyro
 
+import command
 import onefold
 from onefold.compute import resolve_device, sampling_context
 from onefold.networks.base import NetworkConfig, build
@@ -137,4 +137,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

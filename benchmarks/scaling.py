@@ -16,8 +16,8 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-import tyro
 
+import command
 import onefold
 from onefold.compute import resolve_device
 from onefold.training.config import Config
@@ -146,4 +146,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

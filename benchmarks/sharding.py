@@ -15,8 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+import command
 from onefold.recipes import recipe
 from onefold.training import loop
 from onefold.training.engine import Engine, joined
@@ -83,4 +82,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from tyro.conf import Positional
 
+import command
 from onefold import metrics
 from onefold.data import open_dataset, read_all
 from real_images import COLUMNS, SHEET
@@ -54,4 +54,4 @@ def _numbers(extractor: metrics.FeatureExtractor, x: Tensor, y: Tensor, real: Te
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -23,10 +23,10 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+import command
 import onefold
 from onefold.compute import compile_blocks
 from onefold.networks.trunk import Attention, Block, rotary_table, rotate
@@ -262,4 +262,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

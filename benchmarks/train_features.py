@@ -17,10 +17,10 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 from tyro.conf import Positional
 
+import command
 from onefold.compute import resolve_device
 from onefold.data import open_dataset, read_all
 from onefold.metrics import Classifier, class_accuracy
@@ -128,4 +128,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

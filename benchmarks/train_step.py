@@ -25,13 +25,13 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
+import command
 import onefold
 from health import random_images
 from onefold.compute import eager, resolve_device
@@ -388,4 +388,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -290,5 +290,5 @@ def test_a_finished_run_is_measured_once_and_an_interrupted_one_goes_on(tmp_path
     assert json.loads(json_file.read_text()) == record
     go(90)
     assert json.loads(json_file.read_text())["arms"]["plain"]["records"][0]["protocol"]["generated_images"] == 90
-    with pytest.raises(UserError, match=r"objective\.draws"):
+    with pytest.raises(UserError, match=r"^objective\.draws: 2, but the run in .* has 4; choose another --out$"):
         go(100, "objective.draws=2")

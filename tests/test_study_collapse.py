@@ -396,6 +396,12 @@ def test_a_full_disk_is_one_line_and_loses_no_finished_arm(tmp_path: Path, monke
         (["--recipe", "cifar11"], "onefold: recipe: 'cifar11' is not known"),
         (["--change", "nonsense=1"], "--change: nonsense: no such setting; there are recipe, network.…, phases"),
         (["--change", "network.patch=abc"], "--change: network.patch: 'abc' is not of type int"),
+        (["--change", "training.seed=4"], "--change: training.seed is the study's own; give --seeds"),
+        (["--change", "objective.draws=2"], "--change: objective.draws is decided by the study; leave it out"),
+        (
+            ["--arms", "naive", "clean", "--change", "objective.loss=clean"],
+            "--change: objective.loss is decided by each of the arms; leave it out",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line(

@@ -497,7 +497,7 @@ def test_a_command_s_changes_reach_every_arm_and_the_record(tmp_path: Path, caps
         assert config.training.learning_rate == 0.5
         assert config.onestep.start == arm.changes.get("onestep.start", 0.1)
         assert config.network.jump_rank == (3 if not arm.teacher else arm.changes.get("network.jump_rank", 0))
-    with pytest.raises(UserError, match=r"--change: training\.images is the study's budget; give --budget"):
+    with pytest.raises(UserError, match=r"--change: training\.images is the study's own; give --budget"):
         onestep(changes={"training": {"images": 64}})
     with pytest.raises(UserError, match="--images: 3 are too few to measure anything; give at least 4"):
         onestep(images=3)

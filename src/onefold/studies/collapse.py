@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from onefold.errors import UserError
-from onefold.studies.study import MEASURED, Arm, Column, Study, configured, told
+from onefold.studies.study import MEASURED, Arm, Column, Study, check_changes, configured, told
 
 __all__ = ["ARMS", "COLUMNS", "FURTHER_ARMS", "collapse"]
 
@@ -151,6 +151,7 @@ def collapse(
         "training.on_collapse": "ignore",  # it is what the study is about
     }
     selected = ARMS if arms is None else tuple(known[wanted] for wanted in arms)
+    check_changes(changes or {}, settings, selected)
     arguments = {"recipe": name, "data": source, "change": told(changes), "features": features}
     arguments |= {} if images == MEASURED else {"images": images}
     arguments |= {"budget": budget, "draws": draws}

@@ -24,7 +24,7 @@ from typing import Any
 
 from onefold.errors import UserError
 from onefold.networks.jump import RANK
-from onefold.studies.study import MEASURED, Arm, Column, Study, configured, told
+from onefold.studies.study import MEASURED, Arm, Column, Study, check_changes, configured, told
 
 __all__ = ["ARMS", "onestep", "onestep_study"]
 
@@ -182,6 +182,7 @@ def onestep_study(
         for arm in known_arms
         if arm.name in wanted
     )
+    check_changes(changes or {}, settings, selected)
     arguments = {"recipe": name, "data": source, "change": told(changes), "features": features}
     arguments |= {} if images == MEASURED else {"images": images}
     arguments |= {"teacher-budget": teacher_budget, "budget": budget}

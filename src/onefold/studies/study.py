@@ -14,7 +14,7 @@ study begins, since a measurement repeated for each trial could choose different
 
 import json
 import shlex
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,8 +34,8 @@ from onefold.training.conversion import one_step_config
 from onefold.training.datasets import open_data
 from onefold.training.prepare import decide, fit_to_data
 
-__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "configured", "explain_disk_errors"]
-__all__ += ["told"]
+__all__ = ["Arm", "Column", "Study", "Trial", "begin", "check", "check_changes", "configured"]
+__all__ += ["explain_disk_errors", "told"]
 
 NAME = "study.json"
 KEYS = ("study", "onefold", "arguments", "seeds", "images", "arms", "config", "resolved")
@@ -88,6 +88,22 @@ def configured(name: str, changes: Mapping[str, Any]) -> Config:
         return recipe(name, **changes)
     except UserError as error:
         raise UserError(f"--change: {error}") from error
+
+
+def check_changes(changes: Mapping[str, Any], decided: Collection[str], arms: Sequence[Arm]) -> None:
+    """Refuse further settings that would have no effect, since the study or each of its arms decides them.
+
+    Raises:
+        UserError: naming the first.
+    """
+    options = {"training.images": "--budget", "training.seed": "--seeds"}
+    for name, _ in _flat(changes):
+        if name in options:
+            raise UserError(f"--change: {name} is the study's own; give {options[name]}")
+        if name in decided:
+            raise UserError(f"--change: {name} is decided by the study; leave it out")
+        if all(name in arm.changes for arm in arms):
+            raise UserError(f"--change: {name} is decided by each of the arms; leave it out")
 
 
 def told(changes: Mapping[str, Any] | None) -> str | None:
@@ -177,8 +193,6 @@ class Study:
                 raise UserError(f"--arms: {arm.name} starts from {arm.teacher}; name it too")
         if self.images < LEAST_IMAGES:
             raise UserError(f"--images: {self.images} are too few to measure anything; give at least {LEAST_IMAGES}")
-        if "training.images" in dict(_flat(self.changes)):
-            raise UserError("--change: training.images is the study's budget; give --budget")
         if self.seeds < 1:
             raise UserError(f"--seeds: {self.seeds} is not positive; give at least 1")
 
