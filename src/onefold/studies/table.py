@@ -158,7 +158,7 @@ def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
     config, spread = study.config, "mean ± standard deviation over seeds" if study.seeds > 1 else "a first trial"
     yield (
         f"{count_text(study.seeds, 'seed')}: {spread}. Every arm is the recipe {config.recipe} except for "
-        f"what its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
+        f"what {'--change and ' if study.arguments.get('change') else ''}its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
         f"{config.training.batch}."
     )
     if begun := [arm for arm in study.arms if arm.teacher]:
