@@ -156,9 +156,10 @@ def _word(value: object) -> str:
 def _notes(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
     records = [record for trial in trials if (record := trial.record) is not None]
     config, spread = study.config, "mean ± standard deviation over seeds" if study.seeds > 1 else "a first trial"
+    named = "--change and its row name" if study.arguments.get("change") else "its row names"
     yield (
         f"{count_text(study.seeds, 'seed')}: {spread}. Every arm is the recipe {config.recipe} except for "
-        f"what {'--change and ' if study.arguments.get('change') else ''}its row names, trained on {config.training.images:,} images of {config.data.source} in batches of "
+        f"what {named}, trained on {config.training.images:,} images of {config.data.source} in batches of "
         f"{config.training.batch}."
     )
     if begun := [arm for arm in study.arms if arm.teacher]:
