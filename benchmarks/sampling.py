@@ -19,6 +19,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import torch
+from tyro.conf import arg
 
 import command
 import onefold
@@ -97,7 +98,7 @@ def main(
     recipe: str = "digits",
     device: str = "auto",
     precision: Precision = "float32",
-    compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False,
+    compiled: Annotated[bool, arg(name="compile")] = False,
     one_step: bool = False,
     batch: int = 256,
     steps: tuple[int, ...] = (50, 4, 1),

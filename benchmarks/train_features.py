@@ -18,7 +18,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 import command
 from onefold.compute import resolve_device
@@ -104,7 +104,7 @@ def main(
     /,
     width: int = 64,
     residuals: int = 3,
-    compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False,
+    compiled: Annotated[bool, arg(name="compile")] = False,
     epochs: int = 30,
     batch: int = 500,
     mirror: bool = False,
