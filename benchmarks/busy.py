@@ -13,13 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tyro
+
 POLICIES = ("ACTIVE", "PASSIVE")
 """What torch does by itself, and what onefold sets."""
 
 SAMPLE = """
 import sys, time
 import torch
-import command
 from onefold.networks.base import build
 from onefold.recipes import recipe
 network = build(recipe("digits").network).eval()
@@ -73,4 +74,4 @@ def main(images: int = 64, rounds: int = 5, json_file: Path | None = None) -> No
 
 
 if __name__ == "__main__":
-    command.run(main)
+    tyro.cli(main)
