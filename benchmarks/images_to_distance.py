@@ -258,12 +258,13 @@ def worth(distance: float, plain: Mapping[int, float]) -> float:
 
 def measured(config: Config, folder: Path, images: int, features: Path | None) -> Record:
     """The record of a run, which is trained and measured if need be."""
-    begun = (folder / "config.json").exists()
     try:
-        run = onefold.train(config, folder, resume=begun)
+        run = onefold.train(config, folder, resume=(folder / "config.json").exists())
     except UserError as error:
-        other = str(error).partition("; config=None")[0] if begun else ""
-        raise UserError(f"{other}; choose another --out") if other and other != str(error) else error from None
+        other, cure, _ = str(error).partition("; config=None")
+        if cure:  # the run has other settings
+            raise UserError(f"{other}; choose another --out") from None
+        raise
     extractor = extractor_for(run.open_data()[0]) if features is None else metrics.from_file(features)
     path = folder / "evaluation" / f"{extractor.sha256[:8]}-{images}.json"
     if not path.exists():
