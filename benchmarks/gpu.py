@@ -165,7 +165,7 @@ def first_jobs(ends: tuple[object, object] | None, out: Path, *, dry: bool) -> l
     tests = [str(HERE.parent / "tests" / name) for name in ("test_no_waiting.py", "test_graphs.py")[dry:]]
     jobs = [Job("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 300)]
     if ends is not None:
-        few = ("--width", 8, "--epochs", 1) if dry else ("--mirror",)
+        few = ("--widths", 8, 8, 8, 8, "--epochs", 1) if dry else ("--mirror",)
         command = python("train_features.py", *ends, out / "features.safetensors", "--residuals", 1, *few)
         jobs.append(Job("features", command, 300))
     return jobs

@@ -1,5 +1,6 @@
 """The classifier: what it learns, that it learns the same twice, and that it comes back from a file."""
 
+import dataclasses
 import json
 from dataclasses import asdict
 from hashlib import sha256
@@ -178,6 +179,35 @@ def test_a_deeper_one_comes_back_and_older_files_are_of_one_residual(tmp_path):
     older = {key: value for key, value in described.items() if key != "residuals"}
     (tmp_path / "older.safetensors").write_bytes(to_safetensors(weights, {KEY: json.dumps(older)}))
     assert torch.equal(Classifier.load(tmp_path / "older.safetensors").features(images), plain.features(images))
+
+
+def test_pooling_halves_the_side_after_a_whole_convolution_and_comes_back(tmp_path):
+    pooled = Classifier(ClassifierConfig((3, 8, 8), 2, "", 1, (4, 8), pooled=True)).freeze()
+    stage, x = pooled.body[3], torch.randn(2, 4, 8, 8)
+    assert isinstance(stage, torch.nn.Sequential)
+    whole = torch.nn.functional.conv2d(x, stage[0].weight, padding=1)
+    assert whole.shape == (2, 8, 8, 8)
+    largest = whole.unflatten(2, (4, 2)).unflatten(4, (4, 2)).amax((3, 5))
+    torch.testing.assert_close(stage(x), stage[2](largest).relu())
+    images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
+    pooled.save(tmp_path / "pooled.safetensors")
+    again = Classifier.load(tmp_path / "pooled.safetensors")
+    assert torch.equal(again.features(images), pooled.features(images))
+
+
+def test_mirrored_features_are_the_mean_of_both_sides(tmp_path):
+    config = ClassifierConfig((3, 8, 8), 2, "", 1, (4, 8))
+    one = Classifier(config).freeze()
+    both = Classifier(dataclasses.replace(config, mirrored=True)).freeze()
+    both.load_state_dict(one.state_dict())
+    images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    mean = (one.features(images) + one.features(images.flip(3))) / 2
+    assert not torch.allclose(mean, one.features(images)), "or the images would be symmetric"
+    torch.testing.assert_close(both.features(images), mean)
+    torch.testing.assert_close(both.logits(images), (one.logits(images) + one.logits(images.flip(3))) / 2)
+    both.save(tmp_path / "both.safetensors")
+    assert torch.equal(Classifier.load(tmp_path / "both.safetensors").logits(images), both.logits(images))
+    assert b"mirrored" not in one.to_bytes(), "what is off does not change a file, or its hash"
 
 
 def read_tensors_of(classifier: Classifier) -> tuple[dict[str, Tensor], dict[str, object]]:

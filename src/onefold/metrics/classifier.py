@@ -1,13 +1,15 @@
 """A small convolutional classifier, whose last hidden layer is the default feature space.
 
-    image → stem → stages of (convolution of stride 2, residual convolutions) → mean over positions = features
+    image → stem → stages of (convolution that halves the side, residual convolutions) → mean over positions = features
           → linear → logits
 
 Trained on the data set itself it needs no download, fits any number of channels and any size, and knows
-what matters in these images. The stem strides by up to 4, each stage halves the side and doubles the
-channels, the last is about 4×4; so the cost grows slowly with the image. Batch normalisation uses the
-statistics of the training data, whatever mode the module is in when features are taken: images never mix,
-and brightness and contrast, which normalisation within an image would hide, remain visible.
+what matters in these images. The stem strides by up to 4, each stage halves the side and by default doubles
+the channels, the last is about 4×4; so the cost grows slowly with the image. A side is halved by the stride of
+the convolution or, where `pooled`, by the largest of 2×2 values after it: four times the work, and better.
+Batch normalisation uses the statistics of the training data, whatever mode the module is in when features are
+taken: images never mix, and brightness and contrast, which normalisation within an image would hide, remain
+visible.
 
 Shapes: images (n, C, H, W) uint8; features (n, width) float32 ≥ 0; logits (n, K).
 """
@@ -46,6 +48,10 @@ class ClassifierConfig:
     """Channels after the stem and after each stage; the last is the width of the features."""
     residuals: int = 1
     """Residual convolutions of each stage; the stem is followed by one fewer."""
+    pooled: bool = False
+    """Whether stages halve the side by pooling instead of by their stride."""
+    mirrored: bool = False
+    """Whether an image's features, and so its logits, are the mean of its own and its mirror image's."""
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], classes: int, pretext: str = "") -> "ClassifierConfig":
@@ -71,7 +77,10 @@ class Classifier(nn.Module):
             *[Residual(config.widths[0]) for _ in range(config.residuals - 1)],
         ]
         for before, after in zip(config.widths, config.widths[1:], strict=False):
-            layers += [_convolution(before, after, stride=2), *[Residual(after) for _ in range(config.residuals)]]
+            layers += [
+                _convolution(before, after, halving="pool" if config.pooled else "stride"),
+                *[Residual(after) for _ in range(config.residuals)],
+            ]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(config.widths[-1], config.classes or PRETEXTS[config.pretext])
 
@@ -112,13 +121,13 @@ class Classifier(nn.Module):
         """
         check_images(images, self.config.shape)
         self.eval()
-        return in_batches(lambda part: self._pool(self._input(part)), images, batch)
+        return in_batches(self._features, images, batch)
 
     def logits(self, images: Tensor, batch: int = 256) -> Tensor:
         """Logits (n, K) float32 of images (n, C, H, W) uint8; errors as `features`."""
         check_images(images, self.config.shape)
         self.eval()
-        return in_batches(lambda part: self(self._input(part)), images, batch)
+        return in_batches(lambda part: self.head(self._features(part)), images, batch)
 
     def predict(self, images: Tensor, batch: int = 256) -> Tensor:
         """Most likely class (n,) int64; errors as `features`, and where it learned a pretext task."""
@@ -129,7 +138,9 @@ class Classifier(nn.Module):
     def to_bytes(self) -> bytes:
         """Weights and configuration as safetensors."""
         weights = {name: w.detach().cpu().contiguous() for name, w in self.state_dict().items()}
-        return to_safetensors(weights, {KEY: json.dumps(asdict(self.config))})
+        # What is off is left out, so that a file keeps its hash when there are more options.
+        about = {name: value for name, value in asdict(self.config).items() if value is not False}
+        return to_safetensors(weights, {KEY: json.dumps(about)})
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as one safetensors file."""
@@ -156,9 +167,10 @@ class Classifier(nn.Module):
         """No gradient, no training mode; returns itself."""
         return self.eval().requires_grad_(False)
 
-    def _input(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor) -> Tensor:
         x = images.to(self.head.weight.device, torch.float32) / 127.5 - 1
-        return x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return (self._pool(x) + self._pool(x.flip(3))) / 2 if self.config.mirrored else self._pool(x)
 
     def _pool(self, x: Tensor) -> Tensor:
         return self.body(x).mean((2, 3))
@@ -169,12 +181,13 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = _convolution(width, width, stride=1)
+        self.inner = _convolution(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.inner(x)
 
 
-def _convolution(before: int, after: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
+def _convolution(before: int, after: int, *, halving: str = "") -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, 3, 2 if halving == "stride" else 1, 1, bias=False)
+    pool = [nn.MaxPool2d(2)] if halving == "pool" else []
+    return nn.Sequential(convolution, *pool, nn.BatchNorm2d(after), nn.ReLU())
