@@ -174,7 +174,7 @@ class OneStepPhase(Phase):
     def published(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """The ratio network: always the last one, even if the generator is an earlier one.
 
-        It tells data from samples better (measured in `docs/onestep.md`).
+        On the digits it was a better judge of samples than the one of that earlier moment.
         """
         critic = modules["critic"]
         assert isinstance(critic, Critic)
