@@ -40,7 +40,7 @@ class Pace(NamedTuple):
 WHOLE = Pace(length=0.75, warmup=1 / 8, decay=0.3, rate=2e-4)
 """With all weights."""
 LOW_RANK = Pace(length=1.5, warmup=1 / 16, decay=0.5, rate=2e-3)
-"""With low-rank changes, whose updates take 0.7 of the time."""
+"""With low-rank changes, whose updates take two thirds of the time."""
 
 
 def onestep(
