@@ -1,6 +1,7 @@
 """Training of feature networks: what its fast recipe prepares and keeps, and that both recipes learn."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,25 +26,28 @@ def smooth(n: int) -> tuple[Tensor, Tensor]:
     return (110 + 60 * x + 40 * lower[:, None, :, None]).clamp(0, 255).to(torch.uint8), y
 
 
-def test_the_stem_whitens_patches_of_the_images():
-    images, _ = smooth(400)
-    classifier = Classifier(CONFIG)
-    filters = train_features.prepare(classifier, images)
-    stem = classifier.body[0]
-    assert isinstance(stem, nn.Conv2d)
-    inside = F.conv2d(images.float() / 127.5 - 1, stem.weight, stem.bias).movedim(1, 0).flatten(1).double()
-    torch.testing.assert_close(inside[:8], -inside[8:])
-    torch.testing.assert_close(inside[:8].mean(1), torch.zeros(8, dtype=torch.double), atol=1e-4, rtol=0)
-    torch.testing.assert_close(torch.cov(inside[:8]), torch.eye(8, dtype=torch.double), atol=0.05, rtol=0)
-    assert [p.shape[0] for p in filters] == [16, 16, 24, 24], "all but the stem's"
+def test_the_stem_has_the_components_of_all_classes_and_stays_fixed():
+    images, labels = smooth(2400)
+    images[labels == 1, 1:] = 0  # so that classes have other components
+    inside = [images[order] for order in (torch.arange(2400), labels.argsort())]
+    stems = []
+    for given in inside:
+        classifier = Classifier(CONFIG)
+        train_features.prepare(classifier, given)
+        stem = classifier.body[0]
+        assert isinstance(stem, nn.Conv2d)
+        stems.append(stem.weight.flatten(1))
+        assert not any(p.requires_grad for p in stem.parameters())
+    mixed, in_order = stems
+    torch.testing.assert_close(mixed[:8] @ mixed[:8].T, torch.eye(8))
+    assert torch.equal(mixed[8:], -mixed[:8])
+    torch.testing.assert_close((mixed[:4] * in_order[:4]).sum(1).abs(), torch.ones(4), atol=0.05, rtol=0)
+    patches = F.unfold(images.double() / 127.5 - 1, 3).movedim(1, 2).flatten(0, 1)
+    seen = (patches - patches.mean(0)) @ mixed[:8].double().T
+    assert (seen.var(0).diff() < 0).all(), "the largest come first"
+    filters = [p for p in classifier.body.parameters() if p.ndim == 4]
     x = torch.randn(2, 16, 8, 8)
-    torch.testing.assert_close(F.conv2d(x, filters[2], padding=1)[:, :16], x)
-
-
-@pytest.mark.parametrize("channels", [56, 15])
-def test_a_stem_that_cannot_be_whitened_is_refused(channels):
-    with pytest.raises(SystemExit, match="--widths: a stem of at most 54 channels"):
-        train_features.prepare(Classifier(replace(CONFIG, widths=(channels, 16))), smooth(10)[0])
+    torch.testing.assert_close(F.conv2d(x, filters[3], padding=1)[:, :16], x)
 
 
 def test_filters_turn_and_keep_their_norm():
@@ -57,6 +61,7 @@ def test_filters_turn_and_keep_their_norm():
     for p, old, wanted in zip(filters, before, direction, strict=True):
         torch.testing.assert_close(p.norm(), torch.tensor(float(len(p))).sqrt())
         assert ((p - old) * wanted).sum() > 0, "against the gradient"
+    assert optimizer.param_groups[0]["params"][0].data_ptr() == filters[0].data_ptr(), "a matrix is its filter"
 
 
 def test_changed_images_are_mirrored_where_asked_and_covered():
@@ -78,10 +83,60 @@ def test_both_recipes_learn(fast):
     config = CONFIG if fast else replace(CONFIG, pooled=False, mirrored=False)
     classifier = train_features.train(images[:400], labels[:400], config, fast=fast, **OPTIONS)
     assert (classifier.predict(images[400:]) == labels[400:]).double().mean() > 0.9
-    prepared = Classifier(config)
-    train_features.prepare(prepared, images[:400])
-    kept = torch.equal(classifier.state_dict()["body.0.weight"], prepared.state_dict()["body.0.weight"])
-    assert kept == fast, "only the fast recipe's stem stays as it was prepared"
+    torch.manual_seed(OPTIONS["seed"])
+    start = Classifier(config)
+    if fast:
+        train_features.prepare(start, images[:400])
+    moved = [
+        name
+        for name, before in start.named_parameters()
+        if not torch.allclose(before, classifier.state_dict()[name], atol=1e-3)
+    ]
+    learned = [name for name, p in start.named_parameters() if p.requires_grad]
+    assert {"head.weight", *(name for name in learned if start.state_dict()[name].ndim == 4)} <= {*moved} <= {*learned}
+
+
+def test_a_training_of_few_steps_is_that_of_its_last():
+    images, labels = smooth(80)
+    config = replace(CONFIG, pooled=False, mirrored=False)
+    one = train_features.train(images, labels, config, fast=False, **OPTIONS | {"epochs": 1})
+    torch.manual_seed(OPTIONS["seed"])
+    assert not torch.equal(one.head.weight, Classifier(config).head.weight)
+
+
+def test_each_image_is_seen_as_it_is_and_mirrored_in_turn(monkeypatch):
+    images, labels = smooth(80)
+    seen: list[tuple[Tensor, Tensor]] = []
+    changed = train_features.changed
+
+    def watched(x: Tensor, mirrored: Tensor, **options: Any) -> Tensor:
+        seen.append((x, mirrored))
+        return changed(x, mirrored, **options)
+
+    monkeypatch.setattr(train_features, "changed", watched)
+    train_features.train(images, labels, CONFIG, fast=True, **OPTIONS | {"epochs": 2})
+    first, second = (
+        {tuple(x.flatten().tolist()): bool(turned) for batch in epoch for x, turned in zip(*batch, strict=True)}
+        for epoch in (seen[:2], seen[2:])
+    )
+    assert len(first) == 80
+    assert set(first.values()) == {False, True}
+    assert all(second[image] is not turned for image, turned in first.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"fast": True, "widths": (20, 16)}, "--widths: 20 16; give at least two, the first even and at most 18"),
+        ({"fast": True, "widths": (15, 16)}, "the first even"),
+        ({"widths": (16,)}, "give at least two$"),
+        ({"epochs": 0}, "--epochs, --batch, --residuals"),
+        ({"batch": 0}, "--epochs, --batch, --residuals"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, options, cause):
+    with pytest.raises(SystemExit, match=cause):
+        train_features.main("digits", "digits:test", tmp_path / "f.safetensors", **options)
 
 
 def test_the_command_writes_a_classifier_and_says_what_it_knows(tmp_path, capsys):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onefold.errors import UserError
 from onefold.metrics import Classifier, train_classifier
-from onefold.metrics.classifier import KEY, ClassifierConfig
+from onefold.metrics.classifier import KEY, LATER, ClassifierConfig
 from onefold.metrics.classifier_training import damage, pretext_task
 
 
@@ -184,11 +184,15 @@ def test_a_deeper_one_comes_back_and_older_files_are_of_one_residual(tmp_path):
 def test_pooling_halves_the_side_after_a_whole_convolution_and_comes_back(tmp_path):
     pooled = Classifier(ClassifierConfig((3, 8, 8), 2, "", 1, (4, 8), pooled=True)).freeze()
     stage, x = pooled.body[3], torch.randn(2, 4, 8, 8)
+    strided = Classifier(ClassifierConfig((3, 8, 8), 2, "", 1, (4, 8))).freeze().body[3]
     assert isinstance(stage, torch.nn.Sequential)
     whole = torch.nn.functional.conv2d(x, stage[0].weight, padding=1)
     assert whole.shape == (2, 8, 8, 8)
     largest = whole.unflatten(2, (4, 2)).unflatten(4, (4, 2)).amax((3, 5))
     torch.testing.assert_close(stage(x), stage[2](largest).relu())
+    for side in (7, 2, 1):
+        x = torch.randn(1, 4, side, side)
+        assert stage(x).shape == strided(x).shape, "odd sides are halved alike"
     images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
     pooled.save(tmp_path / "pooled.safetensors")
     again = Classifier.load(tmp_path / "pooled.safetensors")
@@ -207,7 +211,11 @@ def test_mirrored_features_are_the_mean_of_both_sides(tmp_path):
     torch.testing.assert_close(both.logits(images), (one.logits(images) + one.logits(images.flip(3))) / 2)
     both.save(tmp_path / "both.safetensors")
     assert torch.equal(Classifier.load(tmp_path / "both.safetensors").logits(images), both.logits(images))
-    assert b"mirrored" not in one.to_bytes(), "what is off does not change a file, or its hash"
+    assert (one.name, both.name) == (
+        "classifier of 3 × 8 × 8, 2 classes",
+        "classifier of 3 × 8 × 8, 2 classes, mirrored",
+    )
+    assert not any(name.encode() in one.to_bytes() for name in LATER), "what is off changes no file, and no hash"
 
 
 def read_tensors_of(classifier: Classifier) -> tuple[dict[str, Tensor], dict[str, object]]:

@@ -6,7 +6,7 @@
 Trained on the data set itself it needs no download, fits any number of channels and any size, and knows
 what matters in these images. The stem strides by up to 4, each stage halves the side and by default doubles
 the channels, the last is about 4×4; so the cost grows slowly with the image. A side is halved by the stride of
-the convolution or, where `pooled`, by the largest of 2×2 values after it: four times the work, and better.
+the convolution or, where `pooled`, by max pooling (2×2) after it, at four times the convolution's work.
 Batch normalisation uses the statistics of the training data, whatever mode the module is in when features are
 taken: images never mix, and brightness and contrast, which normalisation within an image would hide, remain
 visible.
@@ -29,6 +29,8 @@ from onefold.files import read_tensors
 from onefold.metrics.images import check_images, in_batches
 
 KEY = "onefold.classifier"
+LATER = ("pooled", "mirrored")
+"""Options that a file leaves out if they are off: one from before them keeps its hash."""
 PRETEXTS = {"": 0, "rotations": 4, "flips": 4}  # name -> number of pretext classes
 
 
@@ -49,9 +51,10 @@ class ClassifierConfig:
     residuals: int = 1
     """Residual convolutions of each stage; the stem is followed by one fewer."""
     pooled: bool = False
-    """Whether stages halve the side by pooling instead of by their stride."""
+    """Whether stages halve the side by max pooling rather than by a stride."""
     mirrored: bool = False
-    """Whether an image's features, and so its logits, are the mean of its own and its mirror image's."""
+    """Whether `features`, `logits` and `predict` take the mean of an image and its mirror image, at twice the work.
+    They then cannot tell one from the other."""
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], classes: int, pretext: str = "") -> "ClassifierConfig":
@@ -77,10 +80,8 @@ class Classifier(nn.Module):
             *[Residual(config.widths[0]) for _ in range(config.residuals - 1)],
         ]
         for before, after in zip(config.widths, config.widths[1:], strict=False):
-            layers += [
-                _convolution(before, after, halving="pool" if config.pooled else "stride"),
-                *[Residual(after) for _ in range(config.residuals)],
-            ]
+            halved = {"pool": 2} if config.pooled else {"stride": 2}
+            layers += [_convolution(before, after, **halved), *[Residual(after) for _ in range(config.residuals)]]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(config.widths[-1], config.classes or PRETEXTS[config.pretext])
 
@@ -88,7 +89,8 @@ class Classifier(nn.Module):
     def name(self) -> str:
         """What it is, for a record: kind, image shape and task."""
         task = self.config.pretext or f"{self.config.classes} classes"
-        return f"classifier of {' × '.join(map(str, self.config.shape))}, {task}"
+        mirrored = ", mirrored" if self.config.mirrored else ""
+        return f"classifier of {' × '.join(map(str, self.config.shape))}, {task}{mirrored}"
 
     @property
     def sha256(self) -> str:
@@ -111,8 +113,8 @@ class Classifier(nn.Module):
         return "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of float images in [−1, 1], with gradient: for training."""
-        return self.head(self._pool(x))
+        """Logits of float images in [−1, 1] as they are, with gradient: for training."""
+        return self.head(self._mean(x))
 
     def features(self, images: Tensor, batch: int = 256) -> Tensor:
         """Features (n, width) float32 of images (n, C, H, W) uint8; `batch` is a matter of memory only.
@@ -138,8 +140,7 @@ class Classifier(nn.Module):
     def to_bytes(self) -> bytes:
         """Weights and configuration as safetensors."""
         weights = {name: w.detach().cpu().contiguous() for name, w in self.state_dict().items()}
-        # What is off is left out, so that a file keeps its hash when there are more options.
-        about = {name: value for name, value in asdict(self.config).items() if value is not False}
+        about = {name: value for name, value in asdict(self.config).items() if value or name not in LATER}
         return to_safetensors(weights, {KEY: json.dumps(about)})
 
     def save(self, path: str | Path) -> None:
@@ -170,9 +171,9 @@ class Classifier(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         x = images.to(self.head.weight.device, torch.float32) / 127.5 - 1
         x = x.contiguous(memory_format=torch.channels_last)
-        return (self._pool(x) + self._pool(x.flip(3))) / 2 if self.config.mirrored else self._pool(x)
+        return (self._mean(x) + self._mean(x.flip(3))) / 2 if self.config.mirrored else self._mean(x)
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _mean(self, x: Tensor) -> Tensor:
         return self.body(x).mean((2, 3))
 
 
@@ -187,7 +188,7 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
-def _convolution(before: int, after: int, *, halving: str = "") -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, 3, 2 if halving == "stride" else 1, 1, bias=False)
-    pool = [nn.MaxPool2d(2)] if halving == "pool" else []
-    return nn.Sequential(convolution, *pool, nn.BatchNorm2d(after), nn.ReLU())
+def _convolution(before: int, after: int, *, stride: int = 1, pool: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+    pooling = [nn.MaxPool2d(pool, ceil_mode=True)] if pool > 1 else []
+    return nn.Sequential(convolution, *pooling, nn.BatchNorm2d(after), nn.ReLU())
