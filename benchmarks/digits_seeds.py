@@ -55,6 +55,7 @@ def record_of(folder: Path, seed: int) -> Record:
 
 def main(seeds: int = 3, out: Path = Path("runs/digits-seeds"), json_file: Path | None = None) -> None:
     """Train, evaluate and summarise."""
+    command.check_out(out)
     records = [record_of(out / f"seed{seed}", seed) for seed in range(seeds)]
     numbers = [record.numbers() for record in records]
     summary = {

@@ -282,18 +282,6 @@ def row_of(records: Sequence[Record], gains: Sequence[float], arithmetic: float)
     return row
 
 
-def settings_of(change: Sequence[str]) -> dict[str, Any]:
-    """Settings by name, of words name=value with a value in JSON."""
-    found: dict[str, Any] = {}
-    for each in change:
-        name, _, value = each.partition("=")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            raise SystemExit(f"-c: {each!r} is not name=value with a value in JSON, such as network.patch=4") from None
-    return found
-
-
 def main(
     data: str = "digits",
     features: Path | None = None,
@@ -318,7 +306,8 @@ def main(
         out: Folder of the runs.
         json_file: Where the record goes.
     """
-    shared = settings_of(change)
+    command.check_out(out)
+    shared = command.settings_of(change)
     if data != "digits":
         source = open_dataset(data)
         *size, channels = source.image_shape

@@ -69,6 +69,7 @@ def main(
 
     `change`: settings, as name=value; `brief`: one step only.
     """
+    command.check_out(out)
     found: list[dict[str, Measured]] = []
     agreements: list[float | None] = []
     for seed in range(first, first + seeds):
@@ -80,7 +81,7 @@ def main(
         else:
             wanted = {"training.seed": seed, "data.source": data, "training.images": images}
             changes = {name: value for name, value in wanted.items() if value is not None}
-            changes |= {name: json.loads(value) for name, value in (each.split("=", 1) for each in change)}
+            changes |= command.settings_of(change)
             run = onefold.train(with_one_step(onefold.recipe(recipe).with_changes(changes)), folder)
         found.append(rows_of(run, brief=brief))
         agreements.append(agreement(run))

@@ -388,7 +388,8 @@ def main(
         print(timing.table(["", *costs["plain"]], rows))
         timing.write({**timing.machine(torch.device("cpu")), "candidates": costs}, json_file)
         return
-    changes = {name: json.loads(value) for name, value in (each.split("=", 1) for each in change)}
+    command.check_out(out)
+    changes = command.settings_of(change)
     count = equal_images(candidate, images, **changes) if equal else images
     config = configured(candidate, 0, count, **changes)
     found: list[dict[str, Measured]] = []

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from tyro.conf import Positional
 
+import command
 from timing import machine, table, write
 
 __all__ = ["latencies", "load", "serving"]
@@ -202,4 +202,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -38,8 +38,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tyro.conf import Positional
+
+import command
 
 __all__ = ["recomputed", "unmarked", "values_of"]
 
@@ -209,4 +210,4 @@ def main(pages: Positional[tuple[Path, ...]] = PAGES, /) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command.run(main)

@@ -156,7 +156,7 @@ def test_the_papers_sizes(name: str, millions: float):
     assert cost.parameters == pytest.approx(millions * 1e6, rel=0.03)
     assert cost.share > 0.95
     assert cost.latent_ratio == 256 * 32 / (256 * 256 * 3)
-    assert cost.images == 50 * 1_281_167
+    assert 0 <= cost.images - 50 * 1_281_167 < 1024, "in whole batches"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -208,7 +208,7 @@ def test_a_measurement_takes_its_time_and_says_what_it_did():
     assert (cost.measured.device, cost.measured.precision) == ("cpu", "float32")
     assert cost.measured.images_per_second > 0
     assert cost.measured.peak_memory > 1e7
-    assert cost.seconds == pytest.approx(1_000 / cost.measured.images_per_second)
+    assert cost.seconds == pytest.approx(1_008 / cost.measured.images_per_second)
 
 
 def test_a_measurement_uses_the_micro_batch():

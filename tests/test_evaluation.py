@@ -227,6 +227,42 @@ def test_of_large_latents_only_so_many_are_kept(run: Run, record: metrics.Record
     assert "images" not in record["latent"]
 
 
+def test_reconstructions_that_are_known_are_not_measured_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of two spaces, from a record in a file: what another sampler gives is, but for them, measured as always."""
+    both = {"images": 50, "extractor": [None, metrics.from_file(pooled(tmp_path / "pooled.pt"), size=8)]}
+    evaluate(run, **both).write(tmp_path / "known.json")
+    known = metrics.Record.read(tmp_path / "known.json")
+    whole = evaluate(run, sampler=Sampler(3), **both)
+    assert whole["frechet_distance"] != known["frechet_distance"]
+    monkeypatch.setattr(spaces.Reconstructions, "add", None)
+    again = evaluate(run, sampler=Sampler(3), reconstructions=known, **both)
+    assert {**again, "images_per_second": 0} == {**whole, "images_per_second": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "what"),
+    [
+        ({"subject": {"model_sha256": "0"}}, {}, "another network"),
+        ({"protocol": {"test_data_sha256": "0"}}, {}, "other test images"),
+        ({}, {"images": 21}, "other test images, or another number or seed of them"),
+        ({}, {"seed": 1}, "other test images, or another number or seed of them"),
+        ({"protocol": {"extractor_sha256": "0"}}, {}, "other features"),
+        ({"protocol": {"spaces": {"more": {"extractor_sha256": "0"}}}}, {}, "other features"),
+        ({"protocol": {"version": "0"}}, {}, "another version"),
+    ],
+    ids=str,
+)
+def test_reconstructions_of_others_are_refused(
+    run: Run, record: metrics.Record, change: dict[str, dict[str, object]], options: dict[str, int], what: str
+):
+    other = metrics.Record({**record, **{group: {**record[group], **changed} for group, changed in change.items()}})
+    with pytest.raises(UserError, match=rf"^reconstructions: the record is of {what}.*; leave it out") as caught:
+        evaluate(run, **{"images": 100, "reconstructions": other} | options)
+    assert "\n" not in str(caught.value)
+
+
 def test_pixels_are_dropped_unless_a_metric_needs_them(run: Run, monkeypatch: pytest.MonkeyPatch):
     kept: list[Tensor] = []
     honest = spaces.Images.add

@@ -247,6 +247,17 @@ def test_a_card_tells_what_was_trained_and_measured(run: Run, tmp_path: Path):
     assert (tmp_path / "out" / "samples.png").is_file()
 
 
+def test_a_card_installs_as_the_readme_does(run: Run):
+    """The card of a run, and that of the network in the package."""
+    packaged = (ROOT / "src" / "onefold" / "pretrained" / "digits" / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for text in (hub.card(run.network, run, "someone/digits"), packaged):
+        (command,) = re.findall(r"^pip install .*$", text, re.MULTILINE)
+        install, why = command.split("#")
+        assert re.search(rf"^{re.escape(install.strip())} +# from a clone$", readme, re.MULTILINE)
+        assert why == " from a clone of onefold"
+
+
 def test_a_network_without_a_run_has_a_card_too(tmp_path: Path):
     text = hub.card(network(architecture="pixels", classes=0), None, "a")
     assert "model-index" not in front_matter(text)

@@ -199,7 +199,10 @@ def test_the_run_s_own_settings_are_no_others(run: onefold.Run):
     assert train(tiny(), run.folder, resume=True, images=176, quiet=True).length == 176
     for config in (tiny(), tiny(training__images=176), run.config):
         assert train(config, run.folder, resume=True, quiet=True).length == 176
-    assert train(tiny(training__images=192), run.folder, resume=True, images=192, quiet=True).length == 192
+    longer = tiny(training__images=180)  # no whole batches
+    assert train(longer, run.folder, resume=True, images=180, quiet=True).length == 192
+    assert train(None, run.folder, resume=True, images=208, quiet=True).length == 208
+    assert train(longer, run.folder, resume=True, quiet=True).length == 208
 
 
 def test_data_and_network_from_python_are_no_other_settings(tmp_path: Path):

@@ -119,13 +119,6 @@ def test_sizes_are_factors_and_shared_settings_hold_for_all():
         benchmark.configured("coarser-patch", 0, 640, oblong)
 
 
-def test_settings_are_json():
-    found = benchmark.settings_of(['training.optimizer="adamw"', "network.patch=4"])
-    assert found == {"training.optimizer": "adamw", "network.patch": 4}
-    with pytest.raises(SystemExit, match="-c: 'x=no' is not name=value"):
-        benchmark.settings_of(["x=no"])
-
-
 # --- registers --------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +258,13 @@ def test_a_step_trains_its_own_parts(arm: str):
     own = [name for name in before if name.startswith("network.") and ("registers" in name or "projector" in name)]
     assert own
     assert all(not torch.equal(before[name], after[name]) for name in own)
+
+
+def test_a_study_s_folder_is_refused(tmp_path: Path):
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r": holds a study; choose another --out$"):
+        benchmark.main(out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
 
 
 def test_a_finished_run_is_measured_once_and_an_interrupted_one_goes_on(tmp_path: Path):

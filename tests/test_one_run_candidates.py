@@ -16,6 +16,7 @@ import one_run_candidates as candidates
 import onefold
 import onestep_digits
 from helpers_runs import batch, differing, fresh, tensors, tiny
+from onefold.errors import UserError
 from onefold.evaluation import evaluate
 from onefold.networks import RatioNet
 from onefold.networks.jump import Jump
@@ -195,3 +196,10 @@ def test_a_finished_run_is_measured_once(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(one_run, "measured", None)
     candidates.main("ratio", **options)
     assert (tmp_path / "found.json").read_text(encoding="utf-8") == found
+
+
+def test_a_study_s_folder_is_refused(tmp_path: Path):
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r": holds a study; choose another --out$"):
+        candidates.main("score", out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]

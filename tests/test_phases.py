@@ -129,9 +129,9 @@ def test_a_name_is_given_once():
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
-def test_phases_begin_with_whole_batches():
+def test_phases_are_of_whole_batches():
     config = tiny(phases=("self_distillation",) * 3, training__images=100)
     assert [phase.start for phase in phases_of(config)] == [0, 112, 224]
-    assert length(config) == 324
+    assert length(config) == 336
     found = [phase_at(images, config).index for images in (0, 96, 112, 223, 224, 1000)]
     assert found == [0, 0, 1, 1, 2, 2]

@@ -1,6 +1,7 @@
 """The recipe auto: what follows from the images and the speed of the device, and the command."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -119,9 +120,34 @@ def test_few_images_are_moved_and_warned_of(monkeypatch: pytest.MonkeyPatch):
 
 def test_images_may_be_seen_once():
     config = Config().with_changes({"training.images": 100, "network.latent_channels": 1})
-    reasons = planner._reasons(config, as_dataset(noise(100, 8, 8, 1)), 1.0, torch.device("cpu"))
+    data, device = as_dataset(noise(100, 8, 8, 1)), torch.device("cpu")
+    reasons = planner._reasons(config, data, 1.0, device, minutes=2, expected=2)
     assert "100 images: each of the 100 training images 1 time" in reasons
     assert reasons[0].startswith("patch 2: images of 8×8 become 16 tokens of 1 channel each")
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+def test_too_little_time_is_said_with_its_cure(monkeypatch: pytest.MonkeyPatch, one_step: bool):
+    """Not that images are seen 0 times; and with the time that is named, each is seen once."""
+    images = np.zeros((20_000, 16, 16, 1), np.uint8)
+    monkeypatch.setattr(planner, "_images_per_second", lambda config: 100.0)
+    short = planned(images, minutes=1, one_step=one_step)
+    _, size, length, *others = short.reasons
+    assert "the smallest network, which still sees fewer than 200,000 images; more --minutes let it see more" in size
+    assert re.match(r"[\d,]+ images: fewer than the 20,000 training images, so that some are never seen; --min", length)
+    needed = int(re.findall(r"--minutes ([\d,]+) would show all", length)[0].replace(",", ""))
+    assert not others
+    longer = planned(images, minutes=needed, one_step=one_step)
+    assert longer.reasons[2].endswith("each of the 20,000 training images 1 time")
+    assert planned(images, minutes=needed - 1, one_step=one_step).config.training.images < len(images)
+
+
+def test_the_least_number_of_steps_may_take_longer_than_was_given(monkeypatch: pytest.MonkeyPatch):
+    at_rate(monkeypatch, 1e7)
+    plan = planned(noise(50, 16, 16, 3), minutes=1)
+    assert plan.minutes > 2
+    assert plan.config.training.images == 20 * plan.config.training.batch
+    assert "20 steps, the least, take longer than --minutes 1" in plan.reasons
 
 
 def test_channels_and_classes_are_those_of_the_data(monkeypatch: pytest.MonkeyPatch):
@@ -131,9 +157,18 @@ def test_channels_and_classes_are_those_of_the_data(monkeypatch: pytest.MonkeyPa
     assert (grey.channels, grey.classes, grey.patch, grey.latent_channels) == (1, 0, 2, 4)
 
 
-@pytest.mark.parametrize("minutes", [0.0, -3.0, math.inf, math.nan])
-def test_no_time_is_refused(minutes: float):
-    with pytest.raises(UserError, match="--minutes"):
+@pytest.mark.parametrize(
+    ("minutes", "wrong"),
+    [
+        (0.0, "too short"),
+        (-3.0, "too short"),
+        (0.5, "too short"),
+        (math.inf, "not a length of time"),
+        (math.nan, "not a length of time"),
+    ],
+)
+def test_no_time_is_refused(minutes: float, wrong: str):
+    with pytest.raises(UserError, match=f"^--minutes: {minutes:g} is {wrong}; give at least 1$"):
         planned(noise(20, 8, 8, 1), minutes=minutes)
 
 

@@ -57,6 +57,18 @@ def test_a_line_each_twentieth(clock: Clock, capsys: pytest.CaptureFixture[str])
     assert shown == [*range(10, 1000, 50), 1000]
 
 
+@pytest.mark.parametrize(("images", "trained"), [(10, 16), (17, 32), (32, 32)])
+def test_a_budget_ends_with_the_step_that_reaches_it(
+    images: int, trained: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of 16 images; the total is what will be trained."""
+    run = train(tiny(training__images=images), tmp_path / "run")
+    assert run.length == run.images == trained
+    shown = [line.split()[1] for line in capsys.readouterr().err.splitlines() if line.startswith("training ")]
+    assert shown[-1] == f"{trained}/{trained}"
+    assert all(place.endswith(f"/{trained}") for place in shown)
+
+
 def test_a_fast_run_does_not_flood(clock: Clock, capsys: pytest.CaptureFixture[str]):
     with ImageProgress("training", 1000) as bar:
         for step in range(1, 101):

@@ -192,13 +192,24 @@ def test_wrong_images_are_named(coloured: Run, tmp_path: Path, capsys: pytest.Ca
             message = capsys.readouterr().err
             assert message.count("\n") == 1
             assert name in message
+            if name in ("large.png", "turned.png"):
+                assert "the network takes 4×6; resize it to 4×6, as of a folder `" in message
+                assert "data convert FOLDER OUT.zip --size 6 --height 4` does" in message
             assert not (tmp_path / "out.png").exists()
 
 
-@pytest.mark.parametrize("pixels", [noise(4, 8, 8, 3), noise(4, 6, 8, 1)], ids=["channels", "size"])
-def test_data_of_another_shape_are_refused(run: Run, tmp_path: Path, pixels: np.ndarray):
+@pytest.mark.parametrize(
+    ("pixels", "cure"),
+    [
+        (noise(4, 8, 8, 3), "give images of 8×8 grey$"),
+        (noise(4, 9, 9, 3), "give images of 8×8 grey$"),
+        (noise(4, 6, 8, 1), "make them so: .* --size 8$"),
+    ],
+    ids=["channels", "both", "size"],
+)
+def test_data_of_another_shape_are_refused(run: Run, tmp_path: Path, pixels: np.ndarray, cure: str):
     np.savez(tmp_path / "images.npz", images=pixels)
-    with pytest.raises(UserError, match=r"images\.npz.*the network takes"):
+    with pytest.raises(UserError, match=rf"images\.npz.*the network takes 8×8 grey; {cure}"):
         write_reconstructions(run.folder, [tmp_path / "images.npz"], tmp_path / "out.png")
 
 
@@ -212,6 +223,6 @@ def test_two_channels_come_from_arrays(tmp_path: Path):
     config = tiny(data__source=str(tmp_path / "images.npz"), data__test=None, training__images=16)
     train(config, tmp_path / "run", quiet=True)
     (tmp_path / "one.png").write_bytes(encode(noise(4, 4)))
-    with pytest.raises(UserError, match=r"2 channels.*\.npz"):
+    with pytest.raises(UserError, match=r"takes 4×4 2 channels; give them in an \.npz file$"):
         write_reconstructions(tmp_path / "run", [tmp_path / "one.png"], tmp_path / "out.png")
     assert write_reconstructions(tmp_path / "run", [tmp_path / "images.npz"], tmp_path / "out.png")[1] == 30

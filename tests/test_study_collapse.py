@@ -395,7 +395,7 @@ def test_a_full_disk_is_one_line_and_loses_no_finished_arm(tmp_path: Path, monke
         (["--data", "nowhere.zip"], "nowhere.zip"),
         (["--recipe", "cifar11"], "onefold: recipe: 'cifar11' is not known"),
         (["--change", "nonsense=1"], "--change: nonsense: no such setting; there are recipe, network.…, phases"),
-        (["--change", "network.patch=abc"], "--change: network.patch: 'abc' is not of type int"),
+        (["--change", "network.patch=abc"], "--change: network.patch: 'abc' is not a whole number"),
         (["--change", "training.seed=4"], "--change: training.seed is the study's own; give --seeds"),
         (["--change", "objective.draws=2"], "--change: objective.draws is decided by the study; leave it out"),
         (

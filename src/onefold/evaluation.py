@@ -108,6 +108,7 @@ def evaluate(
     compiled: bool = False,
     verifier: Callable[[Network], Verifier] | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    reconstructions: Record | None = None,
     selected: str = "",
     say: Say = lambda line: None,
 ) -> Record:
@@ -130,12 +131,14 @@ def evaluate(
         metrics: Further metrics by the name that their numbers have in the record, such as
             {"brightness": lambda real, generated: generated.float().mean() - real.float().mean()}; for one of features
             take those of an extractor in it.
+        reconstructions: A record of the same weights, test images, seed and features, as by another sampler: its groups
+            `reconstruction` and `latent`, which no sampler changes, are taken over, not measured again.
         selected: How the sampler was chosen among others, for the protocol.
         say: Told what is being done, a line each.
 
     Raises:
         UserError: no model, unreadable data, a sampler that does not suit the network, statistics of another extractor,
-            extractors of one name, or a metric with the name of another or without a number.
+            extractors of one name, a metric with the name of another or without a number, or reconstructions of others.
 
     Images are read, made, measured and dropped batch by batch. Of n images stay their features (n, d), float32, and
     their pixels reduced to at most 64 × 64, uint8, which the share of copies needs; of test images also latents, up to
@@ -170,6 +173,8 @@ def evaluate(
     if group.first:
         group.wait()
     references = _by_space([reference] if isinstance(reference, Moments) else reference or (), extractors)
+    chosen = drawn(test, images, seed)
+    known = None if reconstructions is None else _known(reconstructions, run, test, len(chosen), seed, extractors)
     say(f"measuring {count:,} training images")
     first, stop = group.span(count)  # of the images that this rank reads and samples
     keep = bool(metrics)
@@ -192,27 +197,29 @@ def evaluate(
     if not group.first:
         return Record(json.loads(group.of_first("")))
 
-    chosen = drawn(test, images, seed)
     say(f"measuring {count_text(len(chosen), 'test image')}")
     held_out = Images(extractors, classifier=classifier)
     reconstructed = Reconstructions(network, extractors)
     for x, y in read_batches(test, chosen, batch):
         held_out.add(x, y)
-        reconstructed.add(x)
+        if known is None:
+            reconstructed.add(x)
 
     say("comparing")
     apart = test is not train and len(chosen) >= LEAST_IMAGES
-    sets = zip(real.features, generated.features, held_out.features, reconstructed.features, strict=True)
+    sets = zip(real.features, generated.features, held_out.features, strict=True)
     compared = [compare(*features, seed=seed, held_out=apart) for features in sets]
+    again, latent = known or (reconstructed.numbers(held_out.features), reconstructed.latent())
+    for numbers, found in zip(compared, again, strict=True):
+        numbers["reconstruction"] = found
     for numbers, stored, each, features in zip(compared, references, extractors, generated.features, strict=True):
         if stored is not None:
             moments = Moments.from_features(features, each.sha256)
             numbers["frechet_to_reference"] = frechet_from_moments(stored, moments)
     numbers = compared[0]
-    numbers["reconstruction"] = reconstructed.numbers() | cast(dict[str, float], numbers["reconstruction"])
     numbers |= {
         "memorisation": _memorisation(generated.rows, real.rows, None if test is train else held_out.rows, say),
-        "latent": reconstructed.latent(),
+        "latent": latent,
         "images_per_second": count / seconds,
     }
     if classifier is not None:
@@ -319,6 +326,28 @@ def _by_space(references: Sequence[Moments], extractors: Sequence[FeatureExtract
             raise UserError(f"reference: two are of {extractors[k].name}; give one for each feature space")
         found[k] = moments
     return found
+
+
+def _known(
+    record: Record, run: Run, test: Dataset, count: int, seed: int, extractors: Sequence[FeatureExtractor]
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """What a record has of reconstructions, in each space, and of latents.
+
+    Raises:
+        UserError: a record of another network, other test images or features, or another version.
+    """
+    subject, protocol, spaces = (record.get(name, {}) for name in ("subject", "protocol", "spaces"))
+    features = [each.get("extractor_sha256") for each in (protocol, *protocol.get("spaces", {}).values())]
+    images = [protocol.get(name) for name in ("test_data_sha256", "test_images", "seed")]
+    for same, what in (
+        (subject.get("model_sha256") == run.model_sha256, "another network"),
+        (images == [test.digest(), count, seed], "other test images, or another number or seed of them"),
+        (features == [each.sha256 for each in extractors], "other features"),
+        (protocol.get("version") == __version__, "another version"),
+    ):
+        if not same:
+            raise UserError(f"reconstructions: the record is of {what}; leave it out, and they are measured")
+    return [each["reconstruction"] for each in (record, *spaces.values())], record["latent"]
 
 
 def _few(found: Mapping[str, Mapping[str, str]], numbers: Mapping[str, Any], first: str) -> dict[str, str]:

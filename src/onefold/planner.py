@@ -38,6 +38,8 @@ FEW = 2_000
 """Number of training images below which they are shifted at random and samples should be checked for copies of them."""
 OVERHEAD = 0.9
 """Fraction of the time left for steps; the rest goes into compilation, pictures, health and checkpoints."""
+LEAST_STEPS = 20
+"""Steps of a run, however short the time."""
 TRIAL = 4.0
 """Seconds per measurement."""
 
@@ -110,7 +112,8 @@ def make_plan(
         UserError: images that no patch divides, an invalid number of minutes, or a device that is not available.
     """
     if not 1 <= minutes < math.inf:
-        raise UserError(f"--minutes: {minutes:g} is too short; give at least 1")
+        wrong = "too short" if minutes < 1 else "not a length of time"
+        raise UserError(f"--minutes: {minutes:g} is {wrong}; give at least 1")
     where = resolve_device(device)
     patch = patch_for(data.image_shape[:2], TOKENS.get(where.type, TOKENS["cpu"]))
     smallest = _config(data, source, patch, SIZES[0], device)
@@ -128,7 +131,8 @@ def make_plan(
         say("measuring the compiled network; the first compilation takes half a minute")
     speed = _images_per_second(config)
     config = _with_length(config, speed, seconds)
-    reasons, expected = _reasons(config, data, speed, where), config.training.images / speed / 60 / OVERHEAD / share
+    expected = config.training.images / speed / 60 / OVERHEAD / share
+    reasons = _reasons(config, data, speed, where, minutes=minutes, expected=expected, fits=bool(fitting))
     return Plan(with_one_step(config) if one_step else config, tuple(reasons), expected)
 
 
@@ -182,7 +186,7 @@ def _images_per_second(config: Config) -> float:
 def _with_length(config: Config, speed: float, seconds: float) -> Config:
     """As many images as fit into the time, and intervals to match; the first picture within two minutes."""
     batch = config.training.batch
-    images = batch * max(20, round(speed * seconds / batch))
+    images = batch * max(LEAST_STEPS, round(speed * seconds / batch))
 
     def batches(share: float, most_seconds: float = math.inf) -> int:
         return batch * max(1, round(min(share * images, speed * most_seconds) / batch))
@@ -200,18 +204,36 @@ def _with_length(config: Config, speed: float, seconds: float) -> Config:
     return replace(config, training=training)
 
 
-def _reasons(config: Config, data: Dataset, speed: float, device: torch.device) -> list[str]:
+def _reasons(
+    config: Config,
+    data: Dataset,
+    speed: float,
+    device: torch.device,
+    *,
+    minutes: float,
+    expected: float,
+    fits: bool = True,
+) -> list[str]:
+    """A line for each choice; `expected` are the minutes that it takes, and no network `fits` that sees too little."""
     network, training = config.network, config.training
     height, width, channels = data.image_shape
     share = network.tokens * network.latent_channels / (height * width * channels)
     epochs = training.images / len(data)
+    size = f"the largest network that sees {min(NEEDED, training.images):,} images or more in the given time"
+    if not fits:
+        size = f"the smallest network, which still sees fewer than {NEEDED:,} images; more --minutes let it see more"
+    length = f"each of the {len(data):,} training images {count_text(round(epochs), 'time')}"
+    if epochs < 1:
+        cure = f"--minutes {math.ceil(expected / epochs):,} would show all"
+        length = f"fewer than the {len(data):,} training images, so that some are never seen; {cure}"
     lines = [
         f"patch {network.patch}: images of {height}×{width} become {network.tokens} tokens "
         f"of {count_text(network.latent_channels, 'channel')} each ({share:.2f} of the image's values)",
-        f"width {network.width}, depth {network.depth}: the largest network that sees "
-        f"{min(NEEDED, training.images):,} images or more in the given time ({speed:,.0f} images/s, {device.type})",
-        f"{training.images:,} images: each of the {len(data):,} training images {count_text(round(epochs), 'time')}",
+        f"width {network.width}, depth {network.depth}: {size} ({speed:,.0f} images/s, {device.type})",
+        f"{training.images:,} images: {length}",
     ]
+    if training.images == LEAST_STEPS * training.batch and expected > minutes:
+        lines.append(f"{LEAST_STEPS} steps, the least, take longer than --minutes {minutes:g}")
     if config.objective.shift:
         lines.append(
             "few images: each is shifted by up to 6 % of its size at random (--objective.shift 0 turns this off)"

@@ -12,7 +12,7 @@ from torch import Tensor
 from onefold import metrics
 from onefold.data import open_dataset, read_all
 from onefold.data.decode import decode, to_image
-from onefold.data.messages import channels_text, convert_command, shape_text
+from onefold.data.messages import convert_command, shape_text
 from onefold.data.source import is_source
 from onefold.errors import UserError, reason
 from onefold.networks.base import Network, NetworkConfig
@@ -112,18 +112,18 @@ def _read(images: Sequence[Path], config: NetworkConfig, most: int | None = None
     if not images:
         raise UserError("images: none were given; name image files or a data source")
     height, width = config.image_size
+    wanted = (height, width, config.channels)
     if len(images) == 1 and (is_source(str(images[0]))):
         data = open_dataset(str(images[0]), labels_from="none")  # which could only be in the way
-        if data.image_shape != (height, width, config.channels):
-            wanted = (height, width, config.channels)
+        if data.image_shape != wanted:
             cure = f"make them so: {convert_command(str(images[0]), (height, width))}"
             if data.image_shape[2] != config.channels:
-                cure = f"give images of {channels_text(config.channels)}"
+                cure = f"give images of {shape_text(wanted)}"
             found = shape_text(data.image_shape)
             raise UserError(f"{images[0]}: images of {found}, but the network takes {shape_text(wanted)}; {cure}")
         return read_all(data, np.arange(len(data) if most is None else min(most, len(data))))[0]
     if config.channels not in MODES:
-        raise UserError(f"{images[0]}: the network takes {config.channels} channels; give an .npz file instead")
+        raise UserError(f"{images[0]}: the network takes {shape_text(wanted)}; give them in an .npz file")
     return torch.stack([_read_file(path, MODES[config.channels], height, width) for path in images])
 
 
@@ -135,8 +135,8 @@ def _read_file(path: Path, mode: str, height: int, width: int) -> UInt8[Tensor, 
     except Exception as error:  # whatever Pillow raises on broken data
         raise UserError(f"{path}: cannot be read as an image ({reason(error)}); give another") from error
     if pixels.shape[:2] != (height, width):
-        raise UserError(
-            f"{path}: is {pixels.shape[0]}×{pixels.shape[1]}, but the network takes {height}×{width}; resize it first"
-        )
+        found, wanted = (f"{size[0]}×{size[1]}" for size in (pixels.shape, (height, width)))
+        cure = f"resize it to {wanted}, as of a folder `{convert_command('FOLDER', (height, width))}` does"
+        raise UserError(f"{path}: is {found}, but the network takes {wanted}; {cure}")
     converted = np.array(to_image(pixels).convert(mode)).reshape(height, width, -1)
     return torch.from_numpy(converted).permute(2, 0, 1)

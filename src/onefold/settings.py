@@ -21,6 +21,9 @@ T = TypeVar("T")
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 """Of matrix products; auto: bfloat16 where it is at least twice as fast; tf32 is of NVIDIA GPUs alone."""
 
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+"""Types, as messages call them."""
+
 
 def to_json(value: Any) -> str:
     """A dataclass as indented JSON, all fields written out; lone surrogates of file names are escaped, as JSON can."""
@@ -186,7 +189,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise UserError(f"{where}: {value} is not a finite number")
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise UserError(f"{where}: {value!r} is not of type {getattr(hint, '__name__', hint)}")
+    cure = f"; write {value:.0f}" if hint is int and isinstance(value, float) and value.is_integer() else ""
+    raise UserError(f"{where}: {value!r} is not {KINDS.get(hint, hint)}{cure}")
 
 
 def _convert_dataclass(kind: Any, value: Any, where: str) -> Any:

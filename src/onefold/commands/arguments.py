@@ -62,7 +62,7 @@ def parse(target: Callable[..., T], arguments: list[str], name: str) -> T:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        short = name.removeprefix("onefold ")
+        _, short = name.split(" ", 1)
         raise UserError(f"{short}: {_one_line(complaint.getvalue())}; see `{name} --help`") from None
     return call()
 

@@ -62,7 +62,7 @@ def card(network: Network, run: Run | None, name: str) -> str:
         f"Generates images {how}: {about}.\n",
         f"![{SHOWN} images, of the seeds 0 to {SHOWN - 1}](samples.png)\n",
         "## Use\n",
-        "```sh\npip install onefold\n```\n",
+        "```sh\npip install -e .  # from a clone of onefold\n```\n",
         "```python\nimport onefold\n\n"
         f'network = {kind}.from_pretrained("{source}")  # or the path of this folder\n'
         "images = network.sample(16, seed=0)  # uint8 (n, H, W, C); image k has the seed 0 + k\n```\n",

@@ -7,7 +7,8 @@ gradients nor random numbers; the network runs uncompiled.
 
 Keys, all of them scalars except for the two per channel, and null where not finite:
 
-    latent_std, channel_std      over images, at each position: mean over channels, and each channel's
+    channel_std                  of each channel, the root of its variance over images, averaged over positions
+    latent_std                   mean of these over channels
     channel_mean, drift          mean of each channel; RMS distance of these means from the previous ones, in units of
                                  latent_std
     effective_rank(_whole)       of tokens; of whole latents

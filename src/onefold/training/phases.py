@@ -43,6 +43,7 @@ __all__ = [
     "Trained",
     "averaged",
     "check_parts_of",
+    "in_batches",
     "length",
     "names_of_phases",
     "phase_at",
@@ -246,7 +247,7 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
         phase = PHASES[name](config, index, start)
         _check_parts(phase)
         phases.append(phase)
-        start += batch * -(-phase.schedule.images // batch)
+        start += in_batches(phase.schedule.images, batch)
     return tuple(phases)
 
 
@@ -283,15 +284,21 @@ def phase_at(images: int, config: Config) -> Phase:
     return [phase for phase in phases_of(config) if phase.start <= images][-1]
 
 
+def in_batches(images: int, batch: int) -> int:
+    """What a budget of images comes to: it ends with the step that reaches it."""
+    return batch * -(-images // batch)
+
+
 def length(config: Config) -> int:
-    """Images of the whole run."""
+    """Images of the whole run, those of its last step included."""
     last = phases_of(config)[-1]
-    return last.start + last.schedule.images
+    return last.start + in_batches(last.schedule.images, config.training.batch)
 
 
 def training_flops(config: Config) -> float:
     """Arithmetic of training per image, averaged over the run."""
-    return sum(phase.schedule.images * phase.flops() for phase in phases_of(config)) / length(config)
+    batch = config.training.batch
+    return sum(in_batches(phase.schedule.images, batch) * phase.flops() for phase in phases_of(config)) / length(config)
 
 
 def averaged(network: Network, schedule: Schedule) -> dict[str, nn.Module]:

@@ -24,7 +24,7 @@ from onefold.training.checkpoint import checkpoints
 from onefold.training.config import Config
 from onefold.training.datasets import placed
 from onefold.training.graphs import check_graphs
-from onefold.training.phases import length, names_of_phases, phases_of, training_flops
+from onefold.training.phases import in_batches, length, names_of_phases, phases_of, training_flops
 from onefold.training.run import Run
 from onefold.training.state import seeded
 
@@ -195,7 +195,8 @@ def difference(
     data = replace(config.data, source=own.data.source, test=own.data.test) if moved else placed(config.data, datasets)
     config = fit_to_data(replace(config, data=data), datasets[0])
     described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-    if length(config) in {each["from"] for each in described.get("extensions", ())} | {images}:
+    lengths = [each["from"] for each in described.get("extensions", ())] + ([] if images is None else [images])
+    if length(config) in {in_batches(each, config.training.batch) for each in lengths}:
         config = config.with_changes({"training.images": own.training.images})
     pairs = zip(settings.each(config), settings.each(own), strict=True)
     return next(((name, given, mine) for (name, given), (_, mine) in pairs if given != mine), None)
