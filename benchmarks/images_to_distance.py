@@ -313,6 +313,10 @@ def main(
         *size, channels = source.image_shape
         fitted = {"network.image_size": tuple(size), "network.channels": channels, "network.classes": source.classes}
         shared = {"data.source": data, "data.test": None, **fitted, **shared}
+    if seeds < 1:
+        raise SystemExit(f"--seeds: {seeds} is not positive; give at least 1")
+    if features is not None:
+        metrics.from_file(features)  # before the first training
     if budget < 2:
         raise SystemExit(f"--budget: {budget} is too small to be halved; give at least 2")
     unknown = [arm for arm in arms if arm not in ARMS]

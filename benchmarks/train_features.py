@@ -212,6 +212,12 @@ def main(
     if len(widths) < 2 or min(widths) < 1 or (fast and (widths[0] > most or widths[0] % 2)):
         stem = f", the first even and at most {most}" if fast else ""
         raise SystemExit(f"--widths: {' '.join(map(str, widths))}; give at least two{stem}")
+    tested = open_dataset(test)
+    if (tested.image_shape, tested.classes) != (source.image_shape, source.classes):
+        raise SystemExit(f"{test}: has other images or classes than {data}; give its test images")
+    if out.is_dir():
+        raise SystemExit(f"{out}: is a folder; give the name of a file")
+    out.parent.mkdir(parents=True, exist_ok=True)
     batch = min(batch, len(source))
     images, labels = (part.to(on) for part in read_all(source))
     shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -219,7 +225,7 @@ def main(
     options = {"fast": fast, "epochs": epochs, "batch": batch, "mirror": mirror, "compiled": compiled, "seed": seed}
     classifier = train(images, labels, config, **options)
     classifier.save(out)
-    found = class_accuracy(Classifier.load(out).to(on), *read_all(open_dataset(test)))
+    found = class_accuracy(Classifier.load(out).to(on), *read_all(tested))
     print(f"{out.name}: {out.stat().st_size:,} bytes, SHA-256 {classifier.sha256}")
     print(f"test images: accuracy {found:.4f}")
 

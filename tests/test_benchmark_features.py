@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -139,8 +140,18 @@ def test_wrong_options_are_one_line(tmp_path, options, cause):
         train_features.main("digits", "digits:test", tmp_path / "f.safetensors", **options)
 
 
+def test_what_would_fail_after_training_is_refused_before(tmp_path):
+    numpy.savez(tmp_path / "other.npz", images=numpy.zeros((4, 9, 9, 1), numpy.uint8), labels=numpy.arange(4))
+    for test, out, cause in (
+        (str(tmp_path / "other.npz"), tmp_path / "f", "has other images or classes than digits"),
+        ("digits:test", tmp_path, "is a folder; give the name of a file"),
+    ):
+        with pytest.raises(SystemExit, match=cause):
+            train_features.main("digits", test, out, fast=True)
+
+
 def test_the_command_writes_a_classifier_and_says_what_it_knows(tmp_path, capsys):
-    out = tmp_path / "features.safetensors"
+    out = tmp_path / "new" / "features.safetensors"
     train_features.main(
         "digits", "digits:test", out, widths=(16, 16), residuals=1, fast=True, epochs=1, batch=100, device="cpu"
     )

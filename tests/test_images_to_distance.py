@@ -262,6 +262,14 @@ def test_a_step_trains_its_own_parts(arm: str):
     assert all(not torch.equal(before[name], after[name]) for name in own)
 
 
+def test_what_would_fail_after_training_is_refused_before(tmp_path: Path):
+    with pytest.raises(UserError, match="no such file"):
+        benchmark.main(features=tmp_path / "none.safetensors", out=tmp_path)
+    with pytest.raises(SystemExit, match="--seeds: 0 is not positive"):
+        benchmark.main(seeds=0, out=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_study_s_folder_is_refused(tmp_path: Path):
     (tmp_path / "study.json").write_text("{}")
     with pytest.raises(UserError, match=r": holds a study; choose another --out$"):

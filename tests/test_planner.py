@@ -15,6 +15,7 @@ from onefold import planner
 from onefold.cli import run as command
 from onefold.data import as_dataset
 from onefold.errors import UserError
+from onefold.pictures.grids import SAMPLES
 from onefold.planner import NEEDED, make_plan, patch_for
 from onefold.training.config import Config, DataConfig
 from onefold.training.phases import training_flops
@@ -97,6 +98,15 @@ def test_lengths_fit_the_time_and_the_first_picture_comes_soon(monkeypatch: pyte
         assert training.log_every / speed <= 60
         for name in ("images", "warmup", "log_every", "health_every", "sample_every", "checkpoint_every"):
             assert getattr(training, name) % training.batch == 0, name
+
+
+@pytest.mark.parametrize("minutes", [1, 10, 60])
+def test_pictures_take_a_small_part_of_the_arithmetic(monkeypatch: pytest.MonkeyPatch, minutes: float):
+    at_rate(monkeypatch, 1e10)
+    config = planned(noise(50, 16, 16, 3), minutes=minutes).config
+    evaluations = SAMPLES * (config.training.images // config.training.sample_every) * config.sampler.steps
+    drawing = evaluations * config.network.kind.role_flops(config.network).denoise
+    assert drawing <= 0.05 * config.training.images * training_flops(config)
 
 
 def test_one_step_is_learned_in_the_same_time(monkeypatch: pytest.MonkeyPatch):

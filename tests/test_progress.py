@@ -12,6 +12,7 @@ from rich.console import Console
 
 from helpers_runs import tiny
 from onefold.commands import tables
+from onefold.data.messages import count_text
 from onefold.training import progress
 from onefold.training.loop import train
 from onefold.training.progress import ImageProgress
@@ -144,7 +145,7 @@ def test_the_first_pictures_come_after_a_tenth_and_it_is_said(told: tuple[Run, s
         "000000320.png",
     ]
     assert lines.splitlines() == [
-        f"cpu, float32 (as wanted), not compiled, {torch.get_num_threads()} threads",
+        f"cpu, float32 (as wanted), not compiled, {count_text(torch.get_num_threads(), 'thread')}",
         f"first pictures: {run.folder}/samples/000000032.png",
     ]
 

@@ -19,6 +19,7 @@ from onefold.errors import UserError
 from onefold.estimate import measure
 from onefold.networks import NetworkConfig
 from onefold.objectives.self_distillation import SelfDistillation
+from onefold.pictures.grids import SAMPLES
 from onefold.training.config import Config, DataConfig, TrainingConfig
 from onefold.training.datasets import open_data, split
 from onefold.training.one_run import with_one_step
@@ -38,6 +39,8 @@ FEW = 2_000
 """Number of training images below which they are shifted at random and samples should be checked for copies of them."""
 OVERHEAD = 0.9
 """Fraction of the time left for steps; the rest goes into compilation, pictures, health and checkpoints."""
+PICTURES = 0.05
+"""Fraction of the arithmetic of steps that pictures may take, besides the first and the last."""
 LEAST_STEPS = 20
 """Steps of a run, however short the time."""
 TRIAL = 4.0
@@ -184,8 +187,9 @@ def _images_per_second(config: Config) -> float:
 
 
 def _with_length(config: Config, speed: float, seconds: float) -> Config:
-    """As many images as fit into the time, and intervals to match; the first picture within two minutes."""
-    batch = config.training.batch
+    """As many images as fit into the time, and intervals to match: a picture within two minutes, if that is cheap."""
+    batch, role = config.training.batch, config.network.kind.role_flops(config.network)
+    picture = SAMPLES * role.sample(config.sampler.evaluations) / training_flops(config)  # in images of training
     images = batch * max(LEAST_STEPS, round(speed * seconds / batch))
 
     def batches(share: float, most_seconds: float = math.inf) -> int:
@@ -198,7 +202,7 @@ def _with_length(config: Config, speed: float, seconds: float) -> Config:
         ema_half_lives=(batches(0.06),),
         log_every=batches(0.02, 30),
         health_every=batches(0.05),
-        sample_every=batches(0.1, 100),
+        sample_every=max(batches(0.1, 100), batch * math.ceil(picture / PICTURES / batch)),
         checkpoint_every=batches(0.1, 300),
     )
     return replace(config, training=training)

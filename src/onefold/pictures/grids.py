@@ -18,7 +18,10 @@ from onefold.errors import UserError, printable, writing
 from onefold.networks.base import Network
 from onefold.pixels import to_float, to_uint8
 
-__all__ = ["encode_decode", "grid", "pair_grid", "png_bytes", "sample_grid", "save_grids", "save_png"]
+__all__ = ["SAMPLES", "encode_decode", "grid", "pair_grid", "png_bytes", "sample_grid", "save_grids", "save_png"]
+
+SAMPLES = 50
+"""Samples in each picture of a training."""
 
 
 def grid(
@@ -108,7 +111,7 @@ def sample_grid(network: Network, path: Path, *, count: int, seed: int = 0, colu
 def save_grids(network: Network, test: UInt8[Tensor, "n C H W"], folder: Path, images: int) -> None:
     """Write `samples/<images>.png` and `…-reconstructions.png`, with each row of images above its reconstructions."""
     columns = 10
-    sample_grid(network, folder / "samples" / f"{images:09d}.png", count=50, columns=columns)
+    sample_grid(network, folder / "samples" / f"{images:09d}.png", count=SAMPLES, columns=columns)
     shown = test[: 3 * columns]
     pairs = pair_grid(shown.permute(0, 2, 3, 1).cpu().numpy(), encode_decode(network, shown), columns=columns)
     save_png(folder / "samples" / f"{images:09d}-reconstructions.png", pairs)

@@ -96,7 +96,7 @@ def decide(config: Config, device: torch.device, say: Callable[[str], None] = la
         precision = compute.precision_for_speed_up(times)
         why = f"bfloat16 products are {times:.1f} times as fast here as float32 ones"
     about = "compiled" if compiled == "yes" else "not compiled"
-    say(f"{device.type}, {precision} ({why}), {about}, {torch.get_num_threads()} threads")
+    say(f"{device.type}, {precision} ({why}), {about}, {count_text(torch.get_num_threads(), 'thread')}")
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     if device.type == "cpu" and load > cores and torch.get_num_threads() > 1:
         say(
